@@ -1,0 +1,706 @@
+"""Text in, batches out: tokenizers, prepared corpora, the order of the data, mixtures.
+
+    python data.py stdlib                                   the standard library's Python source, as bytes
+    python data.py mine a.jsonl.zst b.txt.gz notes/ --tokenizer neox --val-tokens 5e6
+    python data.py mine a.jsonl.zst --tokenizer bytes       one's own text without any download
+
+A prepared corpus is a folder data/NAME with train.bin and val.bin (token ids, uint16 little-endian, every document
+ended by <|endoftext|>, as the paper packs them), meta.json and the tokenizer.json that made the ids.
+
+Section 3 of "How to (re)warm your model?" (arXiv 2308.04014): datasets, tokenizer, packing, sampling weights.
+"""
+
+import argparse
+import contextlib
+import fcntl
+import gzip
+import hashlib
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import sys
+import sysconfig
+import unicodedata
+import zlib
+from collections import deque
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import tiktoken
+import torch
+import zstandard
+from tqdm import tqdm
+
+ROOT = Path("data")
+EMBEDDED = ("stdlib", "torch")  # real text that every machine with this program on it has
+EMBEDDED_BYTES = 8_000_000  # enough for a tiny model, read in seconds
+NOT_TEXT_OF_INTEREST = {"site-packages", "dist-packages", "test", "tests", "__pycache__"}
+VAL_SHARE = 0.05
+DOCUMENT_LIMIT = 2**28  # bytes: a longer line or file is a mistake, or a decompression bomb
+END = "<|endoftext|>"
+
+# ---------------------------------------------------------------- tokenizers
+
+# GPT-2's split into words, possessive so that it never backtracks.
+GPT2_SPLIT = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
+NEVER_IN_UTF8 = {bytes([b]) for b in (0xC0, 0xC1, *range(0xF5, 0x100))}  # GPT-NeoX's vocabulary lacks them
+BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+
+
+def byte_alphabet():
+    """GPT-2's printable stand-in for each of the 256 bytes, in which tokenizer.json spells its tokens."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    rest = [b for b in range(256) if b not in printable]
+    return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(rest)}
+
+
+class Tokenizer:
+    """A byte-level BPE tokenizer of GPT-NeoX's kind, read from the contents of its tokenizer.json into tiktoken.
+
+    encode(text) -> list of ids, with text that spells <|endoftext|> left as text; decode(ids) -> text;
+    vocab_size; eot, the id that ends a document; spec, the contents of tokenizer.json.
+    """
+
+    def __init__(self, spec, where="tokenizer.json"):
+        self.spec = spec
+        try:
+            self.normalize = self.check(spec)
+            alphabet = byte_alphabet()
+            added = {token["content"]: token["id"] for token in spec["added_tokens"]}
+            vocab = {t: i for t, i in spec["model"]["vocab"].items() if t not in added}
+            ranks = {bytes(alphabet[c] for c in token): i for token, i in vocab.items()}
+            # tiktoken merges the pair of lowest id first, tokenizer.json in the order of its list: must agree.
+            pairs = [m if isinstance(m, list) else m.split(" ") for m in spec["model"]["merges"]]
+            made = list(dict.fromkeys(vocab["".join(pair)] for pair in pairs))
+            single = {token for token in ranks if len(token) == 1}
+            if made != sorted(made) or len(ranks) != len(single) + len(made):
+                raise ValueError("its merges are not in the order of their ids")
+            if not {bytes([b]) for b in range(256)} - single <= NEVER_IN_UTF8:
+                raise ValueError("it lacks some bytes")
+            self.runs = {run: i for run, i in added.items() if run.strip(" ") == ""}
+            if self.runs and {len(run) for run in self.runs} != set(range(2, 25)):
+                raise ValueError("its added tokens are not the runs of 2 to 24 spaces")
+            self.eot = added[END]
+            self.bpe = tiktoken.Encoding("rewarm", pat_str=GPT2_SPLIT, mergeable_ranks=ranks, special_tokens=added)
+            self.vocab_size = 1 + max(*ranks.values(), *added.values())
+        except (KeyError, TypeError, AttributeError, IndexError) as fault:
+            raise ValueError(f"{where}: not a byte-level BPE like GPT-NeoX's ({fault!r} fails)") from None
+        except ValueError as fault:
+            raise ValueError(f"{where}: {fault}; only tokenizers like GPT-NeoX's can be read") from None
+
+    @staticmethod
+    def check(spec):
+        """Says whether text is NFC-normalised; raises ValueError for a tokenizer that this class would get wrong."""
+        normalizer, split, model = spec.get("normalizer"), spec["pre_tokenizer"] or {}, spec["model"]
+        if normalizer not in (None, {"type": "NFC"}):
+            raise ValueError(f"its normalizer is {str(normalizer)[:60]}, not NFC")
+        if split.get("type") != "ByteLevel" or split.get("add_prefix_space") or not split.get("use_regex", True):
+            raise ValueError(f"its pre_tokenizer is {str(split)[:80]}, not plain ByteLevel")
+        odd = [k for k in ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix") if model.get(k)]
+        if model["type"] != "BPE" or odd or model.get("byte_fallback") or model.get("ignore_merges"):
+            raise ValueError(f"its model is {model['type']} {' '.join(odd)}, not plain BPE")
+        return normalizer is not None
+
+    def encode(self, text):
+        # Two traps. Without NFC, decomposed accents get other ids. And the runs of spaces are split off *before*
+        # the words are: as tiktoken's special tokens they would be, but its search is not leftmost-longest.
+        if self.normalize and not text.isascii():
+            text = unicodedata.normalize("NFC", text)
+        if not self.runs or "  " not in text:
+            return self.bpe.encode_ordinary(text)
+        ids = []
+        for index, piece in enumerate(re.split("( {2,24})", text)):
+            if index % 2:
+                ids.append(self.runs[piece])
+            elif piece:
+                ids += self.bpe.encode_ordinary(piece)
+        return ids
+
+    def decode(self, ids):
+        known = [int(i) for i in ids if int(i) < self.vocab_size]  # Pythia has more embedding rows than tokens
+        return self.bpe.decode(known, errors="replace")
+
+    def save(self, folder):
+        write_file(Path(folder) / "tokenizer.json", json.dumps(self.spec, ensure_ascii=False).encode())
+
+
+def byte_tokenizer():
+    """256 bytes and <|endoftext|>, as a tokenizer.json without merges: transformers reads it too."""
+    vocab = {char: byte for char, byte in byte_alphabet().items()}
+    end = {"id": 256, "content": END, "special": True, "normalized": False}
+    end |= {"single_word": False, "lstrip": False, "rstrip": False}
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [end],
+        "normalizer": None,
+        "pre_tokenizer": BYTE_LEVEL,
+        "post_processor": BYTE_LEVEL,
+        "decoder": BYTE_LEVEL,
+        "model": {"type": "BPE", "vocab": vocab, "merges": []},
+    }
+
+
+def load_tokenizer(name_or_path):
+    """A Tokenizer: "bytes", "neox" (fetched from the hub once), a tokenizer.json or a folder that holds one.
+
+    Raises ValueError or OSError that names the file and what is wrong with it."""
+    if name_or_path == "bytes":
+        return Tokenizer(byte_tokenizer())
+    if name_or_path == "neox":
+        from huggingface_hub import hf_hub_download  # late: everything else here works without a network
+
+        name_or_path = hf_hub_download("EleutherAI/pythia-410m-deduped", "tokenizer.json")
+    path = Path(name_or_path)
+    path = path / "tokenizer.json" if path.is_dir() else path
+    if not path.is_file():
+        raise ValueError(f"{path}: no such tokenizer; give bytes, neox, a tokenizer.json or a folder with one")
+    try:
+        return Tokenizer(json.loads(path.read_text(encoding="utf-8")), path)
+    except RecursionError:
+        raise ValueError(f"{path}: not a tokenizer.json") from None
+    except ValueError as fault:
+        raise fault if str(path) in str(fault) else ValueError(f"{path}: not JSON ({fault})") from None
+
+
+# ---------------------------------------------------------------- from text to token files
+
+
+def source_files(paths):
+    """The files of a command line, folders opened and sorted. Raises ValueError for one that cannot be read."""
+    kinds = re.compile(r"\.(jsonl|txt)(\.gz|\.zst)?$")
+    files = []
+    for path in map(Path, paths):
+        inside = sorted(p for p in path.rglob("*") if p.is_file() and kinds.search(p.name)) if path.is_dir() else [path]
+        if not path.exists():
+            raise ValueError(f"{path}: no such file or folder")
+        if not inside or not kinds.search(inside[0].name):
+            raise ValueError(f"{path}: no .jsonl or .txt here (also as .gz or .zst)")
+        files += inside
+    return files
+
+
+class ZstdReader(io.RawIOBase):
+    """A .zst file as a stream. zstandard's own reader ends silently where a file was cut; this one raises EOFError.
+
+    Fed in small bites, so that a bomb that swells 30,000 times still fills no memory."""
+
+    def __init__(self, file):
+        self.file, self.frame, self.ready = file, None, b""
+
+    def readable(self):
+        return True
+
+    def readinto(self, buffer):
+        while not self.ready:
+            bite = self.frame.unused_data if self.frame and self.frame.eof else b""
+            bite = bite or self.file.read(2048)
+            if not bite:
+                if self.frame and not self.frame.eof:
+                    raise EOFError("ends in the middle of a zstd frame")
+                return 0
+            if self.frame is None or self.frame.eof:
+                self.frame = zstandard.ZstdDecompressor().decompressobj()
+            self.ready = self.frame.decompress(bite)
+        count = min(len(buffer), len(self.ready))
+        buffer[:count], self.ready = self.ready[:count], self.ready[count:]
+        return count
+
+    def close(self):
+        self.file.close()
+        super().close()
+
+
+def read_documents(files, bar, skip_bad_lines=False):
+    """Yields (domain, text) of every document of .jsonl and .txt files: a JSON row's "text", or a whole .txt file.
+
+    The domain is the row's meta.pile_set_name or meta.redpajama_set_name, if any. A damaged line or file raises
+    ValueError with its name and line; with skip_bad_lines a damaged line is counted in bar.bad instead."""
+    for path in files:
+        with open(path, "rb") as raw:
+            opened = {".gz": gzip.GzipFile, ".zst": lambda fileobj: io.BufferedReader(ZstdReader(fileobj), 2**20)}
+            stream = opened.get(path.suffix, lambda fileobj: fileobj)(fileobj=raw)
+            line, done, jsonl = 0, 0, ".jsonl" in path.suffixes[-2:]
+            try:
+                while text := stream.readline(DOCUMENT_LIMIT + 1) if jsonl else stream.read(DOCUMENT_LIMIT + 1):
+                    line += 1
+                    bar.update(raw.tell() - done)
+                    done = raw.tell()
+                    if len(text) > DOCUMENT_LIMIT:
+                        raise ValueError(f"longer than {DOCUMENT_LIMIT >> 20} MiB")
+                    if not jsonl:
+                        yield None, text.decode()
+                    elif text.strip():
+                        try:
+                            document = parse_row(text)
+                        except (ValueError, RecursionError) as fault:
+                            if not skip_bad_lines:
+                                raise ValueError(f"{fault}; mend it, or pass --skip-bad-lines") from None
+                            bar.bad += 1
+                            continue
+                        yield document
+            except (ValueError, EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError) as fault:
+                where = f"{path}:{max(line, 1)}" if jsonl else path
+                raise ValueError(f"{where}: damaged: {fault}") from None
+
+
+def parse_row(line):
+    """(domain, text) of one JSON row; ValueError says what is wrong with it."""
+    row = json.loads(line)
+    if not isinstance(row, dict) or not isinstance(row.get("text"), str):
+        raise ValueError('no JSON object with a "text"')
+    meta = row["meta"] if isinstance(row.get("meta"), dict) else {}
+    return meta.get("pile_set_name") or meta.get("redpajama_set_name"), row["text"]
+
+
+def embedded_documents(name):
+    """(path, text) of a library's Python files, ordered by a hash of the path: a fair sample of the whole tree."""
+    root = Path(sysconfig.get_paths()["stdlib"]) if name == "stdlib" else Path(torch.__file__).parent
+    files = {p.relative_to(root).as_posix(): p for p in root.rglob("*.py")}
+    names = sorted(n for n in files if not NOT_TEXT_OF_INTEREST & set(n.split("/")))
+    size = 0
+    for path in sorted(names, key=lambda n: hash_share("order of " + n)):
+        text = files[path].read_text(encoding="utf-8", errors="replace")
+        size += len(text.encode())
+        if size > EMBEDDED_BYTES:
+            return
+        yield path, text
+
+
+def hash_share(key):
+    """A number in [0, 1) from the SHA-256 of a string: the same on every machine, for ever."""
+    return int.from_bytes(hashlib.sha256(key.encode(errors="surrogatepass")).digest()[:8]) / 2**64
+
+
+def tokenize(tokenizer, documents):
+    """[(key, domain, text)] -> [(key's hash share, domain, ids as bytes, bytes of text)]; runs in many processes."""
+    ids = ((key, domain, [*tokenizer.encode(text), tokenizer.eot], text) for key, domain, text in documents)
+    return [
+        (hash_share(k), d, np.array(i, "<u2").tobytes(), len(t.encode(errors="surrogatepass"))) for k, d, i, t in ids
+    ]
+
+
+def start_worker(spec):
+    global worker_tokenizer
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    worker_tokenizer = Tokenizer(spec)
+
+
+def tokenize_in_worker(documents):
+    return tokenize(worker_tokenizer, documents)
+
+
+def tokenize_all(documents, tokenizer, processes):
+    """The results of tokenize() in the order of the documents, whatever the number of processes."""
+
+    def batches(limit=2**18):  # characters: some milliseconds of work
+        batch, size = [], 0
+        for document in documents:
+            batch.append(document)
+            size += len(document[2])
+            if size > limit:
+                yield batch
+                batch, size = [], 0
+        yield batch
+
+    if processes == 1:
+        for batch in batches():
+            yield from tokenize(tokenizer, batch)
+        return
+    with ProcessPoolExecutor(processes, get_context("spawn"), start_worker, (tokenizer.spec,)) as pool:
+        waiting = deque()  # a bounded queue, so that the reader never runs ahead of the workers
+        for batch in batches():
+            waiting.append(pool.submit(tokenize_in_worker, batch))
+            if len(waiting) > 2 * processes:
+                yield from waiting.popleft().result()
+        while waiting:
+            yield from waiting.popleft().result()
+
+
+class SplitWriter:
+    """Writes one .bin file and keeps what meta.json says of it."""
+
+    def __init__(self, path, limit):
+        self.path, self.limit, self.file, self.hash = path, limit, open(path, "wb"), hashlib.sha256()
+        self.tokens = self.documents = self.bytes_of_text = self.largest_id = 0
+
+    @property
+    def full(self):
+        return self.limit is not None and self.tokens >= self.limit
+
+    def add(self, ids, size):
+        if not self.full:
+            self.file.write(ids)
+            self.hash.update(ids)
+            self.tokens += len(ids) // 2
+            self.documents += 1
+            self.bytes_of_text += size
+            self.largest_id = max(self.largest_id, int(np.frombuffer(ids, "<u2").max()))
+
+    def finish(self):
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        self.file.close()
+        numbers = {k: getattr(self, k) for k in ("tokens", "documents", "bytes_of_text", "largest_id")}
+        return numbers | {"sha256": self.hash.hexdigest(), "sample_sha256": sample_hash(self.path)}
+
+
+def write_corpus(name, documents, tokenizer, sources, *, train_tokens=None, val_tokens=None, options=None):
+    """Writes data/NAME (with by_domain: data/NAME-DOMAIN for each domain) from (key, domain, text) documents.
+
+    A document goes to validation if the hash of its key is below val_share. So it stays there whatever other
+    files come or in which order, and a second copy of it never gets into train.
+    All files are written under a hidden name and renamed at the end: an interrupted corpus never looks whole.
+    Returns the names written. Raises ValueError if the corpus exists or nothing was left to write.
+    """
+    options = {"val_share": VAL_SHARE, "by_domain": False, "processes": 1} | (options or {})
+    if tokenizer.vocab_size > 2**16:
+        raise ValueError(f"the tokenizer has {tokenizer.vocab_size} ids; token files hold 16-bit ids")
+    final = corpus_folder(name)
+    if final.exists():
+        raise ValueError(f"{final} exists already; choose another name or remove it first")
+    ROOT.mkdir(exist_ok=True)
+    with locked(ROOT / f".{name}.lock", f"another process is writing {final}; wait for it or choose another name"):
+        partial = ROOT / f".{name}.partial"
+        shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
+        writers = {}
+        try:
+            for share, domain, ids, size in tokenize_all(documents, tokenizer, options["processes"]):
+                corpus = f"{name}-{slug(domain or 'other')}" if options["by_domain"] else name
+                if corpus not in writers:
+                    (partial / corpus).mkdir(parents=True)
+                    limits = {"train": train_tokens, "val": val_tokens}
+                    writers[corpus] = {s: SplitWriter(partial / corpus / f"{s}.bin", limits[s]) for s in limits}
+                writers[corpus]["val" if share < options["val_share"] else "train"].add(ids, size)
+                if None not in (train_tokens, val_tokens) and not options["by_domain"]:
+                    if all(w.full for w in writers[corpus].values()):
+                        break
+            for corpus, splits in writers.items():
+                meta = {"name": corpus, "vocab_size": tokenizer.vocab_size, "eot": tokenizer.eot, "sources": sources}
+                meta["tokenizer_sha256"] = hashlib.sha256(json.dumps(tokenizer.spec).encode()).hexdigest()
+                meta |= {split: writer.finish() for split, writer in splits.items()}
+                empty = [s for s in splits if not meta[s]["documents"]]
+                if empty and not options["by_domain"]:
+                    raise ValueError(f"no document fell into {empty[0]}.bin of {name}; give more text")
+                tokenizer.save(partial / corpus)
+                write_file(partial / corpus / "meta.json", (json.dumps(meta, indent=2) + "\n").encode())
+            if not writers:
+                raise ValueError(f"{name}: the sources hold no document")
+            for corpus in writers:
+                if corpus_folder(corpus).exists():
+                    raise ValueError(f"{corpus_folder(corpus)} exists already; choose another name or remove it")
+            for corpus in writers:
+                sync_folder(partial / corpus)
+                os.replace(partial / corpus, corpus_folder(corpus))
+            sync_folder(ROOT)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    return list(writers)
+
+
+def prepare(name, files=(), tokenizer=None, **limits):
+    """Prepares an embedded corpus, or one's own files. Returns the names of the corpora written."""
+    if name in EMBEDDED:
+        if files:
+            raise ValueError(f"{name} is an embedded corpus, which takes no files; choose another name for yours")
+        documents = ((path, None, text) for path, text in embedded_documents(name))
+        source = f"Python {sys.version.split()[0]}" if name == "stdlib" else f"torch {torch.__version__}"
+        return write_corpus(name, documents, load_tokenizer(tokenizer or "bytes"), [source], **limits)
+    if not files:
+        raise ValueError(f"no corpus {name}: prepare it with `python data.py {name} FILES...`; without: {known()}")
+    corpus_folder(name)  # a bad name is told before any work
+    paths, tokenizer = source_files(files), load_tokenizer(tokenizer or "neox")
+    options = limits.pop("options", {})
+    skip = options.pop("skip_bad_lines", False)
+    size = sum(p.stat().st_size for p in paths)
+    with tqdm(total=size, unit="B", unit_scale=True, disable=None, desc=name) as bar:
+        bar.bad = 0
+        documents = ((text, domain, text) for domain, text in read_documents(paths, bar, skip))
+        names = write_corpus(name, documents, tokenizer, [str(p) for p in paths], options=options, **limits)
+    if bar.bad:
+        print(f"skipped {bar.bad} bad lines")
+    return names
+
+
+def known():
+    """The corpora at hand, for messages."""
+    here = sorted(p.parent.name for p in ROOT.glob("[!.]*/meta.json"))
+    return ", ".join(dict.fromkeys([*EMBEDDED, *here]))
+
+
+# ---------------------------------------------------------------- prepared corpora
+
+
+def corpus_folder(name):
+    """data/NAME; ValueError for a name that could lead out of data/."""
+    if not re.fullmatch(r"\w[\w.-]{0,99}", name):
+        raise ValueError(f"{name!r} is no name for a corpus; use letters, digits, - _ .")
+    return ROOT / name
+
+
+class Corpus:
+    """A prepared corpus: memory-mapped train and val token ids, checked when opened.
+
+    Raises ValueError or OSError that names the file, the fault and the way out."""
+
+    def __init__(self, name):
+        self.name, self.folder = name, corpus_folder(name)
+        if not self.folder.is_dir() and name in EMBEDDED:
+            prepare(name)
+        elif not self.folder.is_dir():
+            raise ValueError(f"no corpus {name} (here: {known()}); prepare it with `python data.py {name} FILES...`")
+        again = "remove the folder and prepare it again"
+        try:
+            self.meta = json.loads((self.folder / "meta.json").read_text())
+            self.vocab_size, self.tokenizer_sha256 = int(self.meta["vocab_size"]), str(self.meta["tokenizer_sha256"])
+            self.splits = {}
+            for split in ("train", "val"):
+                file, says = self.folder / f"{split}.bin", self.meta[split]
+                if file.stat().st_size != 2 * says["tokens"]:
+                    raise ValueError(f"{split}.bin has {file.stat().st_size} bytes, not 2 x {says['tokens']} tokens")
+                if says["largest_id"] >= self.vocab_size or sample_hash(file) != says["sample_sha256"]:
+                    raise ValueError(f"{split}.bin is not the file that was written")
+                self.splits[split] = np.memmap(file, "<u2", "r") if says["tokens"] else np.empty(0, "<u2")
+        except (ValueError, KeyError, TypeError, RecursionError) as fault:
+            raise ValueError(f"{self.folder}: damaged corpus ({fault}); {again}") from None
+        except OSError as fault:
+            raise ValueError(f"{fault.filename or self.folder}: {fault.strerror}; {again}") from None
+
+    def tokenizer(self):
+        return load_tokenizer(self.folder)
+
+    def windows(self, split, context):
+        """How many windows of context + 1 tokens, each beginning with the last token of the one before."""
+        count = (len(self.splits[split]) - 1) // context
+        if count < 1:
+            raise ValueError(f"{self.folder}/{split}.bin is shorter than one window of {context + 1} tokens; add text")
+        return count
+
+    def window(self, split, index, context):
+        """Window number `index`: (context + 1,) token ids, the inputs and, one further, their targets."""
+        return self.splits[split][index * context : (index + 1) * context + 1]
+
+    @property
+    def bytes_per_token(self):
+        return self.meta["val"]["bytes_of_text"] / self.meta["val"]["tokens"]
+
+
+def sample_hash(file, blocks=16, size=2**16):
+    """SHA-256 of 16 evenly spread blocks of a file: notices another file of the same size in milliseconds."""
+    digest, length = hashlib.sha256(), Path(file).stat().st_size
+    with open(file, "rb") as opened:
+        for block in range(blocks):
+            opened.seek(max(0, length - size) * block // (blocks - 1))
+            digest.update(opened.read(size))
+    return digest.hexdigest()
+
+
+# ---------------------------------------------------------------- the order of the data
+
+
+def mix(number):
+    """A good 64-bit hash of an integer (the finaliser of SplitMix64)."""
+    number = (number + 0x9E3779B97F4A7C15) & (2**64 - 1)
+    number = ((number ^ (number >> 30)) * 0xBF58476D1CE4E5B9) & (2**64 - 1)
+    number = ((number ^ (number >> 27)) * 0x94D049BB133111EB) & (2**64 - 1)
+    return number ^ (number >> 31)
+
+
+def permute(index, size, key):
+    """Where `index` goes in a random-looking permutation of range(size): no list, no state, O(1).
+
+    A Feistel network shuffles the smallest range of 4^k numbers that holds `size`: each round adds a hash of one
+    half to the other, which can be undone, so it is a permutation. Results beyond `size` go round again."""
+    bits = max(1, ((size - 1).bit_length() + 1) // 2)
+    mask = (1 << bits) - 1
+    while True:
+        left, right = index >> bits, index & mask
+        for turn in range(4):
+            left, right = right, left ^ (mix(right ^ mix(key + turn)) & mask)
+        index = left << bits | right
+        if index < size:
+            return index
+
+
+class Mixture:
+    """A training stream drawn from several corpora in fixed shares.
+
+    Position p of the stream belongs to one corpus, and is that corpus's n-th window, by arithmetic on (seed, p)
+    alone: so the batch is a function of the update, and a resumed run has nothing to restore.
+    Each corpus is read without replacement within its epoch.
+    """
+
+    def __init__(self, shares, context, seed):
+        """shares: {Corpus: positive weight}, of any sum."""
+        self.corpora, self.context, self.seed = list(shares), context, seed
+        self.sizes = [corpus.windows("train", context) for corpus in self.corpora]
+        total, self.splits = sum(shares.values()), []
+        for weight in shares.values():  # of what the corpora before it leave over, in 2^-32
+            self.splits.append(round(2**32 * weight / total) if total > weight else 2**32)
+            total -= weight
+
+    def locate(self, position):
+        """(number of the corpus, window of its train split) at a position of the stream."""
+        for number, share in enumerate(self.splits):
+            # The first `position` places hold floor(position * share + offset) of this corpus: evenly spread,
+            # never more than one off, and countable without a list.
+            offset = mix(self.seed * 31 + number) & (2**32 - 1) if share < 2**32 else 0
+            before = (position * share + offset) >> 32
+            if (((position + 1) * share + offset) >> 32) > before:
+                epoch, index = divmod(before, self.sizes[number])
+                return number, permute(index, self.sizes[number], mix(self.seed) ^ mix(epoch * 1009 + number))
+            position -= before
+        raise AssertionError("the last corpus takes every position that is left")
+
+    def batch(self, update, size, rank=0, ranks=1):
+        """Tokens (size / ranks, context + 1), int64, of an update counted from 0: the rank's share of its positions."""
+        rows = [self.locate(update * size + i) for i in range(rank, size, ranks)]
+        return torch.from_numpy(
+            np.stack([self.corpora[c].window("train", w, self.context) for c, w in rows]).astype(np.int64)
+        )
+
+
+def parse_shares(text):
+    """{"arxiv": 2.5, "c4": 15} from "arxiv=2.5,c4=15"; {"torch": 1} from "torch". ValueError for anything else."""
+    shares = {}
+    for part in text.split(","):
+        name, _, weight = part.strip().partition("=")
+        corpus_folder(name)
+        try:
+            shares[name] = float(weight) if weight else 1.0
+        except ValueError:
+            raise ValueError(f"{part!r}: the weight is no number; write NAME=WEIGHT,NAME=WEIGHT") from None
+        if not 0 < shares[name] < 1e9:
+            raise ValueError(f"{part!r}: a weight must be positive")
+    if len(shares) != len(text.split(",")):
+        raise ValueError(f"{text}: a corpus is named twice")
+    return shares
+
+
+def blend(shares, other, share):
+    """Shares in which `share` of everything comes from the corpus `other`: both overlap and replay."""
+    total = sum(shares.values())
+    mixed = {name: weight / total * (1 - share) for name, weight in shares.items()}
+    mixed[other] = mixed.get(other, 0) + share
+    return {name: weight for name, weight in mixed.items() if weight > 0}
+
+
+def fixed_windows(corpus, context, tokens):
+    """Evenly spread validation windows, (N, context + 1) int64: the same ones at every evaluation of every run."""
+    available = corpus.windows("val", context)
+    count = min(available, max(1, round(tokens / context)))
+    rows = [corpus.window("val", i * available // count, context) for i in range(count)]
+    return torch.from_numpy(np.stack(rows).astype(np.int64))
+
+
+# ---------------------------------------------------------------- files, and the command line
+
+
+def write_file(path, content):
+    """Writes bytes, and returns when they are on the disk."""
+    with open(path, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder):
+    """Makes the names in a folder durable: a rename is on the disk only when its folder is."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def locked(path, message):
+    """Holds a lock file while the block runs; ValueError with the message if another process holds it.
+
+    The kernel drops the lock with its process, so a killed run leaves nothing to clean up."""
+    with open(path, "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(message) from None
+        yield
+
+
+def slug(text):
+    """Letters, digits and dashes of a text, for the names of files and folders."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
+def whole_number(text):
+    """A count as people write it: 5000000, 5e6 or 5_000_000."""
+    number = float(text)
+    if not number.is_integer() or number < 0 or number > 1e15:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 0")
+    return int(number)
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Says what is wrong in one line, and exits with 2."""
+
+    def __init__(self, **kwargs):
+        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def run_command(main):
+    """Runs a command line's main(). Bad input, which raises ValueError or OSError, is one line and exit code 2;
+    a failure on the way (RuntimeError, MemoryError) one line and exit code 1."""
+    program = Path(sys.argv[0]).name
+    try:
+        main()
+    except (ValueError, OSError) as fault:
+        sys.exit(print(f"{program}: {one_line(fault)}", file=sys.stderr) or 2)
+    except (RuntimeError, MemoryError) as fault:
+        sys.exit(print(f"{program}: failed: {one_line(fault)}", file=sys.stderr) or 1)
+    except KeyboardInterrupt:
+        sys.exit(print(f"{program}: stopped; the same command begins again", file=sys.stderr) or 130)
+
+
+def one_line(fault):
+    if isinstance(fault, OSError) and fault.strerror and not isinstance(fault, (ValueError,)):
+        return f"{fault.filename or ''}: {fault.strerror}".lstrip(": ")
+    return " ".join(str(fault).split()) or type(fault).__name__
+
+
+def main(argv=None):
+    parser = OneLineParser(description=__doc__)
+    add = parser.add_argument
+    add("name", metavar="NAME", help="the corpus to write, as data/NAME; stdlib and torch are embedded")
+    add("files", metavar="FILES", nargs="*", help=".jsonl or .txt, also as .gz or .zst, and folders of them")
+    add("--train-tokens", type=whole_number, metavar="N", help="stop train.bin after the document that reaches N")
+    add("--val-tokens", type=whole_number, metavar="N", help="the same for val.bin")
+    add("--val-share", type=float, default=VAL_SHARE, help="share of documents for validation (%(default)s)")
+    add("--tokenizer", metavar="T", help="neox, bytes, a tokenizer.json or a folder with one (neox; embedded: bytes)")
+    add("--by-domain", action="store_true", help="one corpus NAME-DOMAIN for each domain that the rows name")
+    add("--processes", type=int, default=os.cpu_count(), help="how many tokenize (all cores)")
+    add("--skip-bad-lines", action="store_true", help="count damaged lines instead of stopping at the first")
+    flags = parser.parse_args(argv)
+    if not 0 < flags.val_share < 1:
+        parser.error(f"--val-share {flags.val_share} is not between 0 and 1")
+    if flags.processes < 1:
+        parser.error(f"--processes {flags.processes} is less than 1")
+    options = {k: getattr(flags, k) for k in ("val_share", "by_domain", "processes", "skip_bad_lines")}
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("data.py: stopped; the same command begins again"))
+    limits = {"train_tokens": flags.train_tokens, "val_tokens": flags.val_tokens, "options": options}
+    for name in prepare(flags.name, flags.files, flags.tokenizer, **limits):
+        meta = Corpus(name).meta
+        for split in ("train", "val"):
+            numbers = meta[split]
+            print(f"{corpus_folder(name)}/{split}.bin  {numbers['tokens']:>12,} tokens  {numbers['documents']:>9,} documents")
+
+
+if __name__ == "__main__":
+    run_command(main)

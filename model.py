@@ -1,0 +1,429 @@
+"""GPT-NeoX, the architecture of Pythia: config, forward, loss, initial weights, load, save, generate.
+
+    from model import GPTNeoX
+    model = GPTNeoX.from_pretrained("EleutherAI/pythia-70m-deduped", revision="step10000")
+    logits = model(tokens)              # (B, T) -> (B, T, V)
+    loss = model(tokens, targets)       # mean cross-entropy in nats
+    model.save_pretrained("folder")     # config.json + model.safetensors, as transformers reads them
+
+Section 3 of "How to (re)warm your model?" (arXiv 2308.04014): the study continues Pythia 410M.
+The parameters have the names they have on the hub, so loading and saving rename nothing.
+"""
+
+import json
+import math
+import re
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+# Pythia's sizes, and one that a laptop trains in minutes. The peak learning rates are those of pre-training.
+#         layers width heads  max LR  embedding rows  context
+SIZES = {
+    "tiny": (4, 128, 4, 2e-3, 50304, 256),
+    "14m": (6, 128, 4, 1e-3, 50304, 2048),
+    "31m": (6, 256, 8, 1e-3, 50304, 2048),
+    "70m": (6, 512, 8, 1e-3, 50304, 2048),
+    "160m": (12, 768, 12, 6e-4, 50304, 2048),
+    "410m": (24, 1024, 16, 3e-4, 50304, 2048),
+    "1b": (16, 2048, 8, 3e-4, 50304, 2048),
+    "1.4b": (24, 2048, 16, 2e-4, 50304, 2048),
+    "2.8b": (32, 2560, 32, 1.6e-4, 50304, 2048),
+    "6.9b": (32, 4096, 32, 1.2e-4, 50432, 2048),
+    "12b": (36, 5120, 40, 1.2e-4, 50688, 2048),
+}
+
+ACTIVATIONS = {  # Pythia was trained with tanh GELU, but its config.json says "gelu": the exact erf form (|diff| < 5e-4)
+    "gelu": lambda x: F.gelu(x),
+    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
+    "gelu_fast": lambda x: F.gelu(x, approximate="tanh"),
+    "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "relu": F.relu,
+}
+
+# Buffers that old checkpoints carry in each layer: the causal mask, its filler, the rotary frequencies.
+OLD_BUFFERS = re.compile(r"gpt_neox\.layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)")
+
+LOGIT_CHUNK = 2**24  # logits formed at a time in the loss: 64 MiB in fp32, some 330 tokens of Pythia's vocabulary
+
+
+@dataclass
+class GPTNeoXConfig:
+    """The fields of the hub's config.json that change the computation. Defaults are transformers'."""
+
+    vocab_size: int = 50432
+    hidden_size: int = 6144
+    num_hidden_layers: int = 44
+    num_attention_heads: int = 64
+    intermediate_size: int = 24576
+    hidden_act: str = "gelu"
+    rotary_pct: float = 0.25
+    rotary_emb_base: float = 10000
+    max_position_embeddings: int = 2048
+    layer_norm_eps: float = 1e-5
+    use_parallel_residual: bool = True
+    attention_bias: bool = True
+    initializer_range: float = 0.02  # not used here: Pythia's own initialisation is in GPTNeoX.initialize
+    bos_token_id: int | None = 0
+    eos_token_id: int | None = 0
+    extra: dict = field(default_factory=dict)  # anything else that config.json holds, written back unchanged
+
+    @classmethod
+    def from_dict(cls, hub, where="config.json"):
+        """From the contents of a config.json, in the published or in the current spelling of the rotary fields.
+
+        Raises ValueError, naming `where`, for another architecture or a value that cannot be."""
+        if not isinstance(hub, dict):
+            raise ValueError(f"{where}: holds no JSON object; is it a model's config.json?")
+        hub = dict(hub)
+        if hub.pop("model_type", None) != "gpt_neox":
+            raise ValueError(f"{where}: model_type is not gpt_neox; only GPT-NeoX models (such as Pythia) can be read")
+        rope = hub.pop("rope_parameters", None) or {}  # current transformers' spelling
+        if not isinstance(rope, dict) or rope.get("rope_type", "default") != "default" or hub.get("rope_scaling"):
+            raise ValueError(f"{where}: scaled rotary embeddings are not supported; use a model without them")
+        for name in ("dtype", "torch_dtype", "extra"):  # precision is the run's business: weights are saved as fp32
+            hub.pop(name, None)
+        hub.setdefault("rotary_pct", rope.get("partial_rotary_factor", cls.rotary_pct))
+        hub.setdefault("rotary_emb_base", rope.get("rope_theta", cls.rotary_emb_base))
+        names = {f.name for f in fields(cls)} - {"extra"}
+        config = cls(**{k: v for k, v in hub.items() if k in names})
+        config.extra = {k: v for k, v in hub.items() if k not in names}
+        config.check(where)
+        return config
+
+    def check(self, where="config"):
+        """Raises ValueError for values that no GPT-NeoX can have."""
+        limits = {"vocab_size": 2**24, "hidden_size": 2**17, "num_hidden_layers": 2**12, "num_attention_heads": 2**12}
+        limits |= {"intermediate_size": 2**20, "max_position_embeddings": 2**24}
+        for name, limit in limits.items():
+            value = getattr(self, name)
+            if type(value) is not int or not 0 < value <= limit:
+                raise ValueError(f"{where}: {name} is {value!r}; expected a whole number from 1 to {limit}")
+        for name in ("rotary_pct", "rotary_emb_base", "layer_norm_eps"):
+            value = getattr(self, name)
+            if type(value) not in (int, float) or not 0 < value < math.inf or (name == "rotary_pct" and value > 1):
+                raise ValueError(f"{where}: {name} is {value!r}; expected a positive number (rotary_pct: at most 1)")
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(f"{where}: {self.num_attention_heads} heads do not divide a width of {self.hidden_size}")
+        if self.rotary_size < 2 or self.rotary_size % 2:
+            raise ValueError(f"{where}: rotary_pct {self.rotary_pct} rotates {self.rotary_size} values a head, not pairs")
+        if self.hidden_act not in ACTIVATIONS:
+            raise ValueError(f"{where}: hidden_act {self.hidden_act!r} is unknown; known: {', '.join(ACTIVATIONS)}")
+        if self.extra.get("tie_word_embeddings"):
+            raise ValueError(f"{where}: tied embeddings are not supported; Pythia's are untied")
+
+    def to_dict(self):
+        """The published spelling, which every version of transformers reads."""
+        own = asdict(self)
+        extra = own.pop("extra")
+        fixed = {"architectures": ["GPTNeoXForCausalLM"], "model_type": "gpt_neox", "tie_word_embeddings": False}
+        # Dropout is a training choice of the original; the paper and this program train without.
+        dropout = {"attention_dropout": 0.0, "hidden_dropout": 0.0}
+        return extra | own | fixed | dropout | {"torch_dtype": "float32"}
+
+    @property
+    def rotary_size(self):
+        """How many values of each head are rotated."""
+        return int(self.hidden_size // self.num_attention_heads * self.rotary_pct)
+
+    @property
+    def parameters(self):
+        """Number of parameters, counted without building the model."""
+        d, inner, bias = self.hidden_size, self.intermediate_size, int(self.attention_bias)
+        layer = 4 * d + (3 * d * d + d * d) + bias * 4 * d + (2 * d * inner + inner + d)
+        return 2 * self.vocab_size * d + self.num_hidden_layers * layer + 2 * d
+
+
+def config_of(size, vocab_size=None):
+    """GPTNeoXConfig of a key of SIZES; with `vocab_size`, for another tokenizer than Pythia's."""
+    layers, width, heads, _, rows, context = SIZES[size]
+    return GPTNeoXConfig(
+        vocab_size=vocab_size or rows,
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=4 * width,
+        max_position_embeddings=context,
+    )
+
+
+def pretraining_peak(config):
+    """The peak learning rate with which a model of this shape was pre-trained, or None for a shape not in SIZES."""
+    shape = (config.num_hidden_layers, config.hidden_size, config.num_attention_heads)
+    return next(
+        (row[3] for row in SIZES.values() if row[:3] == shape and row[5] == config.max_position_embeddings), None
+    )
+
+
+# ---------------------------------------------------------------- the network
+
+
+class Attention(nn.Module):
+    """Causal self-attention with rotary positions on the first part of each head."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.heads, self.rotary_size = config.num_attention_heads, config.rotary_size
+        self.query_key_value = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=config.attention_bias)
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size, bias=config.attention_bias)
+
+    def forward(self, x, cos, sin):  # (B, T, D), (T, R), (T, R) -> (B, T, D)
+        B, T, D = x.shape
+        # The trap: the rows of query_key_value are stored head by head, each head's q, k and v together.
+        qkv = self.query_key_value(x).view(B, T, self.heads, 3 * D // self.heads)
+        query, key, value = qkv.transpose(1, 2).chunk(3, dim=-1)  # 3 x (B, H, T, D/H)
+        query, key = rotate(query, cos, sin, self.rotary_size), rotate(key, cos, sin, self.rotary_size)
+        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)  # (B, H, T, D/H)
+        return self.dense(mixed.transpose(1, 2).reshape(B, T, D))
+
+
+def rotary_tables(length, config, device):
+    """cos and sin of the rotary angles, each (T, R): position times base^(-2i/R), halves repeated."""
+    size = config.rotary_size
+    frequency = config.rotary_emb_base ** -(torch.arange(0, size, 2, device=device, dtype=torch.float32) / size)
+    angle = torch.outer(torch.arange(length, device=device, dtype=torch.float32), frequency).repeat(1, 2)
+    return angle.cos(), angle.sin()
+
+
+def rotate(x, cos, sin, size):
+    """Rotary embedding of the first `size` values of each head, pairing i with i + size/2. (B, H, T, D/H)"""
+    turned, kept = x[..., :size], x[..., size:]
+    first, second = turned.chunk(2, dim=-1)
+    turned = turned * cos + torch.cat((-second, first), dim=-1) * sin
+    return torch.cat((turned.to(x.dtype), kept), dim=-1)
+
+
+class MLP(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.dense_h_to_4h = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.dense_4h_to_h = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.activation = ACTIVATIONS[config.hidden_act]
+
+    def forward(self, x):  # (B, T, D) -> (B, T, D)
+        return self.dense_4h_to_h(self.activation(self.dense_h_to_4h(x)))
+
+
+class Layer(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.parallel = config.use_parallel_residual
+        self.input_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.post_attention_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.attention = Attention(config)
+        self.mlp = MLP(config)
+
+    def forward(self, x, cos, sin):  # (B, T, D) -> (B, T, D)
+        attended = self.attention(self.input_layernorm(x), cos, sin)
+        if self.parallel:  # Pythia: both branches read the same x
+            return x + attended + self.mlp(self.post_attention_layernorm(x))
+        x = x + attended
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class LinearCrossEntropy(torch.autograd.Function):
+    """Unembedding and cross-entropy, chunk by chunk, so that all logits never exist at once.
+
+    At Pythia's vocabulary the logits of a batch outweigh the model: 4 x 2048 tokens are 1.6 GB in fp32.
+    The gradient of the mean loss with respect to the logits is (softmax - one hot) / N, known as soon as the
+    logits are. So the forward pass forms it, uses it for the gradients of its two inputs, and forgets it.
+    """
+
+    @staticmethod
+    def forward(ctx, hidden, weight, targets, dtype):
+        """(N, D), (V, D), (N,) -> mean loss, and the loss of each token (N,), both fp32 in nats."""
+        learning = any(ctx.needs_input_grad)
+        N, chunk = len(targets), max(1, LOGIT_CHUNK // len(weight))
+        hidden_like, rows = hidden, weight.to(dtype)
+        hidden = hidden.to(dtype)
+        losses = torch.empty(N, device=hidden.device, dtype=torch.float32)
+        grad_hidden = torch.empty_like(hidden, dtype=torch.float32) if learning else None
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if learning else None
+        for start in range(0, N, chunk):
+            part = slice(start, start + chunk)
+            logits = (hidden[part] @ rows.T).float()  # (C, V)
+            target = targets[part, None]  # (C, 1)
+            log_total = logits.logsumexp(dim=1, keepdim=True)
+            losses[part] = (log_total - logits.gather(1, target)).squeeze(1)
+            if learning:
+                error = logits.sub_(log_total).exp_()  # softmax, in the memory of the logits
+                error.scatter_add_(1, target, torch.full_like(target, -1, dtype=error.dtype))
+                # Divided by N only in backward: in fp16 the small entries would vanish here.
+                error = error.to(dtype)
+                grad_hidden[part] = error @ rows
+                grad_weight += error.T @ hidden[part]
+        ctx.save_for_backward(grad_hidden, grad_weight)
+        ctx.dtypes = hidden_like.dtype, weight.dtype
+        ctx.mark_non_differentiable(losses)
+        return losses.mean(), losses
+
+    @staticmethod
+    def backward(ctx, grad_mean, _):
+        grad_hidden, grad_weight = ctx.saved_tensors
+        scale = grad_mean.float() / len(grad_hidden)
+        return (grad_hidden * scale).to(ctx.dtypes[0]), (grad_weight * scale).to(ctx.dtypes[1]), None, None
+
+
+class Body(nn.Module):
+    """What the hub's parameter names call `gpt_neox`."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.embed_in = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
+        self.final_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+
+class GPTNeoX(nn.Module):
+    """A GPT-NeoX language model. Build it from a GPTNeoXConfig, or with from_pretrained."""
+
+    def __init__(self, config, seed=0):
+        super().__init__()
+        self.config = config
+        self.activation_checkpointing = False
+        with torch.device("meta"):  # shapes only: weights are filled in once, below or by from_pretrained
+            self.gpt_neox = Body(config)
+            self.embed_out = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        if seed is not None:
+            self.to_empty(device="cpu")
+            self.initialize(seed)
+
+    @torch.no_grad()
+    def initialize(self, seed):
+        """Pythia's initial weights: "small init" going in, "Wang init" going out of each branch."""
+        width, layers = self.config.hidden_size, self.config.num_hidden_layers
+        generator = torch.Generator().manual_seed(seed)
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                parameter.zero_()
+            elif "norm" in name:
+                parameter.fill_(1)
+            else:
+                out_projection = name.endswith(("attention.dense.weight", "dense_4h_to_h.weight"))
+                std = 2 / (layers * math.sqrt(width)) if out_projection else math.sqrt(2 / (5 * width))
+                parameter.normal_(0, std, generator=generator)
+
+    def forward(self, tokens, targets=None, per_token=False):
+        """Logits (B, T, V) of token ids (B, T); with targets (B, T), their mean cross-entropy in nats, a scalar.
+
+        per_token=True gives the loss of each target instead, (B, T), without gradients: what evaluation sums.
+        """
+        cos, sin = rotary_tables(tokens.shape[1], self.config, tokens.device)  # (T, R)
+        x = self.gpt_neox.embed_in(tokens)  # (B, T, D)
+        for layer in self.gpt_neox.layers:
+            if self.activation_checkpointing and self.training:
+                x = checkpoint(layer, x, cos, sin, use_reentrant=False)
+            else:
+                x = layer(x, cos, sin)
+        x = self.gpt_neox.final_layer_norm(x)
+        if targets is None:
+            return self.embed_out(x)
+        device = x.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+        mean, losses = LinearCrossEntropy.apply(x.flatten(0, 1), self.embed_out.weight, targets.flatten(), dtype)
+        return losses.view(targets.shape) if per_token else mean
+
+    @torch.no_grad()
+    def generate(self, tokens, max_new_tokens, temperature=1.0, top_k=None, generator=None):
+        """Continues token ids (B, T) to (B, T + max_new_tokens). temperature 0 takes the likeliest token;
+        top_k samples among the k likeliest. The model sees the last max_position_embeddings tokens."""
+        for _ in range(max_new_tokens):
+            logits = self(tokens[:, -self.config.max_position_embeddings :])[:, -1].float()  # (B, V)
+            if temperature == 0:
+                chosen = logits.argmax(dim=-1, keepdim=True)  # (B, 1)
+            else:
+                logits = logits / temperature
+                if top_k:
+                    smallest = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]
+                    logits = logits.masked_fill(logits < smallest, -math.inf)
+                chosen = torch.multinomial(logits.softmax(dim=-1), 1, generator=generator)
+            tokens = torch.cat((tokens, chosen), dim=1)
+        return tokens
+
+    # ------------------------------------------------------------ load and save
+
+    @classmethod
+    def from_pretrained(cls, id_or_folder, revision=None):
+        """Reads a hub id (EleutherAI/pythia-70m, with a revision such as step1000) or a model folder, as fp32.
+
+        Raises ValueError or OSError, naming the file and the fault; for a hub id also huggingface_hub's errors.
+        """
+        folder = model_folder(id_or_folder, revision)
+        config = GPTNeoXConfig.from_dict(read_json(folder / "config.json"), folder / "config.json")
+        files = weight_files(folder)
+        model = cls(config, seed=None).to_empty(device="cpu")
+        missing = dict(model.named_parameters())
+        for file in files:
+            try:
+                with safe_open(file, framework="pt") as tensors:  # memory-mapped: read as it is copied
+                    for name in tensors.keys():
+                        if OLD_BUFFERS.fullmatch(name):
+                            continue
+                        if name not in missing:
+                            raise ValueError(f"{file}: unexpected (or repeated) tensor {name}")
+                        parameter, shape = missing.pop(name), list(tensors.get_slice(name).get_shape())
+                        if shape != list(parameter.shape):
+                            raise ValueError(f"{file}: {name} has shape {shape}, config.json asks {list(parameter.shape)}")
+                        parameter.data.copy_(tensors.get_tensor(name))  # fp16 on the hub, fp32 master weights here
+            except SafetensorError as fault:
+                raise ValueError(f"{file}: damaged ({fault}); fetch or save it again") from None
+        if missing:
+            raise ValueError(f"{folder}: no tensor {next(iter(missing))} ({len(missing)} missing); fetch or save it again")
+        return model
+
+    def save_pretrained(self, folder):
+        """Writes config.json and model.safetensors, which transformers reads, into a folder that exists or not."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").write_text(json.dumps(self.config.to_dict(), indent=2) + "\n")
+        state = {name: parameter.detach().contiguous() for name, parameter in self.named_parameters()}
+        save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def model_folder(id_or_folder, revision=None):
+    """The folder itself, or the local snapshot of a hub id, of which only the files needed are downloaded."""
+    if Path(id_or_folder).is_dir():
+        if revision:
+            raise ValueError(f"{id_or_folder} is a folder, which has no revision {revision!r}; leave --revision out")
+        return Path(id_or_folder)
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(id_or_folder)):
+        raise ValueError(f"{id_or_folder}: no such folder, and not a hub id like EleutherAI/pythia-70m-deduped")
+    from huggingface_hub import snapshot_download  # late: everything else here works without a network
+
+    wanted = ["config.json", "model*.safetensors", "model.safetensors.index.json", "tokenizer.json"]
+    return Path(snapshot_download(str(id_or_folder), revision=revision, allow_patterns=wanted))
+
+
+def weight_files(folder):
+    """The safetensors files of a model folder, one or as many as its index names. Pickle (.bin) is never read."""
+    index = folder / "model.safetensors.index.json"
+    if (folder / "model.safetensors").is_file():
+        return [folder / "model.safetensors"]
+    if index.is_file():
+        weight_map = read_json(index)
+        weight_map = weight_map.get("weight_map") if isinstance(weight_map, dict) else None
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise ValueError(f"{index}: no weight_map; fetch it again")
+        names = sorted({str(name) for name in weight_map.values()})
+        for name in names:
+            if Path(name).name != name or not (folder / name).is_file():
+                raise ValueError(f"{index}: names {name!r}, which is not a file of {folder}; fetch it again")
+        return [folder / name for name in names]
+    raise ValueError(
+        f"{folder}: no model.safetensors (a pytorch_model.bin is pickle and never read); "
+        "choose another revision, or convert it with transformers' save_pretrained"
+    )
+
+
+def read_json(file):
+    """The contents of a JSON file; ValueError or OSError names the file."""
+    try:
+        return json.loads(Path(file).read_text())
+    except (ValueError, RecursionError) as fault:
+        raise ValueError(f"{file}: not JSON ({fault}); restore it or choose another folder") from None

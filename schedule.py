@@ -1,0 +1,143 @@
+"""Learning-rate schedules: the number the whole study is about, as a pure function of the update.
+
+    python schedule.py                      draw all six into schedules.png
+    python schedule.py --out schedules.pdf  the same as a PDF
+
+Sections 3 and 4 of "How to (re)warm your model?" (arXiv 2308.04014) and section 6 of its follow-up
+(arXiv 2403.08763). Nothing here has a state, so there is nothing to save in a checkpoint and nothing
+to get wrong after a resume: ask for update 1,000 and you get its learning rate.
+"""
+
+import argparse
+import math
+
+COOLDOWN_END = 0.60  # infinite schedules: share of all updates at which the constant phase begins,
+CONSTANT_END = 0.85  # and at which annealing begins (follow-up, appendix: 60 % and 85 %)
+RSQRT_TIMESCALE = 10.0  # "a" of the inverse square root cool-down
+
+
+def warmup_updates(updates, warmup):
+    """Length of the warm-up in updates, from its share of the schedule (the paper's 1 % of 131,296 is 1,313)."""
+    return round(updates * warmup)
+
+
+def learning_rate(update, updates, max_lr, min_lr, warmup=0.01, schedule="cosine"):
+    """Learning rate of one update.
+
+    update    which update, counted from 1 to `updates`
+    updates   length of the schedule, warm-up included
+    max_lr    peak, reached by the last update of the warm-up
+    min_lr    where the decay ends
+    warmup    share of `updates` over which the rate rises linearly from zero
+    schedule  a key of SCHEDULES
+
+    Warm-up starts from zero, as in the paper, not from the old minimum. GPT-NeoX spends its first update
+    at exactly zero; here the first one already moves, and update W has the peak.
+    """
+    rise = warmup_updates(updates, warmup)
+    if update <= rise:
+        return max_lr * update / rise
+    return SCHEDULES[schedule](update - rise, updates - rise, updates, max_lr, min_lr)
+
+
+# Each takes n, the updates since the end of the warm-up; N, how many of those there are; T = warm-up + N.
+
+
+def cosine(n, N, T, max_lr, min_lr):
+    """Textbook: half a cosine from max to min, which it reaches with the last update."""
+    return min_lr + (max_lr - min_lr) / 2 * (1 + math.cos(math.pi * min(n / N, 1)))
+
+
+def cosine_clipped(n, N, T, max_lr, min_lr):
+    """What GPT-NeoX computed when Pythia, and by inference the paper's runs, were trained.
+
+    A cosine towards zero over T (not T - W), clipped at min. With min = max / 10 it meets the floor at
+    79.5 % of the updates: this is the paper's "reaches the minimum at 240B and is constant thereafter".
+    """
+    return max(min_lr, max_lr / 2 * (1 + math.cos(math.pi * min(n / T, 1))))
+
+
+def linear(n, N, T, max_lr, min_lr):
+    """A straight line from max to min."""
+    return max_lr + (min_lr - max_lr) * min(n / N, 1)
+
+
+def constant(n, N, T, max_lr, min_lr):
+    """Stays at max. With max = Pythia's last rate and no warm-up: the paper's baseline."""
+    return max_lr
+
+
+def infinite(cooldown):
+    """A schedule that can go on for as long as data comes: cool down, hold, anneal when a result is wanted.
+
+    The held rate is halfway between max and min, as in the follow-up (1.65e-4 between 3e-4 and 3e-5).
+    """
+
+    def phases(n, N, T, max_lr, min_lr):
+        hold = (max_lr + min_lr) / 2
+        rise, update = T - N, n + T - N
+        hold_from, anneal_from = max(rise, COOLDOWN_END * T), max(rise, CONSTANT_END * T)
+        if update < hold_from:
+            return hold + (max_lr - hold) * (1 - cooldown(n / (hold_from - rise)))
+        if update <= anneal_from:
+            return hold
+        share = min((update - anneal_from) / (T - anneal_from), 1)
+        if min_lr > 0:
+            return hold * (min_lr / hold) ** share
+        return hold * (1 - share)  # an exponential never reaches zero, a line does
+
+    return phases
+
+
+def cosine_cooldown(share):
+    """0 -> 1 along half a cosine."""
+    return (1 - math.cos(math.pi * share)) / 2
+
+
+def rsqrt_cooldown(share):
+    """0 -> 1 along an inverse square root, steep at first."""
+
+    def fall(t):
+        return 1 / math.sqrt(1 + RSQRT_TIMESCALE * t) - 1
+
+    return fall(share) / fall(1)
+
+
+SCHEDULES = {
+    "cosine": cosine,
+    "cosine-clipped": cosine_clipped,
+    "linear": linear,
+    "constant": constant,
+    "infinite-cosine": infinite(cosine_cooldown),
+    "infinite-rsqrt": infinite(rsqrt_cooldown),
+}
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description="Draw every schedule over one run.")
+    parser.add_argument("--out", default="schedules.png", help="picture to write; .png, .pdf or .svg")
+    out = parser.parse_args(argv).out
+
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    updates, max_lr = 2000, 3e-4  # the 410M's peak
+    figure, axes = plt.subplots(figsize=(6, 3.2), layout="constrained")
+    for name, style in zip(SCHEDULES, ("-", "--", "-.", ":", "-", "--"), strict=True):
+        rates = [learning_rate(u, updates, max_lr, max_lr / 10, 0.01, name) for u in range(1, updates + 1)]
+        axes.plot([100 * u / updates for u in range(1, updates + 1)], rates, style, label=name, lw=1.5)
+    axes.set(xlabel="share of the run (%)", ylabel="learning rate", xlim=(0, 100), ylim=(0, 1.05 * max_lr))
+    axes.ticklabel_format(axis="y", style="sci", scilimits=(-4, -4), useMathText=True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
+    try:
+        figure.savefig(out, dpi=200)
+    except (OSError, ValueError) as fault:
+        parser.exit(2, f"schedule.py: cannot write {out}: {fault}; choose another --out\n")
+    print(out)
+
+
+if __name__ == "__main__":
+    main()
