@@ -63,7 +63,7 @@ class Tokenizer:
     """A byte-level BPE tokenizer of GPT-NeoX's kind, read from the contents of its tokenizer.json into tiktoken.
 
     encode(text) -> list of ids, with text that spells <|endoftext|> left as text; decode(ids) -> text;
-    vocab_size; eot, the id that ends a document; spec, the contents of tokenizer.json.
+    vocab_size; eot, the id that ends a document; sha256, of what decides the ids; spec, what tokenizer.json holds.
     """
 
     def __init__(self, spec, where="tokenizer.json"):
@@ -88,6 +88,8 @@ class Tokenizer:
             self.eot = added[END]
             self.bpe = tiktoken.Encoding("rewarm", pat_str=GPT2_SPLIT, mergeable_ranks=ranks, special_tokens=added)
             self.vocab_size = 1 + max(*ranks.values(), *added.values())
+            identity = json.dumps([sorted(vocab.items()), sorted(added.items()), self.normalize])
+            self.sha256 = hashlib.sha256(identity.encode()).hexdigest()
         except (KeyError, TypeError, AttributeError, IndexError) as fault:
             raise ValueError(f"{where}: not a byte-level BPE like GPT-NeoX's ({fault!r} fails)") from None
         except ValueError as fault:
@@ -383,7 +385,7 @@ def write_corpus(name, documents, tokenizer, sources, *, train_tokens=None, val_
                         break
             for corpus, splits in writers.items():
                 meta = {"name": corpus, "vocab_size": tokenizer.vocab_size, "eot": tokenizer.eot, "sources": sources}
-                meta["tokenizer_sha256"] = hashlib.sha256(json.dumps(tokenizer.spec).encode()).hexdigest()
+                meta["tokenizer_sha256"] = tokenizer.sha256
                 meta |= {split: writer.finish() for split, writer in splits.items()}
                 empty = [s for s in splits if not meta[s]["documents"]]
                 if empty and not options["by_domain"]:
