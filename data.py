@@ -415,7 +415,7 @@ def prepare(name, files=(), tokenizer=None, **limits):
         source = f"Python {sys.version.split()[0]}" if name == "stdlib" else f"torch {torch.__version__}"
         return write_corpus(name, documents, load_tokenizer(tokenizer or "bytes"), [source], **limits)
     if not files:
-        raise ValueError(f"no corpus {name}: prepare it with `python data.py {name} FILES...`; without: {known()}")
+        raise ValueError(f"no FILES for {name}: write `python data.py {name} FILES...` (embedded: {', '.join(EMBEDDED)})")
     corpus_folder(name)  # a bad name is told before any work
     paths, tokenizer = source_files(files), load_tokenizer(tokenizer or "neox")
     options = limits.pop("options", {})

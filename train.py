@@ -48,7 +48,7 @@ class Flags:
     init: str = "upstream"  # upstream (a model pre-trained here on the upstream corpus), scratch, a hub id, or a folder
     revision: str | None = None  # of a hub id, such as step10000
     model: str = "tiny"  # size, for --init scratch and upstream: tiny, 14m, 31m, 70m, 160m, 410m, 1b, 1.4b, 2.8b, 6.9b, 12b
-    upstream_tokens: int = 4_000_000  # length of the pre-training that --init upstream does
+    upstream_tokens: int = 3_000_000  # length of the pre-training that --init upstream does
     # Data
     upstream: str = "stdlib"  # corpus of the pre-training: NAME
     downstream: str = "torch"  # corpus to continue on: NAME, or a mixture NAME=WEIGHT,NAME=WEIGHT
@@ -59,7 +59,7 @@ class Flags:
     max_lr: float | None = None  # peak; default: the peak of this model's own pre-training
     min_lr: float | None = None  # end of the decay; default: a tenth of the peak
     warmup: float = 0.01  # share of --tokens over which the rate rises from zero
-    tokens: int = 1_600_000  # length of the schedule
+    tokens: int = 1_200_000  # length of the schedule
     stop_tokens: int | None = None  # stop earlier, on the same schedule; default: --tokens
     # Batch
     batch_size: int = 8  # sequences an update, all devices together
@@ -67,7 +67,7 @@ class Flags:
     context: int | None = None  # tokens a sequence; default: the model's own
     # Machine
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
-    precision: str = "auto"  # auto (bf16 on CUDA where it has it, else fp32), fp32, bf16, fp16
+    precision: str = "auto"  # auto (bf16 where the GPU or the processor computes it, else fp32), fp32, bf16, fp16
     compile: bool = False  # torch.compile the model
     activation_checkpointing: bool = False  # recompute activations in the backward pass: less memory, more time
     # Run
@@ -355,7 +355,8 @@ def pick_device(name):
 def pick_precision(name, device):
     """The dtype of autocast, or None for plain fp32. Weights, moments and the loss are fp32 in every case."""
     if name == "auto":
-        name = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+        has_bf16 = {"cuda": torch.cuda.is_bf16_supported, "cpu": torch.cpu._is_avx512_bf16_supported}
+        name = "bf16" if has_bf16.get(device.type, bool)() else "fp32"
     return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
 
 
@@ -542,6 +543,7 @@ def upstream_run(flags):
         upstream=flags.upstream,
         downstream=flags.upstream,
         tokens=flags.upstream_tokens,
+        eval_every=max(1, flags.upstream_tokens // 2048 // 10),
         save_every=max(1, flags.upstream_tokens // 2048 // 8),
         device=flags.device,
         precision=flags.precision,
@@ -579,7 +581,7 @@ def parse_flags(argv):
     group = None
     by_name = {f.name: f for f in fields(Flags)}
     for line in inspect.getsource(Flags).splitlines():
-        if heading := re.fullmatch(r"    # (\w+)", line):
+        if heading := re.fullmatch(r"    # ([A-Z][\w ]+)", line):
             group = parser.add_argument_group(heading[1])
         elif match := re.fullmatch(r"    (\w+): .*?  # (.*)", line):
             name, text = match.groups()

@@ -1,0 +1,60 @@
+"""What the tests share: an empty working folder with two small corpora, and runs in processes of their own."""
+
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import data
+
+ROOT = Path(__file__).parent.parent
+WORDS = {
+    "old": "the river was long and the boat went down slowly under a grey sky".split(),
+    "new": "def return import self value = ( ) : for in range None class".split(),
+}
+
+
+def texts(kind, count, seed=0):
+    rng = random.Random(f"{kind}{seed}")
+    return [" ".join(rng.choices(WORDS[kind], k=rng.randint(20, 80))) + f" {i}\n" for i in range(count)]
+
+
+def make_corpus(name, kind, count=200, tokenizer="bytes", seed=0):
+    documents = ((text, None, text) for text in texts(kind, count, seed))
+    data.write_corpus(name, documents, data.load_tokenizer(tokenizer), ["made up"], options={"val_share": 0.2})
+
+
+@pytest.fixture
+def house(tmp_path, monkeypatch):
+    """An empty working folder with the prepared corpora `old` and `new`."""
+    monkeypatch.chdir(tmp_path)
+    make_corpus("old", "old")
+    make_corpus("new", "new")
+    return tmp_path
+
+
+def command(*words, cwd=None, **env):
+    """Runs one of the programs as a person does; returns the finished process."""
+    words = [str(w) for w in words]
+    return subprocess.run(
+        [sys.executable, ROOT / words[0], *words[1:]],
+        cwd=cwd, env=os.environ | env, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+
+
+def refused(done, *says):
+    """Bad input: one line, exit code 2, no traceback."""
+    assert done.returncode == 2, done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    assert len(lines) == 1, done.stderr
+    for words in says:
+        assert words in lines[0], lines[0]
+
+
+# A run that takes a second: 20 updates of 4 x 32 tokens.
+SHORT = ["--init", "scratch", "--upstream", "old", "--downstream", "new", "--context", "32", "--batch-size", "4"]
+SHORT += ["--tokens", str(20 * 4 * 32), "--warmup", "0.2", "--eval-tokens", "256", "--device", "cpu"]
+SHORT += ["--precision", "fp32"]

@@ -1,0 +1,134 @@
+"""eval.py: perplexity against a direct sum, figures that say what the metrics say, samples, bad input."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import SHORT, command, refused
+
+import data
+import eval as evaluation
+import train
+from model import GPTNeoX
+
+
+@pytest.fixture
+def run(house):
+    train.main([*SHORT, "--out", "r"])
+    return "r"
+
+
+def test_perplexity_is_the_exp_of_the_mean_loss(run, house):
+    words = ["eval.py", "perplexity", run, "--data", "old", "new", "--context", "32", "--eval-tokens", "640", "--json"]
+    done = command(*words, cwd=house)
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    network = GPTNeoX.from_pretrained("r/checkpoints/step_00000020")
+    for row, name in zip(rows, ("old", "new"), strict=True):
+        corpus = data.Corpus(name)
+        windows = data.fixed_windows(corpus, 32, 640)
+        logits = network(windows[:, :-1]).log_softmax(dim=-1)
+        losses = -logits.gather(2, windows[:, 1:, None]).squeeze(2)
+        assert row["loss"] == pytest.approx(losses.mean().item(), rel=1e-5) and row["tokens"] == 640
+        assert row["perplexity"] == pytest.approx(math.exp(row["loss"]))
+        by_window = losses.mean(dim=1)
+        assert row["standard_error"] == pytest.approx((by_window.std() / math.sqrt(20)).item(), rel=1e-3)
+        text = corpus.meta["val"]
+        bits = row["loss"] / math.log(2) * text["tokens"] / text["bytes_of_text"]
+        assert row["bits_per_byte"] == pytest.approx(bits)
+    table = command(*words[:-1], cwd=house).stdout
+    assert f"{rows[0]['perplexity']:.3f}" in table and "bits/byte" in table
+
+
+def test_evaluation_leaves_the_model_training_and_without_gradients(run):
+    network = GPTNeoX.from_pretrained("r/checkpoints/step_00000020").train()
+    windows = data.fixed_windows(data.Corpus("old"), 32, 320)
+    one, two = (evaluation.validation_loss(network, windows, size)[0] for size in (1, 7))
+    assert one == pytest.approx(two, rel=1e-6) and network.training
+    assert all(p.grad is None for p in network.parameters())
+
+
+def drawn(monkeypatch, folders):
+    """The panels of a figure before it is closed."""
+    kept = []
+    monkeypatch.setattr(evaluation, "save_figure", lambda figure, out: kept.append(figure))
+    evaluation.draw_curves(folders, "unused.png")
+    return kept[0].axes
+
+
+def test_the_figure_draws_what_the_metrics_say(run, monkeypatch):
+    downstream, upstream, rates = drawn(monkeypatch, [run])
+    records = [json.loads(line) for line in Path("r/metrics.jsonl").read_text().splitlines()]
+    for panel, side in ((downstream, "downstream"), (upstream, "upstream")):
+        expected = [(r["tokens"], r[f"{side}_perplexity"]) for r in records if r["kind"] == "eval"]
+        assert panel.lines[0].get_xydata().tolist() == [list(map(float, pair)) for pair in expected]
+        labels = {line.get_label(): line for line in panel.lines}
+        assert labels["before"].get_ydata()[0] == pytest.approx(expected[0][1], abs=1e-3)
+        assert labels["end of warm-up"].get_xdata()[0] == 4 * 128
+    assert [y for _, y in rates.lines[0].get_xydata()] == [r["lr"] for r in records if r["kind"] == "train"]
+
+
+def test_arms_are_told_apart_and_seeds_are_averaged(house, monkeypatch):
+    for seed in ("0", "1"):
+        train.main([*SHORT, "--out", f"a{seed}", "--seed", seed])
+        train.main([*SHORT, "--out", f"b{seed}", "--seed", seed, "--max-lr", "0.01"])
+    folders = ["a0", "b0", "a1", "b1"]
+    assert evaluation.label_runs([evaluation.read_run(f) for f in folders]) == ["max LR 0.002", "max LR 0.01"] * 2
+    panel = drawn(monkeypatch, folders)[0]
+    curves = [line for line in panel.lines if line.get_label().startswith("max LR")]
+    assert len(curves) == 2 and len(panel.collections) == 2  # two means, two bands
+    ends = [evaluation.read_run(f)["eval"][-1]["downstream_perplexity"] for f in ("a0", "a1")]
+    assert curves[0].get_ydata()[-1] == pytest.approx(sum(ends) / 2)
+
+
+@pytest.mark.parametrize("name", ["figure.png", "figure.pdf", "figure.svg"])
+def test_plot_writes_what_the_name_says(run, house, name):
+    assert command("eval.py", "plot", "r", "--out", name, cwd=house).returncode == 0
+    head = Path(name).read_bytes()[:100]
+    assert {"png": b"PNG", "pdf": b"%PDF", "svg": b"<?xml"}[name[-3:]] in head
+
+
+def test_sample(run, house):
+    words = ["eval.py", "sample", "r", "--prompt", "the river", "--tokens", "20", "--temperature", "0"]
+    done = command(*words, cwd=house)
+    assert done.returncode == 0 and done.stdout.startswith("the river")
+    assert command(*words, cwd=house).stdout == done.stdout
+    seeds = [command(*words[:-2], "--seed", seed, cwd=house).stdout for seed in ("1", "1", "2")]
+    assert seeds[0] == seeds[1] != seeds[2]
+
+
+def test_bad_input(run, house):
+    Path("empty").mkdir()
+    shutil.copytree("r", "torn")
+    lines = Path("torn/metrics.jsonl").read_bytes().splitlines(keepends=True)
+    Path("torn/metrics.jsonl").write_bytes(b"".join([*lines[:3], b"{torn\n", *lines[3:]]))
+    for words, says in [
+        (["plot", "empty"], "empty"),
+        (["plot", "torn"], "torn/metrics.jsonl:4"),
+        (["plot", "r", "--out", "figure.xyz"], "figure.xyz"),
+        (["plot", "r", "--out", "no/folder.png"], "no/folder.png"),
+        (["perplexity", "r", "--data", "missing"], "missing"),
+        (["perplexity", "empty", "--data", "old"], "empty/config.json"),
+        (["perplexity", "nowhere", "--data", "old"], "nowhere"),
+        (["perplexity", "r", "--data", "old", "--context", "x"], "--context"),
+        (["sample", "nowhere"], "nowhere"),
+        (["sample", "r", "--tokenizer", "missing"], "missing"),
+        (["dance"], "dance"),
+    ]:
+        refused(command("eval.py", *words, cwd=house), says)
+
+
+def test_a_line_that_is_still_being_written_is_passed_over(run):
+    with open("r/metrics.jsonl", "ab") as file:
+        file.write(b'{"kind": "tra')
+    assert len(evaluation.read_run("r")["train"]) == 20
+
+
+def test_loss_in_autocast_is_near(run):
+    network = GPTNeoX.from_pretrained("r/checkpoints/step_00000020")
+    windows = data.fixed_windows(data.Corpus("old"), 32, 320)
+    exact = evaluation.validation_loss(network, windows, 4)[0]
+    assert evaluation.validation_loss(network, windows, 4, torch.bfloat16)[0] == pytest.approx(exact, rel=0.02)

@@ -1,0 +1,311 @@
+"""model.py against direct formulas, a fixture made by transformers, and (where installed) transformers itself."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+
+import model as model_file
+from model import SIZES, GPTNeoX, GPTNeoXConfig, config_of, pretraining_peak
+
+GOLDEN = Path(__file__).parent / "golden.json"
+PARAMETERS = {
+    "14m": 14_067_712, "31m": 30_494_720, "70m": 70_426_624, "160m": 162_322_944, "410m": 405_334_016,
+    "1b": 1_011_781_632, "1.4b": 1_414_647_808, "2.8b": 2_775_208_960, "6.9b": 6_857_302_016, "12b": 11_846_072_320,
+}  # fmt: skip
+
+
+def small(**changes):
+    base = {"vocab_size": 61, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    base |= {"intermediate_size": 128, "max_position_embeddings": 32}
+    return GPTNeoXConfig(**(base | changes))
+
+
+def with_formula_weights(network):
+    """Fills in weights that any program can make again: scaled sines of a running index."""
+    start = 0
+    for name, parameter in sorted(network.named_parameters()):
+        index = torch.arange(start, start + parameter.numel(), dtype=torch.float64)
+        wave = (torch.sin(index * 0.7 + 0.1 * torch.sin(index * 0.013))).view(parameter.shape)
+        base = 1.0 if "norm" in name and name.endswith("weight") else 0.0
+        parameter.data.copy_(base + 0.25 * wave)
+        start += parameter.numel()
+    return network
+
+
+@pytest.mark.parametrize("size", PARAMETERS)
+def test_pythia_parameter_counts(size):
+    network = GPTNeoX(config_of(size), seed=None)  # shapes only
+    assert sum(p.numel() for p in network.parameters()) == config_of(size).parameters == PARAMETERS[size]
+
+
+def test_peaks_are_found_by_shape():
+    assert pretraining_peak(config_of("410m")) == 3e-4
+    assert pretraining_peak(config_of("tiny", 257)) == SIZES["tiny"][3]
+    assert pretraining_peak(small()) is None
+
+
+@pytest.mark.parametrize("variant", ["pythia", "sequential_tanh"])
+def test_logits_and_loss_of_a_fixture_made_by_transformers(variant):
+    golden = json.loads(GOLDEN.read_text())[variant]
+    network = with_formula_weights(GPTNeoX(GPTNeoXConfig.from_dict(golden["config"])))
+    tokens = torch.tensor(golden["tokens"])
+    logits = network(tokens)
+    assert torch.allclose(logits, torch.tensor(golden["logits"]), rtol=1e-5, atol=1e-5)
+    loss = network(tokens[:, :-1], tokens[:, 1:])
+    assert loss.item() == pytest.approx(golden["loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize("chunk", [61, 61 * 5, 2**24])
+def test_chunked_loss_and_gradients_equal_cross_entropy(chunk, monkeypatch):
+    monkeypatch.setattr(model_file, "LOGIT_CHUNK", chunk)
+    network = GPTNeoX(small(), seed=3)
+    tokens, targets = torch.randint(0, 61, (2, 3, 17))
+    direct = F.cross_entropy(network(tokens).flatten(0, 1), targets.flatten())
+    expected = torch.autograd.grad(direct, list(network.parameters()))
+    loss = network(tokens, targets)
+    assert loss.item() == pytest.approx(direct.item(), rel=1e-6)
+    for got, want in zip(torch.autograd.grad(loss * 3, list(network.parameters())), expected, strict=True):
+        assert torch.allclose(got, 3 * want, rtol=1e-4, atol=1e-6)
+    by_token = network(tokens, targets, per_token=True)
+    assert by_token.shape == targets.shape and by_token.mean().item() == pytest.approx(loss.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_loss_in_half_precision_is_near(dtype):
+    network = GPTNeoX(small(), seed=3)
+    tokens, targets = torch.randint(0, 61, (2, 3, 17))
+    exact = network(tokens, targets)
+    exact.backward()
+    gradient = network.embed_out.weight.grad.clone()
+    network.zero_grad()
+    with torch.autocast("cpu", dtype):
+        half = network(tokens, targets)
+    half.backward()
+    assert half.item() == pytest.approx(exact.item(), rel=1e-2)
+    assert (network.embed_out.weight.grad - gradient).norm() < 0.03 * gradient.norm()
+
+
+def test_attention_is_causal():
+    network = GPTNeoX(small(), seed=1).eval()
+    tokens = torch.randint(0, 61, (1, 12))
+    changed = tokens.clone()
+    changed[0, 8:] = (changed[0, 8:] + 1) % 61
+    before, after = network(tokens), network(changed)
+    assert torch.allclose(before[:, :8], after[:, :8], atol=1e-6)
+    assert not torch.allclose(before[:, 8:], after[:, 8:], atol=1e-3)
+
+
+def test_initial_weights_are_pythias():
+    network = GPTNeoX(config_of("31m", 512), seed=0)
+    std = {name: p.std().item() for name, p in network.named_parameters() if p.ndim == 2}
+    small_init, wang = math.sqrt(2 / (5 * 256)), 2 / (6 * math.sqrt(256))
+    for name, value in std.items():
+        out = name.endswith(("attention.dense.weight", "dense_4h_to_h.weight"))
+        assert value == pytest.approx(wang if out else small_init, rel=0.03), name
+    for name, parameter in network.named_parameters():
+        if parameter.ndim == 1:
+            assert (parameter == (1 if "norm" in name and name.endswith("weight") else 0)).all()
+    again, other = GPTNeoX(config_of("tiny", 99), seed=5), GPTNeoX(config_of("tiny", 99), seed=6)
+    assert not torch.equal(again.embed_out.weight, other.embed_out.weight)
+    assert torch.equal(again.embed_out.weight, GPTNeoX(config_of("tiny", 99), seed=5).embed_out.weight)
+
+
+def test_activation_checkpointing_changes_no_gradient():
+    network = GPTNeoX(small(), seed=1).train()
+    tokens, targets = torch.randint(0, 61, (2, 2, 9))
+    network(tokens, targets).backward()
+    expected = [p.grad.clone() for p in network.parameters()]
+    network.zero_grad()
+    network.activation_checkpointing = True
+    network(tokens, targets).backward()
+    assert all(torch.equal(p.grad, e) for p, e in zip(network.parameters(), expected, strict=True))
+
+
+def test_generate():
+    network = GPTNeoX(small(), seed=2).eval()
+    start = torch.randint(0, 61, (2, 3))
+    greedy = network.generate(start, 40, temperature=0)  # past the context of 32
+    assert greedy.shape == (2, 43) and torch.equal(greedy[:, :3], start)
+    assert torch.equal(network.generate(start, 5, top_k=1), greedy[:, :8])
+    seeded = [network.generate(start, 9, 1.5, generator=torch.Generator().manual_seed(s)) for s in (1, 1, 2)]
+    assert torch.equal(seeded[0], seeded[1]) and not torch.equal(seeded[0], seeded[2])
+    allowed = network(start)[:, -1].topk(3).indices
+    many = network.generate(start.repeat(50, 1), 1, top_k=3)[:, -1].view(50, 2)
+    assert all(set(many[:, row].tolist()) <= set(allowed[row].tolist()) for row in range(2))
+
+
+def test_save_and_load(tmp_path):
+    network = GPTNeoX(small(use_parallel_residual=False, hidden_act="relu", rotary_pct=0.5), seed=4)
+    network.config.extra["note"] = "kept"
+    network.save_pretrained(tmp_path / "m")
+    loaded = GPTNeoX.from_pretrained(tmp_path / "m")
+    assert replace(loaded.config, extra={}) == replace(network.config, extra={})
+    assert loaded.config.extra["note"] == "kept"
+    for (name, a), (_, b) in zip(network.named_parameters(), loaded.named_parameters(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def saved(tmp_path, **changes):
+    network = GPTNeoX(small(**changes), seed=4)
+    network.save_pretrained(tmp_path)
+    return network, load_file(tmp_path / "model.safetensors")
+
+
+def test_loads_fp16_shards_and_skips_old_buffers(tmp_path):
+    network, tensors = saved(tmp_path)
+    tensors = {name: t.half() for name, t in tensors.items()}
+    for layer in range(2):
+        prefix = f"gpt_neox.layers.{layer}.attention."
+        tensors[prefix + "bias"] = torch.ones(1, 1, 32, 32, dtype=torch.uint8)
+        tensors[prefix + "masked_bias"] = torch.tensor(-1e9)
+        tensors[prefix + "rotary_emb.inv_freq"] = torch.ones(1)
+    names = sorted(tensors)
+    (tmp_path / "model.safetensors").unlink()
+    shards = {"model-00001-of-00002.safetensors": names[::2], "model-00002-of-00002.safetensors": names[1::2]}
+    for file, part in shards.items():
+        save_file({name: tensors[name] for name in part}, tmp_path / file)
+    index = {"weight_map": {name: file for file, part in shards.items() for name in part}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    loaded = GPTNeoX.from_pretrained(tmp_path)
+    for name, parameter in network.named_parameters():
+        got = loaded.get_parameter(name)
+        assert got.dtype == torch.float32 and torch.equal(got, parameter.half().float())
+    (tmp_path / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(ValueError, match="model-00002-of-00002.safetensors"):
+        GPTNeoX.from_pretrained(tmp_path)
+
+
+def test_both_spellings_of_config():
+    published = small().to_dict() | {"rotary_pct": 0.5, "rotary_emb_base": 500}
+    current = {k: v for k, v in published.items() if not k.startswith("rotary")}
+    current["rope_parameters"] = {"rope_theta": 500, "partial_rotary_factor": 0.5, "rope_type": "default"}
+    assert GPTNeoXConfig.from_dict(published) == GPTNeoXConfig.from_dict(current)
+
+
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        ({"model_type": "llama"}, "model_type"),
+        ({"hidden_act": "swish"}, "swish"),
+        ({"vocab_size": -1}, "vocab_size"),
+        ({"vocab_size": "9"}, "vocab_size"),
+        ({"hidden_size": 33}, "heads"),
+        ({"rotary_pct": 2}, "rotary_pct"),
+        ({"rotary_pct": float("nan")}, "rotary_pct"),
+        ({"tie_word_embeddings": True}, "tied"),
+        ({"rope_parameters": {"rope_type": "yarn"}}, "rotary"),
+    ],
+)
+def test_config_that_cannot_be(tmp_path, change, says):
+    saved(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(ValueError, match=says) as caught:
+        GPTNeoX.from_pretrained(tmp_path)
+    assert "config.json" in str(caught.value)
+
+
+def test_tensors_that_do_not_fit(tmp_path):
+    _, tensors = saved(tmp_path)
+    name, file = "gpt_neox.layers.1.mlp.dense_h_to_4h.bias", tmp_path / "model.safetensors"
+    save_file({k: v for k, v in tensors.items() if k != name}, file)
+    with pytest.raises(ValueError, match=name):
+        GPTNeoX.from_pretrained(tmp_path)
+    save_file(tensors | {"gpt_neox.layers.9.attention.dense.bias": torch.ones(3)}, file)
+    with pytest.raises(ValueError, match="gpt_neox.layers.9.attention.dense.bias"):
+        GPTNeoX.from_pretrained(tmp_path)
+    save_file(tensors | {name: torch.ones(3)}, file)
+    with pytest.raises(ValueError, match=name):
+        GPTNeoX.from_pretrained(tmp_path)
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="damaged"):
+        GPTNeoX.from_pretrained(tmp_path)
+    file.rename(tmp_path / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="pickle"):
+        GPTNeoX.from_pretrained(tmp_path)
+
+
+# ---------------------------------------------------------------- transformers as the oracle
+
+
+def twin(config, folder):
+    transformers = pytest.importorskip("transformers", reason="pip install -r requirements-dev.txt")
+    torch.manual_seed(0)
+    network = GPTNeoX(config, seed=7)
+    for parameter in network.parameters():  # biases and norms away from 0 and 1, so that a mistake shows
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    network.save_pretrained(folder)
+    return network, transformers.GPTNeoXForCausalLM.from_pretrained(folder, attn_implementation="eager")
+
+
+VARIANTS = {
+    "pythia": {},
+    "sequential": {"use_parallel_residual": False},
+    "tanh": {"hidden_act": "gelu_new"},
+    "full rotary": {"rotary_pct": 1.0, "rotary_emb_base": 500},
+    "no biases": {"attention_bias": False},
+    "odd vocabulary": {"vocab_size": 37},
+    "one head": {"num_attention_heads": 1, "layer_norm_eps": 1e-3},
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_parity_with_transformers(variant, tmp_path):
+    network, oracle = twin(small(**VARIANTS[variant]), tmp_path)
+    for length in (1, 2, 31):
+        tokens = torch.randint(0, network.config.vocab_size, (2, length))
+        ours, theirs = network(tokens), oracle(tokens).logits
+        assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max()
+    loss = network(tokens[:, :-1], tokens[:, 1:])
+    expected = oracle(tokens, labels=tokens).loss
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    loss.backward()
+    expected.backward()
+    theirs = {n.replace("lm_head", "embed_out"): p.grad for n, p in oracle.named_parameters()}
+    for name, parameter in network.named_parameters():
+        assert (parameter.grad - theirs[name]).norm() <= 1e-4 * theirs[name].norm() + 1e-8, name
+    start = tokens[:1, :4]
+    greedy = oracle.generate(start, max_new_tokens=12, do_sample=False, eos_token_id=None)
+    assert torch.equal(network.generate(start, 12, temperature=0), greedy)
+
+
+def test_what_transformers_saves_is_read(tmp_path):
+    network, oracle = twin(small(), tmp_path / "ours")
+    oracle.half().save_pretrained(tmp_path / "theirs", max_shard_size="20KB")
+    assert (tmp_path / "theirs" / "model.safetensors.index.json").exists()
+    loaded = GPTNeoX.from_pretrained(tmp_path / "theirs")
+    for name, parameter in network.named_parameters():
+        assert torch.equal(loaded.get_parameter(name), parameter.half().float()), name
+
+
+def golden_from_transformers(folder):
+    golden = {}
+    for variant, changes in (
+        ("pythia", {}),
+        ("sequential_tanh", {"use_parallel_residual": False, "hidden_act": "gelu_pytorch_tanh"}),
+    ):
+        config = small(vocab_size=13, hidden_size=16, intermediate_size=40, num_attention_heads=2, **changes)
+        network, _ = twin(config, folder)
+        with_formula_weights(network).save_pretrained(folder)
+        oracle = pytest.importorskip("transformers").GPTNeoXForCausalLM.from_pretrained(folder)
+        tokens = torch.tensor([[1, 5, 12, 0, 7, 3], [2, 2, 9, 11, 4, 8]])
+        output = oracle(tokens, labels=tokens)
+        golden[variant] = {"config": config.to_dict(), "tokens": tokens.tolist(), "loss": output.loss.item()}
+        golden[variant]["logits"] = output.logits.detach().double().round(decimals=6).tolist()
+    return golden
+
+
+def test_the_fixture_is_what_transformers_gives(tmp_path):
+    made = golden_from_transformers(tmp_path)
+    if not GOLDEN.exists():  # delete the file to make it anew
+        GOLDEN.write_text(json.dumps(made))
+    kept = json.loads(GOLDEN.read_text())
+    for variant, values in made.items():
+        assert torch.allclose(torch.tensor(values["logits"]), torch.tensor(kept[variant]["logits"]), atol=2e-5)
+        assert values["tokens"] == kept[variant]["tokens"] and values["config"] == kept[variant]["config"]

@@ -1,0 +1,389 @@
+"""train.py: AdamW against torch's, a stopped run against one that was not, the files of a run, bad input."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, SHORT, command, make_corpus, refused
+from safetensors.torch import load_file
+
+import data
+import train
+from model import GPTNeoX, config_of
+from schedule import learning_rate
+
+TRAIN_KEYS = {"kind", "step", "tokens", "lr", "loss", "grad_norm", "tokens_per_second"}
+EVAL_KEYS = {"kind", "step", "tokens", "lr"}
+EVAL_KEYS |= {f"{side}_{what}" for side in ("upstream", "downstream") for what in ("loss", "perplexity")}
+
+
+def metrics(out, kind=None):
+    records = [json.loads(line) for line in (Path(out) / "metrics.jsonl").read_text().splitlines()]
+    return [r for r in records if kind in (None, r["kind"])]
+
+
+def without_times(records):
+    return [{k: v for k, v in r.items() if k != "tokens_per_second"} for r in records]
+
+
+def same_end(a, b):
+    """Two runs with the same weights and moments, byte for byte, and the same metrics."""
+    last = sorted(p.name for p in Path(a, "checkpoints").iterdir())[-1]
+    for file in ("model.safetensors", "optimizer.safetensors"):
+        first, second = Path(a, "checkpoints", last, file), Path(b, "checkpoints", last, file)
+        assert first.read_bytes() == second.read_bytes(), file
+    assert without_times(metrics(a)) == without_times(metrics(b))
+
+
+# ---------------------------------------------------------------- the optimiser
+
+
+def test_adamw_equals_torchs_over_many_steps():
+    def network():
+        return torch.nn.Sequential(torch.nn.Linear(5, 7), torch.nn.LayerNorm(7), torch.nn.Linear(7, 3)).double()
+
+    ours, theirs = network(), network()
+    theirs.load_state_dict(ours.state_dict())
+    one = train.AdamW(train.parameter_groups(ours), lr=1e-2)
+    decayed, plain = ([p for p in theirs.parameters() if (p.ndim > 1) == matrix] for matrix in (True, False))
+    groups = [{"params": decayed, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}]
+    two = torch.optim.AdamW(groups, lr=1e-2, betas=(0.9, 0.95), eps=1e-8)
+    for step in range(1, 301):
+        rate = learning_rate(step, 300, 1e-2, 1e-3, 0.1)
+        inputs, targets = torch.randn(4, 5).double(), torch.randn(4, 3).double()
+        for net, optimizer in ((ours, one), (theirs, two)):
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.zero_grad()
+            ((net(inputs) - targets) ** 2).mean().backward()
+            optimizer.step()
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.allclose(a, b, rtol=1e-10, atol=1e-12)
+
+
+def test_only_matrices_decay():
+    decayed, plain = (group["params"] for group in train.parameter_groups(GPTNeoX(config_of("tiny", 9))))
+    assert {p.ndim for p in decayed} == {2} and {p.ndim for p in plain} == {1}
+    assert len(decayed) + len(plain) == len(list(GPTNeoX(config_of("tiny", 9)).parameters()))
+
+
+# ---------------------------------------------------------------- one run and its files
+
+
+def test_the_files_of_a_run(house):
+    train.main([*SHORT, "--out", "r", "--seed", "3", "--max-lr", "0.01"])
+    kept = json.loads(Path("r/config.json").read_text())
+    assert kept["flags"]["max_lr"] == 0.01 and kept["flags"]["min_lr"] == pytest.approx(0.001)
+    assert kept["flags"]["micro_batch_size"] == 4 and kept["flags"]["out"] == "r"
+    assert kept["versions"]["torch"] == torch.__version__
+    assert kept["corpora"]["old"]["train"] == data.Corpus("old").meta["train"]["sha256"]
+
+    updates, evaluations = metrics("r", "train"), metrics("r", "eval")
+    assert all(set(r) == TRAIN_KEYS for r in updates) and all(set(r) == EVAL_KEYS for r in evaluations)
+    assert [r["step"] for r in updates] == list(range(1, 21))
+    assert [r["tokens"] for r in updates] == [128 * s for s in range(1, 21)]
+    assert [r["lr"] for r in updates] == [learning_rate(s, 20, 0.01, 0.001, 0.2) for s in range(1, 21)]
+    assert evaluations[0]["step"] == 0 and evaluations[-1]["step"] == 20
+    assert 4 in [r["step"] for r in evaluations]  # the peak
+    assert evaluations[-1]["downstream_loss"] < evaluations[0]["downstream_loss"] - 0.5
+
+    final = Path("r/checkpoints/step_00000020")
+    names = ["config.json", "model.safetensors", "optimizer.safetensors", "tokenizer.json", "trainer_state.json"]
+    assert sorted(p.name for p in final.iterdir()) == names
+    assert GPTNeoX.from_pretrained(final).config.vocab_size == 257
+    assert Path("r/perplexity.png").stat().st_size > 10_000
+    assert not list(Path(".").rglob("*.pkl")) + list(Path(".").rglob("*.pt")) + list(Path(".").rglob("*.bin.tmp"))
+
+
+def test_the_loss_logged_is_the_models_on_the_batch(house):
+    train.main([*SHORT, "--out", "r", "--save-every", "7"])
+    network = GPTNeoX.from_pretrained("r/checkpoints/step_00000007")
+    rows = data.Mixture({data.Corpus("new"): 1}, 32, seed=0).batch(7, 4)
+    with torch.no_grad():
+        loss = network(rows[:, :-1], rows[:, 1:]).item()
+    assert metrics("r", "train")[7]["loss"] == pytest.approx(loss, rel=1e-6)
+    old = data.fixed_windows(data.Corpus("old"), 32, 256)
+    with torch.no_grad():
+        upstream = GPTNeoX.from_pretrained("r/checkpoints/step_00000020")(old[:, :-1], old[:, 1:]).item()
+    assert metrics("r", "eval")[-1]["upstream_loss"] == pytest.approx(upstream, rel=1e-6)
+
+
+def test_micro_batches_change_nothing(house):
+    for micro in (4, 2, 1, 3):
+        train.main([*SHORT, "--out", f"m{micro}", "--micro-batch-size", str(micro)])
+    whole = metrics("m4", "train")
+    for micro in (2, 1, 3):
+        for a, b in zip(whole, metrics(f"m{micro}", "train"), strict=True):
+            assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+            assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-3)
+
+
+def test_overlap_mixes_the_validation_as_it_mixes_the_text(house):
+    train.main([*SHORT, "--out", "none"])
+    train.main([*SHORT, "--out", "half", "--overlap", "0.5"])
+    train.main([*SHORT, "--out", "replayed", "--replay", "0.5"])
+    none, half, replayed = (metrics(out, "eval")[0] for out in ("none", "half", "replayed"))
+    mixed = (none["upstream_loss"] + none["downstream_loss"]) / 2
+    assert half["downstream_loss"] == pytest.approx(mixed)  # the downstream distribution itself is half upstream
+    assert replayed["downstream_loss"] == none["downstream_loss"]  # replay changes only what is trained on
+    assert metrics("half", "train")[5]["loss"] == metrics("replayed", "train")[5]["loss"]
+
+
+def test_a_mixture_of_corpora(house):
+    make_corpus("more", "old", seed=5)
+    train.main([*SHORT, "--out", "r", "--downstream", "new=3,more=1"])
+    first = metrics("r", "eval")[0]
+    assert first["downstream_loss"] == pytest.approx(0.75 * first["new_loss"] + 0.25 * first["more_loss"])
+
+
+def test_the_paper_s_baseline_and_an_early_stop(house):
+    train.main([*SHORT, "--out", "r", "--schedule", "constant", "--warmup", "0", "--max-lr", "1e-3"])
+    assert {r["lr"] for r in metrics("r", "train")} == {1e-3}
+    train.main([*SHORT, "--out", "whole"])
+    train.main([*SHORT, "--out", "stopped", "--stop-tokens", str(10 * 128)])
+    rates = [[r["lr"] for r in metrics(out, "train")] for out in ("whole", "stopped")]
+    assert rates[1] == rates[0][:10]
+    train.main(["--resume", "stopped", "--stop-tokens", str(20 * 128)])
+    last = [load_file(f"{out}/checkpoints/step_00000020/model.safetensors") for out in ("whole", "stopped")]
+    assert all(torch.equal(last[0][name], last[1][name]) for name in last[0])
+
+
+def test_init_upstream_pretrains_once_and_continues(house):
+    words = ["--upstream", "old", "--downstream", "new", "--upstream-tokens", "20480", "--tokens", "4096"]
+    words += ["--device", "cpu"]
+    first = command("train.py", *words, cwd=house)
+    assert first.returncode == 0 and "pre-training tiny on old" in first.stdout
+    before = Path("runs/upstream-tiny-old-20480")
+    assert (before / "checkpoints/step_00000010").is_dir() and len(list(before.glob("checkpoints/*"))) > 3
+    second = command("train.py", *words, "--seed", "1", cwd=house)
+    assert second.returncode == 0 and "pre-training" not in second.stdout
+    runs = sorted(p for p in Path("runs").iterdir() if p != before)
+    assert len(runs) == 2
+    starts = [metrics(run, "eval")[0] for run in runs]
+    assert starts[0]["upstream_loss"] == starts[1]["upstream_loss"] == metrics(before, "eval")[-1]["upstream_loss"]
+    refused(command("train.py", *words, cwd=house), "already holds a run", "--resume")
+
+
+def test_a_run_begins_where_another_ended(house):
+    train.main([*SHORT, "--out", "first"])
+    train.main([*SHORT, "--init", "first", "--max-lr", "1e-3", "--out", "second"])
+    end, start = metrics("first", "eval")[-1], metrics("second", "eval")[0]
+    assert start["downstream_loss"] == end["downstream_loss"]
+    moments = load_file("second/checkpoints/step_00000020/optimizer.safetensors")
+    assert set(m.split(".")[0] for m in moments) == {"exp_avg", "exp_avg_sq"}
+
+
+def test_a_checkpoint_of_transformers_is_continued_and_read_back(house):
+    transformers = pytest.importorskip("transformers", reason="pip install -r requirements-dev.txt")
+    config = transformers.GPTNeoXConfig(
+        vocab_size=260, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+        max_position_embeddings=64,
+    )  # fmt: skip
+    transformers.GPTNeoXForCausalLM(config).save_pretrained("theirs")
+    done = command("train.py", *SHORT, "--init", "theirs", "--max-lr", "1e-2", "--out", "r", cwd=house)
+    assert done.returncode == 0, done.stderr
+    back = transformers.GPTNeoXForCausalLM.from_pretrained("r/checkpoints/step_00000020")
+    tokens = torch.randint(0, 260, (2, 40))
+    ours = GPTNeoX.from_pretrained("r/checkpoints/step_00000020")(tokens)
+    assert torch.allclose(ours, back(tokens).logits, rtol=1e-5, atol=1e-5)
+    text = "The rain, 2 spaces  and é"
+    tokenizer = transformers.AutoTokenizer.from_pretrained("r/checkpoints/step_00000020")
+    assert tokenizer(text).input_ids == data.load_tokenizer("r/checkpoints/step_00000020").encode(text)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_on_the_cpu(house, precision):
+    train.main([*SHORT, "--out", "full"])
+    train.main([*SHORT, "--out", "half", "--precision", precision])
+    losses = [metrics(out, "eval")[-1]["downstream_loss"] for out in ("full", "half")]
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)
+    assert load_file("half/checkpoints/step_00000020/model.safetensors")["embed_out.weight"].dtype == torch.float32
+
+
+# ---------------------------------------------------------------- stopped and resumed
+
+
+@pytest.mark.parametrize("extra", [[], ["--precision", "fp16"], ["--replay", "0.25", "--micro-batch-size", "2"]])
+def test_a_resumed_run_equals_an_uninterrupted_one(house, extra):
+    train.main([*SHORT, *extra, "--out", "whole", "--save-every", "6"])
+    shutil.copytree("whole", "cut")
+    for step in (18, 20):
+        shutil.rmtree(f"cut/checkpoints/step_000000{step}")
+    with open("cut/metrics.jsonl", "ab") as file:
+        file.write(b'{"kind": "train", "st')  # killed inside an append
+    train.main(["--resume", "cut"])
+    same_end("whole", "cut")
+
+
+def started(*words, cwd):
+    words = [sys.executable, ROOT / "train.py", *words]
+    return subprocess.Popen(words, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+LONG = [*SHORT, "--tokens", str(120 * 128), "--save-every", "10"]
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_signals(house, how):
+    train.main([*LONG, "--out", "whole"])
+    process = started(*LONG, "--out", "cut", cwd=house)
+    while process.poll() is None and not list(Path("cut/checkpoints").glob("step_*")):
+        time.sleep(0.01)
+    process.send_signal(how)
+    said = process.communicate(timeout=60)[0]
+    assert "Traceback" not in said
+    if how != signal.SIGKILL:
+        assert process.returncode == 0 and "--resume cut" in said, said
+        last = metrics("cut")[-1]["step"]
+        assert Path(f"cut/checkpoints/step_{last:08d}").is_dir() and last < 120
+    done = command("train.py", "--resume", "cut", cwd=house)
+    assert done.returncode == 0, done.stderr
+    same_end("whole", "cut")
+
+
+def test_a_damaged_checkpoint_is_passed_over(house):
+    train.main([*SHORT, "--out", "whole", "--save-every", "5"])
+    shutil.copytree("whole", "cut")
+    for step, file in ((20, "model.safetensors"), (15, "trainer_state.json")):
+        path = Path(f"cut/checkpoints/step_{step:08d}/{file}")
+        path.write_bytes(path.read_bytes()[:-9] + b"x")
+    done = command("train.py", "--resume", "cut", cwd=house)
+    assert done.returncode == 0 and done.stderr.count("damaged") >= 2
+    same_end("whole", "cut")
+
+
+def test_keep_prunes_but_never_the_peak_or_the_last(house):
+    train.main([*SHORT, "--out", "r", "--save-every", "3", "--keep", "2"])
+    assert sorted(p.name[-2:] for p in Path("r/checkpoints").iterdir()) == ["04", "18", "20"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or sys.platform != "linux", reason="needs to mount a small file system")
+def test_a_full_disk_loses_nothing(house):
+    Path("small").mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "none", "small"]).returncode:
+        pytest.skip("may not mount")
+    try:
+        process = command("train.py", *LONG, "--out", "small/r", cwd=house)
+        assert process.returncode == 1 and "Traceback" not in process.stderr
+        assert "could not save" in process.stderr and "--resume small/r" in process.stderr
+        assert train.last_whole_checkpoint("small/r")[0] is not None
+        subprocess.run(["mount", "-o", "remount,size=999m", "small"], check=True)
+        assert command("train.py", "--resume", "small/r", cwd=house).returncode == 0
+        train.main([*LONG, "--out", "whole"])
+        same_end("whole", "small/r")
+    finally:
+        subprocess.run(["umount", "small"], check=True)
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_weights(house):
+    train.main([*SHORT, "--out", "first"])
+    network = GPTNeoX.from_pretrained("first/checkpoints/step_00000020")
+    network.embed_out.weight.data[3] = float("inf")
+    network.save_pretrained("bad")
+    done = command("train.py", *SHORT, "--init", "bad", "--max-lr", "1", "--out", "r", cwd=house)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    for words in ("update 1", "lr 2.50e-01", "last good checkpoint"):
+        assert words in done.stderr
+    assert not list(Path("r/checkpoints").glob("*"))
+
+
+def test_two_at_once_on_one_folder(house):
+    train.main([*SHORT, "--out", "r", "--stop-tokens", "1280"])
+    with data.locked("r/.lock", ""):
+        refused(command("train.py", "--resume", "r", cwd=house), "another process", "r")
+
+
+# ---------------------------------------------------------------- the flags
+
+
+def test_help_lists_every_flag_with_its_comment():
+    done = command("train.py", "--help")
+    assert done.returncode == 0
+    for name in train.Flags.__dataclass_fields__:
+        assert "--" + name.replace("_", "-") in done.stdout, name
+    for words in ("Learning rate:", "share of upstream text in the downstream distribution", "(cosine)"):
+        assert words in done.stdout
+
+
+BAD = [
+    (["--unknown", "1"], "--unknown"),
+    (["--warm", "0.1"], "--warm"),  # no guessing at abbreviations
+    (["--tokens", "many"], "--tokens"),
+    (["--tokens", "-5"], "--tokens"),
+    (["--tokens", "0"], "--tokens"),
+    (["--batch-size", "0"], "--batch-size"),
+    (["--micro-batch-size", "0"], "--micro-batch-size"),
+    (["--max-lr", "-1"], "--max-lr"),
+    (["--max-lr", "nan"], "--max-lr"),
+    (["--max-lr", "0.001", "--min-lr", "0.01"], "--min-lr"),
+    (["--warmup", "1.5"], "--warmup"),
+    (["--overlap", "-0.1"], "--overlap"),
+    (["--replay", "nan"], "--replay"),
+    (["--schedule", "cosin"], "cosine-clipped"),
+    (["--model", "3b"], "1.4b"),
+    (["--device", "abacus"], "abacus"),
+    (["--precision", "int8"], "int8"),
+    (["--context", "4096"], "--context"),
+    (["--context", "100000"], "--context"),
+    (["--upstream", "nothing"], "nothing"),
+    (["--downstream", "../old"], "../old"),
+    (["--downstream", "new=x"], "new=x"),
+    (["--init", "nowhere"], "nowhere"),
+    (["--init", "old", "--resume", "r"], "--resume"),
+    (["--init", "data/old"], "config.json"),
+    (["--resume", "nowhere"], "nowhere"),
+    (["--out", "old.txt"], "old.txt"),
+]
+
+
+@pytest.mark.parametrize("words, says", BAD, ids=lambda x: x if isinstance(x, str) else " ".join(x))
+def test_bad_flags_are_one_line(house, words, says):
+    Path("old.txt").write_text("a file of the user's")
+    begin = [] if "--resume" in words else SHORT
+    refused(command("train.py", *begin, *words, cwd=house), says)
+    assert Path("old.txt").read_text() == "a file of the user's" and not Path("runs").exists()
+
+
+def test_a_run_is_never_overwritten_nor_changed(house):
+    train.main([*SHORT, "--out", "r"])
+    before = Path("r/metrics.jsonl").read_bytes()
+    refused(command("train.py", *SHORT, "--out", "r", cwd=house), "already holds a run", "--resume")
+    refused(command("train.py", "--resume", "r", "--tokens", "99999", cwd=house), "--tokens", "--init")
+    refused(command("train.py", "--resume", "r", "--downstream", "old", cwd=house), "--downstream")
+    assert Path("r/metrics.jsonl").read_bytes() == before
+    shutil.rmtree("data/new")
+    make_corpus("new", "new", seed=9)
+    refused(command("train.py", "--resume", "r", cwd=house), "corpora changed")
+
+
+def test_another_tokenizer_is_refused(house):
+    from test_data import small_spec
+
+    Path("t.json").write_text(json.dumps(small_spec()))
+    make_corpus("other", "new", tokenizer="t.json")
+    refused(command("train.py", *SHORT, "--downstream", "other", cwd=house), "different tokenizers", "data/other")
+    train.main([*SHORT, "--out", "r"])
+    words = [*SHORT, "--init", "r", "--upstream", "other", "--downstream", "other", "--max-lr", "1e-3"]
+    refused(command("train.py", *words, cwd=house), "another tokenizer")
+
+
+def test_names_of_runs_tell_the_flags_apart(house):
+    plain = train.run_name({})
+    assert plain == Path("runs/stdlib-to-torch")
+    named = train.run_name({"max_lr": 1e-3, "schedule": "constant", "seed": 2, "device": "cpu"})
+    assert named == Path("runs/stdlib-to-torch-max-lr-0.001-schedule-constant-seed-2")
+    long = train.run_name({"downstream": ",".join(f"corpus{i}=1" for i in range(40)), "seed": 1})
+    assert len(long.name) < 200 and ".." not in str(train.run_name({"init": "../../x"}))
+
+
+def test_dry_run_writes_nothing(house):
+    done = command("train.py", *SHORT, "--dry-run", cwd=house)
+    assert done.returncode == 0 and json.loads(done.stdout)["max_lr"] == 2e-3
+    assert not Path("runs").exists()
