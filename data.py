@@ -133,7 +133,6 @@ class Tokenizer:
 
 def byte_tokenizer():
     """256 bytes and <|endoftext|>, as a tokenizer.json without merges: transformers reads it too."""
-    vocab = {char: byte for char, byte in byte_alphabet().items()}
     end = {"id": 256, "content": END, "special": True, "normalized": False}
     end |= {"single_word": False, "lstrip": False, "rstrip": False}
     return {
@@ -145,7 +144,7 @@ def byte_tokenizer():
         "pre_tokenizer": BYTE_LEVEL,
         "post_processor": BYTE_LEVEL,
         "decoder": BYTE_LEVEL,
-        "model": {"type": "BPE", "vocab": vocab, "merges": []},
+        "model": {"type": "BPE", "vocab": byte_alphabet(), "merges": []},
     }
 
 
@@ -380,9 +379,8 @@ def write_corpus(name, documents, tokenizer, sources, *, train_tokens=None, val_
                     limits = {"train": train_tokens, "val": val_tokens}
                     writers[corpus] = {s: SplitWriter(partial / corpus / f"{s}.bin", limits[s]) for s in limits}
                 writers[corpus]["val" if share < options["val_share"] else "train"].add(ids, size)
-                if None not in (train_tokens, val_tokens) and not options["by_domain"]:
-                    if all(w.full for w in writers[corpus].values()):
-                        break
+                if not options["by_domain"] and all(w.full for w in writers[corpus].values()):
+                    break
             for corpus, splits in writers.items():
                 meta = {"name": corpus, "vocab_size": tokenizer.vocab_size, "eot": tokenizer.eot, "sources": sources}
                 meta["tokenizer_sha256"] = tokenizer.sha256
@@ -415,7 +413,7 @@ def prepare(name, files=(), tokenizer=None, **limits):
         source = f"Python {sys.version.split()[0]}" if name == "stdlib" else f"torch {torch.__version__}"
         return write_corpus(name, documents, load_tokenizer(tokenizer or "bytes"), [source], **limits)
     if not files:
-        raise ValueError(f"no FILES for {name}: write `python data.py {name} FILES...` (embedded: {', '.join(EMBEDDED)})")
+        raise ValueError(f"no FILES for {name}: `python data.py {name} FILES...`; embedded: {', '.join(EMBEDDED)}")
     corpus_folder(name)  # a bad name is told before any work
     paths, tokenizer = source_files(files), load_tokenizer(tokenizer or "neox")
     options = limits.pop("options", {})
@@ -701,7 +699,8 @@ def main(argv=None):
         meta = Corpus(name).meta
         for split in ("train", "val"):
             numbers = meta[split]
-            print(f"{corpus_folder(name)}/{split}.bin  {numbers['tokens']:>12,} tokens  {numbers['documents']:>9,} documents")
+            counts = f"{numbers['tokens']:>14,} tokens {numbers['documents']:>10,} documents"
+            print(f"{corpus_folder(name)}/{split}.bin {counts}")
 
 
 if __name__ == "__main__":

@@ -55,7 +55,7 @@ def newest_checkpoint(path):
 def check_tokenizer(folder, corpus):
     """ValueError if the checkpoint's tokenizer is not the one that made the corpus's ids."""
     if (Path(folder) / "tokenizer.json").is_file() and load_tokenizer(folder).sha256 != corpus.tokenizer_sha256:
-        raise ValueError(f"{folder} has another tokenizer than data/{corpus.name}; prepare it with --tokenizer {folder}")
+        raise ValueError(f"{folder} has another tokenizer than data/{corpus.name}; give --tokenizer {folder}")
 
 
 def perplexity(flags):

@@ -39,7 +39,9 @@ SIZES = {
     "12b": (36, 5120, 40, 1.2e-4, 50688, 2048),
 }
 
-ACTIVATIONS = {  # Pythia was trained with tanh GELU, but its config.json says "gelu": the exact erf form (|diff| < 5e-4)
+# Pythia was trained with tanh GELU, but its config.json says "gelu": the exact erf form, as everyone runs it. The two
+# differ by less than 5e-4.
+ACTIVATIONS = {
     "gelu": lambda x: F.gelu(x),
     "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
     "gelu_fast": lambda x: F.gelu(x, approximate="tanh"),
@@ -112,7 +114,7 @@ class GPTNeoXConfig:
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(f"{where}: {self.num_attention_heads} heads do not divide a width of {self.hidden_size}")
         if self.rotary_size < 2 or self.rotary_size % 2:
-            raise ValueError(f"{where}: rotary_pct {self.rotary_pct} rotates {self.rotary_size} values a head, not pairs")
+            raise ValueError(f"{where}: rotary_pct {self.rotary_pct} rotates {self.rotary_size} values, not pairs")
         if self.hidden_act not in ACTIVATIONS:
             raise ValueError(f"{where}: hidden_act {self.hidden_act!r} is unknown; known: {', '.join(ACTIVATIONS)}")
         if self.extra.get("tie_word_embeddings"):
@@ -362,19 +364,21 @@ class GPTNeoX(nn.Module):
         for file in files:
             try:
                 with safe_open(file, framework="pt") as tensors:  # memory-mapped: read as it is copied
-                    for name in tensors.keys():
+                    names = tensors.keys()
+                    for name in names:
                         if OLD_BUFFERS.fullmatch(name):
                             continue
                         if name not in missing:
                             raise ValueError(f"{file}: unexpected (or repeated) tensor {name}")
                         parameter, shape = missing.pop(name), list(tensors.get_slice(name).get_shape())
                         if shape != list(parameter.shape):
-                            raise ValueError(f"{file}: {name} has shape {shape}, config.json asks {list(parameter.shape)}")
+                            raise ValueError(f"{file}: {name} is {shape}, config.json asks {list(parameter.shape)}")
                         parameter.data.copy_(tensors.get_tensor(name))  # fp16 on the hub, fp32 master weights here
             except SafetensorError as fault:
                 raise ValueError(f"{file}: damaged ({fault}); fetch or save it again") from None
         if missing:
-            raise ValueError(f"{folder}: no tensor {next(iter(missing))} ({len(missing)} missing); fetch or save it again")
+            name = next(iter(missing))
+            raise ValueError(f"{folder}: no tensor {name} ({len(missing)} missing); fetch or save it again")
         return model
 
     def save_pretrained(self, folder):

@@ -47,12 +47,12 @@ class Flags:
     # Start
     init: str = "upstream"  # upstream (a model pre-trained here on the upstream corpus), scratch, a hub id, or a folder
     revision: str | None = None  # of a hub id, such as step10000
-    model: str = "tiny"  # size, for --init scratch and upstream: tiny, 14m, 31m, 70m, 160m, 410m, 1b, 1.4b, 2.8b, 6.9b, 12b
+    model: str = "tiny"  # for --init scratch and upstream: tiny, 14m, 31m, 70m, 160m, 410m, 1b, 1.4b, 2.8b, 6.9b, 12b
     upstream_tokens: int = 3_000_000  # length of the pre-training that --init upstream does
     # Data
     upstream: str = "stdlib"  # corpus of the pre-training: NAME
     downstream: str = "torch"  # corpus to continue on: NAME, or a mixture NAME=WEIGHT,NAME=WEIGHT
-    overlap: float = 0.0  # share of upstream text in the downstream distribution, its validation included
+    overlap: float = 0.4  # share of upstream text in the downstream distribution, its validation included
     replay: float = 0.0  # share of each batch taken from the upstream corpus, in place of new text
     # Learning rate
     schedule: str = "cosine"  # cosine, cosine-clipped, linear, constant, infinite-cosine, infinite-rsqrt
@@ -224,7 +224,7 @@ def set_up(flags, cleanup):
     one = corpora[flags.upstream]
     for other in corpora.values():
         if other.tokenizer_sha256 != one.tokenizer_sha256:
-            raise ValueError(f"data/{one.name} and data/{other.name} have different tokenizers; prepare one of them anew")
+            raise ValueError(f"data/{one.name} and data/{other.name} have different tokenizers; prepare one anew")
 
     # The model.
     start, state = 0, {}
@@ -253,22 +253,20 @@ def set_up(flags, cleanup):
     context = flags.context or config.max_position_embeddings
     if context > config.max_position_embeddings:
         raise ValueError(f"--context {context} is more than the model's {config.max_position_embeddings}")
-    per_update = flags.batch_size * context
-    updates = max(1, flags.tokens // per_update)
-    stop = max(1, min(flags.stop_tokens or flags.tokens, flags.tokens) // per_update)
-    if start > stop:
-        raise ValueError(f"{out} is past --stop-tokens already, at {start * per_update} tokens; leave it out")
     flags = replace(
         flags,
         max_lr=peak,
         min_lr=peak * MIN_LR_SHARE if flags.min_lr is None else flags.min_lr,
         context=context,
         micro_batch_size=min(flags.batch_size, flags.micro_batch_size or 8),
-        eval_every=flags.eval_every or max(1, stop // 20),
-        save_every=flags.save_every or max(1, stop // 4),
         out=str(out),
         resume=None,
     )
+    updates, stop = length(flags)
+    flags.eval_every = flags.eval_every or max(1, stop // 20)
+    flags.save_every = flags.save_every or max(1, stop // 4)
+    if start > stop:
+        raise ValueError(f"{out} is at update {start} already, past --stop-tokens; leave that out")
     if flags.min_lr > flags.max_lr:
         raise ValueError(f"--min-lr {flags.min_lr} is above --max-lr {flags.max_lr}")
     mixture = data.Mixture({corpora[name]: share for name, share in stream.items()}, context, flags.seed)
@@ -292,7 +290,7 @@ def set_up(flags, cleanup):
 
     # The folder, from here on ours.
     out.mkdir(parents=True, exist_ok=True)
-    cleanup.enter_context(data.locked(out / ".lock", f"{out}: another process is running it; wait or choose another --out"))
+    cleanup.enter_context(data.locked(out / ".lock", f"{out}: another process runs it; wait or choose another --out"))
     versions = {"python": platform.python_version(), "torch": torch.__version__}
     record = {"flags": asdict(flags), "versions": versions, "corpora": hashes, "parameters": config.parameters}
     partial = out / ".config.json"
@@ -307,7 +305,7 @@ def set_up(flags, cleanup):
     warmup = schedule.warmup_updates(updates, flags.warmup)
     run.autocast = lambda: torch.autocast(device.type, precision or torch.bfloat16, enabled=precision is not None)
     run.evaluations = evaluation_steps(stop, warmup, flags.eval_every)
-    run.saves = set(range(0, stop, flags.save_every)) - {0} | ({warmup} if warmup and flags.save_every < stop else set())
+    run.saves = {warmup, *range(flags.save_every, stop, flags.save_every)} - {0}
     run.log = Log(run, state.get("metrics_bytes", 0))
     cleanup.callback(run.log.file.close)
     for number in (signal.SIGINT, signal.SIGTERM):  # finish the update, save, leave
@@ -317,6 +315,13 @@ def set_up(flags, cleanup):
 
         cleanup.callback(signal.signal, number, signal.signal(number, interrupt))
     return run
+
+
+def length(flags):
+    """(updates of the whole schedule, updates until this run stops)"""
+    per_update = flags.batch_size * flags.context
+    stop_tokens = min(flags.stop_tokens or flags.tokens, flags.tokens)
+    return max(1, flags.tokens // per_update), max(1, stop_tokens // per_update)
 
 
 def check_flags(flags):
@@ -371,15 +376,14 @@ class Log:
         # Append-only but for this: what came after the checkpoint that a resumed run starts from is done again.
         self.file = open(self.path, "ab")
         if self.file.tell() < metrics_bytes:
-            raise ValueError(f"{self.path} is shorter than when the checkpoint was written; start a new run with --init")
+            raise ValueError(f"{self.path} is shorter than at the checkpoint; start a new run with --init")
         self.file.truncate(metrics_bytes)
         self.before = None
         if metrics_bytes:
             self.before = read_run(run.out)["eval"][0]
         self.tty = sys.stderr.isatty()
-        self.bar = tqdm(
-            total=run.stop, initial=run.start, desc=run.out.name, unit="update", disable=not self.tty, dynamic_ncols=True
-        )
+        bar = {"total": run.stop, "initial": run.start, "desc": run.out.name, "unit": "update", "dynamic_ncols": True}
+        self.bar = tqdm(**bar, disable=not self.tty)
         self.per_update = run.flags.batch_size * run.flags.context
         self.every = max(1, run.stop // 20)
         self.clock, self.spent, self.done, self.skipped = time.perf_counter(), 0.0, 0, 0
@@ -392,7 +396,8 @@ class Log:
         self.bar.write(line) if self.tty else print(line, flush=True)
 
     def update(self, step, lr, loss, norm):
-        if not math.isfinite(loss) or not math.isfinite(norm) and not self.run.scaler.is_enabled():
+        overflow = self.run.scaler.is_enabled() and math.isfinite(loss)  # the scaler's normal business
+        if not math.isfinite(loss) or not (math.isfinite(norm) or overflow):
             good = sorted((self.run.out / "checkpoints").glob("step_*"))
             raise RuntimeError(
                 f"loss {loss} and gradient norm {norm} at update {step} (lr {lr:.2e}); the weights were left alone; "
@@ -431,8 +436,8 @@ class Log:
         self.before = self.before or record
         shown = []
         for side in ("upstream", "downstream"):
-            value, change = record[f"{side}_perplexity"], record[f"{side}_perplexity"] / self.before[f"{side}_perplexity"]
-            shown.append(f"{side} {value:.3f} ({change - 1:+.1%})")
+            now, before = record[f"{side}_perplexity"], self.before[f"{side}_perplexity"]
+            shown.append(f"{side} {now:.3f} ({now / before - 1:+.1%})")
         self.say(f"eval {self.place(step)} | {' | '.join(shown)} | {tokens / 1e6:.2f}M tokens")
         self.clock = time.perf_counter()  # evaluation is no part of tokens per second
 
@@ -555,9 +560,8 @@ def finished(out):
     """Whether a run's folder holds the checkpoint of its last update."""
     try:
         flags = read_json(Path(out) / "config.json")["flags"]
-        last = max(1, min(flags["stop_tokens"] or flags["tokens"], flags["tokens"]) // (flags["batch_size"] * flags["context"]))
-        return last_whole_checkpoint(out)[1].get("step") == last
-    except (OSError, KeyError, TypeError):
+        return last_whole_checkpoint(out)[1].get("step") == length(Flags(**flags))[1]
+    except (OSError, KeyError, TypeError, ValueError):
         return False
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 import zstandard
-from conftest import ROOT, command, make_corpus, refused, texts
+from conftest import ROOT, call, command, make_corpus, refused, texts
 
 import data
 
@@ -197,7 +197,8 @@ def test_every_document_once_with_an_end_and_a_true_meta(sources):
     assert sum(sizes) == sum(len(t.encode()) for t in sources)
     assert meta["train"]["tokens"] == sizes[0] + count["train"]
     assert meta["vocab_size"] == 257 and meta["sources"][0] == "a.jsonl.zst"
-    assert sorted(p.name for p in Path("data/mine").iterdir()) == ["meta.json", "tokenizer.json", "train.bin", "val.bin"]
+    names = ["meta.json", "tokenizer.json", "train.bin", "val.bin"]
+    assert sorted(p.name for p in Path("data/mine").iterdir()) == names
 
 
 def test_the_same_bytes_with_any_number_of_processes(sources):
@@ -286,14 +287,16 @@ def test_an_interrupted_corpus_is_absent_and_the_same_command_begins_again(how, 
     assert sorted(p.name for p in (tmp_path / "data").iterdir()) == [".mine.lock", "mine"]
 
 
-def test_two_at_once_on_one_name(tmp_path):
+def test_two_at_once_on_one_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "data").mkdir()
     (tmp_path / "a.jsonl").write_bytes(rows(texts("old", 60)))
     with data.locked(tmp_path / "data/.mine.lock", ""):
-        refused(command("data.py", "mine", "a.jsonl", "--tokenizer", "bytes", cwd=tmp_path), "another process", "mine")
+        refused(call("data.py", "mine", "a.jsonl", "--tokenizer", "bytes"), "another process", "mine")
 
 
-def test_bad_input_of_the_command_line(tmp_path):
+def test_bad_input_of_the_command_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "a.jsonl").write_bytes(rows(texts("old", 60)))
     (tmp_path / "empty.jsonl").write_bytes(b"")
     for words, says in [
@@ -310,14 +313,14 @@ def test_bad_input_of_the_command_line(tmp_path):
         (["mine", "a.jsonl", "--tokenizer", "missing.json"], "missing.json"),
         (["mine", "a.jsonl", "--unknown"], "--unknown"),
     ]:
-        refused(command("data.py", *words, cwd=tmp_path), says)
+        refused(call("data.py", *words), says)
     assert not list(tmp_path.glob("data/[!.]*"))
 
 
 def test_nothing_is_overwritten(house):
     before = Path("data/old/train.bin").read_bytes()
     (house / "a.jsonl").write_bytes(rows(texts("new", 60)))
-    refused(command("data.py", "old", "a.jsonl", "--tokenizer", "bytes", cwd=house), "exists already")
+    refused(call("data.py", "old", "a.jsonl", "--tokenizer", "bytes"), "exists already")
     assert Path("data/old/train.bin").read_bytes() == before
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SHORT, command, refused
+from conftest import SHORT, call, refused
 
 import data
 import eval as evaluation
@@ -23,7 +23,7 @@ def run(house):
 
 def test_perplexity_is_the_exp_of_the_mean_loss(run, house):
     words = ["eval.py", "perplexity", run, "--data", "old", "new", "--context", "32", "--eval-tokens", "640", "--json"]
-    done = command(*words, cwd=house)
+    done = call(*words)
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     network = GPTNeoX.from_pretrained("r/checkpoints/step_00000020")
@@ -39,7 +39,7 @@ def test_perplexity_is_the_exp_of_the_mean_loss(run, house):
         text = corpus.meta["val"]
         bits = row["loss"] / math.log(2) * text["tokens"] / text["bytes_of_text"]
         assert row["bits_per_byte"] == pytest.approx(bits)
-    table = command(*words[:-1], cwd=house).stdout
+    table = call(*words[:-1]).stdout
     assert f"{rows[0]['perplexity']:.3f}" in table and "bits/byte" in table
 
 
@@ -86,17 +86,17 @@ def test_arms_are_told_apart_and_seeds_are_averaged(house, monkeypatch):
 
 @pytest.mark.parametrize("name", ["figure.png", "figure.pdf", "figure.svg"])
 def test_plot_writes_what_the_name_says(run, house, name):
-    assert command("eval.py", "plot", "r", "--out", name, cwd=house).returncode == 0
+    assert call("eval.py", "plot", "r", "--out", name).returncode == 0
     head = Path(name).read_bytes()[:100]
     assert {"png": b"PNG", "pdf": b"%PDF", "svg": b"<?xml"}[name[-3:]] in head
 
 
 def test_sample(run, house):
     words = ["eval.py", "sample", "r", "--prompt", "the river", "--tokens", "20", "--temperature", "0"]
-    done = command(*words, cwd=house)
+    done = call(*words)
     assert done.returncode == 0 and done.stdout.startswith("the river")
-    assert command(*words, cwd=house).stdout == done.stdout
-    seeds = [command(*words[:-2], "--seed", seed, cwd=house).stdout for seed in ("1", "1", "2")]
+    assert call(*words).stdout == done.stdout
+    seeds = [call(*words[:-2], "--seed", seed).stdout for seed in ("1", "1", "2")]
     assert seeds[0] == seeds[1] != seeds[2]
 
 
@@ -118,7 +118,7 @@ def test_bad_input(run, house):
         (["sample", "r", "--tokenizer", "missing"], "missing"),
         (["dance"], "dance"),
     ]:
-        refused(command("eval.py", *words, cwd=house), says)
+        refused(call("eval.py", *words), says)
 
 
 def test_a_line_that_is_still_being_written_is_passed_over(run):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, SHORT, command, make_corpus, refused
+from conftest import ROOT, SHORT, call, command, make_corpus, refused
 from safetensors.torch import load_file
 
 import data
@@ -158,17 +158,17 @@ def test_the_paper_s_baseline_and_an_early_stop(house):
 def test_init_upstream_pretrains_once_and_continues(house):
     words = ["--upstream", "old", "--downstream", "new", "--upstream-tokens", "20480", "--tokens", "4096"]
     words += ["--device", "cpu"]
-    first = command("train.py", *words, cwd=house)
+    first = call("train.py", *words)
     assert first.returncode == 0 and "pre-training tiny on old" in first.stdout
     before = Path("runs/upstream-tiny-old-20480")
     assert (before / "checkpoints/step_00000010").is_dir() and len(list(before.glob("checkpoints/*"))) > 3
-    second = command("train.py", *words, "--seed", "1", cwd=house)
+    second = call("train.py", *words, "--seed", "1")
     assert second.returncode == 0 and "pre-training" not in second.stdout
     runs = sorted(p for p in Path("runs").iterdir() if p != before)
     assert len(runs) == 2
     starts = [metrics(run, "eval")[0] for run in runs]
     assert starts[0]["upstream_loss"] == starts[1]["upstream_loss"] == metrics(before, "eval")[-1]["upstream_loss"]
-    refused(command("train.py", *words, cwd=house), "already holds a run", "--resume")
+    refused(call("train.py", *words), "already holds a run", "--resume")
 
 
 def test_a_run_begins_where_another_ended(house):
@@ -177,7 +177,7 @@ def test_a_run_begins_where_another_ended(house):
     end, start = metrics("first", "eval")[-1], metrics("second", "eval")[0]
     assert start["downstream_loss"] == end["downstream_loss"]
     moments = load_file("second/checkpoints/step_00000020/optimizer.safetensors")
-    assert set(m.split(".")[0] for m in moments) == {"exp_avg", "exp_avg_sq"}
+    assert {m.split(".")[0] for m in moments} == {"exp_avg", "exp_avg_sq"}
 
 
 def test_a_checkpoint_of_transformers_is_continued_and_read_back(house):
@@ -187,7 +187,7 @@ def test_a_checkpoint_of_transformers_is_continued_and_read_back(house):
         max_position_embeddings=64,
     )  # fmt: skip
     transformers.GPTNeoXForCausalLM(config).save_pretrained("theirs")
-    done = command("train.py", *SHORT, "--init", "theirs", "--max-lr", "1e-2", "--out", "r", cwd=house)
+    done = call("train.py", *SHORT, "--init", "theirs", "--max-lr", "1e-2", "--out", "r")
     assert done.returncode == 0, done.stderr
     back = transformers.GPTNeoXForCausalLM.from_pretrained("r/checkpoints/step_00000020")
     tokens = torch.randint(0, 260, (2, 40))
@@ -243,7 +243,7 @@ def test_signals(house, how):
         assert process.returncode == 0 and "--resume cut" in said, said
         last = metrics("cut")[-1]["step"]
         assert Path(f"cut/checkpoints/step_{last:08d}").is_dir() and last < 120
-    done = command("train.py", "--resume", "cut", cwd=house)
+    done = call("train.py", "--resume", "cut")
     assert done.returncode == 0, done.stderr
     same_end("whole", "cut")
 
@@ -254,7 +254,7 @@ def test_a_damaged_checkpoint_is_passed_over(house):
     for step, file in ((20, "model.safetensors"), (15, "trainer_state.json")):
         path = Path(f"cut/checkpoints/step_{step:08d}/{file}")
         path.write_bytes(path.read_bytes()[:-9] + b"x")
-    done = command("train.py", "--resume", "cut", cwd=house)
+    done = call("train.py", "--resume", "cut")
     assert done.returncode == 0 and done.stderr.count("damaged") >= 2
     same_end("whole", "cut")
 
@@ -270,12 +270,12 @@ def test_a_full_disk_loses_nothing(house):
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "none", "small"]).returncode:
         pytest.skip("may not mount")
     try:
-        process = command("train.py", *LONG, "--out", "small/r", cwd=house)
+        process = call("train.py", *LONG, "--out", "small/r")
         assert process.returncode == 1 and "Traceback" not in process.stderr
         assert "could not save" in process.stderr and "--resume small/r" in process.stderr
         assert train.last_whole_checkpoint("small/r")[0] is not None
         subprocess.run(["mount", "-o", "remount,size=999m", "small"], check=True)
-        assert command("train.py", "--resume", "small/r", cwd=house).returncode == 0
+        assert call("train.py", "--resume", "small/r").returncode == 0
         train.main([*LONG, "--out", "whole"])
         same_end("whole", "small/r")
     finally:
@@ -287,7 +287,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights(house):
     network = GPTNeoX.from_pretrained("first/checkpoints/step_00000020")
     network.embed_out.weight.data[3] = float("inf")
     network.save_pretrained("bad")
-    done = command("train.py", *SHORT, "--init", "bad", "--max-lr", "1", "--out", "r", cwd=house)
+    done = call("train.py", *SHORT, "--init", "bad", "--max-lr", "1", "--out", "r")
     assert done.returncode == 1 and "Traceback" not in done.stderr
     for words in ("update 1", "lr 2.50e-01", "last good checkpoint"):
         assert words in done.stderr
@@ -297,7 +297,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights(house):
 def test_two_at_once_on_one_folder(house):
     train.main([*SHORT, "--out", "r", "--stop-tokens", "1280"])
     with data.locked("r/.lock", ""):
-        refused(command("train.py", "--resume", "r", cwd=house), "another process", "r")
+        refused(call("train.py", "--resume", "r"), "another process", "r")
 
 
 # ---------------------------------------------------------------- the flags
@@ -347,20 +347,20 @@ BAD = [
 def test_bad_flags_are_one_line(house, words, says):
     Path("old.txt").write_text("a file of the user's")
     begin = [] if "--resume" in words else SHORT
-    refused(command("train.py", *begin, *words, cwd=house), says)
+    refused(call("train.py", *begin, *words), says)
     assert Path("old.txt").read_text() == "a file of the user's" and not Path("runs").exists()
 
 
 def test_a_run_is_never_overwritten_nor_changed(house):
     train.main([*SHORT, "--out", "r"])
     before = Path("r/metrics.jsonl").read_bytes()
-    refused(command("train.py", *SHORT, "--out", "r", cwd=house), "already holds a run", "--resume")
-    refused(command("train.py", "--resume", "r", "--tokens", "99999", cwd=house), "--tokens", "--init")
-    refused(command("train.py", "--resume", "r", "--downstream", "old", cwd=house), "--downstream")
+    refused(call("train.py", *SHORT, "--out", "r"), "already holds a run", "--resume")
+    refused(call("train.py", "--resume", "r", "--tokens", "99999"), "--tokens", "--init")
+    refused(call("train.py", "--resume", "r", "--downstream", "old"), "--downstream")
     assert Path("r/metrics.jsonl").read_bytes() == before
     shutil.rmtree("data/new")
     make_corpus("new", "new", seed=9)
-    refused(command("train.py", "--resume", "r", cwd=house), "corpora changed")
+    refused(call("train.py", "--resume", "r"), "corpora changed")
 
 
 def test_another_tokenizer_is_refused(house):
@@ -368,10 +368,10 @@ def test_another_tokenizer_is_refused(house):
 
     Path("t.json").write_text(json.dumps(small_spec()))
     make_corpus("other", "new", tokenizer="t.json")
-    refused(command("train.py", *SHORT, "--downstream", "other", cwd=house), "different tokenizers", "data/other")
+    refused(call("train.py", *SHORT, "--downstream", "other"), "different tokenizers", "data/other")
     train.main([*SHORT, "--out", "r"])
     words = [*SHORT, "--init", "r", "--upstream", "other", "--downstream", "other", "--max-lr", "1e-3"]
-    refused(command("train.py", *words, cwd=house), "another tokenizer")
+    refused(call("train.py", *words), "another tokenizer")
 
 
 def test_names_of_runs_tell_the_flags_apart(house):
@@ -384,6 +384,6 @@ def test_names_of_runs_tell_the_flags_apart(house):
 
 
 def test_dry_run_writes_nothing(house):
-    done = command("train.py", *SHORT, "--dry-run", cwd=house)
+    done = call("train.py", *SHORT, "--dry-run")
     assert done.returncode == 0 and json.loads(done.stdout)["max_lr"] == 2e-3
     assert not Path("runs").exists()
