@@ -661,15 +661,41 @@ def run_command(main):
     program = Path(sys.argv[0]).name
     try:
         main()
-    except (ValueError, OSError) as fault:
-        sys.exit(print(f"{program}: {one_line(fault)}", file=sys.stderr) or 2)
-    except (RuntimeError, MemoryError) as fault:
-        sys.exit(print(f"{program}: failed: {one_line(fault)}", file=sys.stderr) or 1)
     except KeyboardInterrupt:
         sys.exit(print(f"{program}: stopped; the same command begins again", file=sys.stderr) or 130)
+    except Exception as fault:
+        bad_input = isinstance(fault, (ValueError, OSError)) or from_hub(fault)
+        if not bad_input and not isinstance(fault, (RuntimeError, MemoryError)):
+            raise  # a bug, of which the traceback helps
+        sys.exit(
+            print(f"{program}: {'' if bad_input else 'failed: '}{one_line(fault)}", file=sys.stderr) or 1 + bad_input
+        )
+
+
+def from_hub(fault):
+    """Whether huggingface_hub, or the HTTP client beneath it, raised this."""
+    return type(fault).__module__.startswith(("huggingface_hub", "httpx", "httpcore"))
+
+
+HUB_FAULTS = {
+    "GatedRepoError": "is gated; accept its terms on its page, then log in with `hf auth login`",
+    "RepositoryNotFoundError": "no such repository on the hub, or a private one; check its name, or `hf auth login`",
+    "RevisionNotFoundError": "the repository has no such revision; check --revision (such as step1000 or main)",
+    "RemoteEntryNotFoundError": "the repository has no such file",
+    "EntryNotFoundError": "the repository has no such file",
+}
 
 
 def one_line(fault):
+    """A fault in one line: what was asked for, what is wrong, the way out."""
+    if from_hub(fault):
+        asked = re.search(r"https?://[^\s'\")]+", str(fault))
+        where = asked[0].rstrip(".") if asked else "the hub"
+        rest = " ".join(str(fault).split())[:200]
+        if type(fault).__name__ in ("LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectError"):
+            way_out = "check the network, HF_ENDPOINT and HF_HUB_OFFLINE, or give a folder"
+            return f"the hub cannot be reached and the files are not in the local cache; {way_out}"
+        return f"{where}: {HUB_FAULTS.get(type(fault).__name__, f'{rest}; the same command goes on')}"
     if isinstance(fault, OSError) and fault.strerror and not isinstance(fault, (ValueError,)):
         return f"{fault.filename or ''}: {fault.strerror}".lstrip(": ")
     return " ".join(str(fault).split()) or type(fault).__name__

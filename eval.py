@@ -2,6 +2,7 @@
 
     python eval.py perplexity runs/NAME --data stdlib torch
     python eval.py plot runs/A runs/B --out figure.png         (or .pdf, .svg)
+    python eval.py lambada EleutherAI/pythia-410m-deduped      proves loader, tokenizer and model together
     python eval.py sample runs/NAME --prompt "def main("
 
 Section 4 of "How to (re)warm your model?" (arXiv 2308.04014): validation loss on the upstream and the downstream
@@ -13,9 +14,10 @@ import math
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
-from data import Corpus, OneLineParser, fixed_windows, load_tokenizer, run_command, whole_number
-from model import GPTNeoX, read_json
+from data import Corpus, OneLineParser, fixed_windows, load_tokenizer, read_documents, run_command, whole_number
+from model import GPTNeoX, model_folder, read_json
 
 # Okabe and Ito's colours, told apart with every kind of colour vision; line styles repeat the difference.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
@@ -60,8 +62,8 @@ def check_tokenizer(folder, corpus):
 
 def perplexity(flags):
     """The table of `eval.py perplexity`: a row for each corpus."""
-    folder = newest_checkpoint(flags.checkpoint)
-    model = GPTNeoX.from_pretrained(folder, flags.revision).to(flags.device)
+    folder = model_folder(newest_checkpoint(flags.checkpoint), flags.revision)
+    model = GPTNeoX.from_pretrained(folder).to(flags.device)
     context = min(flags.context or model.config.max_position_embeddings, model.config.max_position_embeddings)
     if not flags.json:
         print(f"{'corpus':<20}{'tokens':>10}{'loss':>9}{'+-':>8}{'perplexity':>12}{'bits/byte':>11}")
@@ -81,6 +83,50 @@ def perplexity(flags):
                 f"{name:<20}{row['tokens']:>10,}{loss:>9.4f}{error:>8.4f}"
                 f"{row['perplexity']:>12.3f}{row['bits_per_byte']:>11.4f}"
             )
+
+
+@torch.no_grad()
+def lambada(flags):
+    """Perplexity and accuracy on LAMBADA (OpenAI's version), as published for Pythia by its authors' harness.
+
+    The context is all but the last word, the target a space and the last word. Perplexity is exp of minus the mean
+    log-probability of a target; a target counts as right if each of its tokens is the likeliest.
+    """
+    folder = model_folder(newest_checkpoint(flags.checkpoint), flags.revision)
+    model = GPTNeoX.from_pretrained(folder).to(flags.device).eval()
+    tokenizer = load_tokenizer(flags.tokenizer or folder)
+    file = flags.file
+    if file is None:
+        from huggingface_hub import hf_hub_download
+
+        file = hf_hub_download("EleutherAI/lambada_openai", "data/lambada_test_en.jsonl", repo_type="dataset")
+    rows = []
+    for _, text in read_documents([Path(file)], tqdm(disable=True)):
+        context = text.rsplit(" ", 1)[0]
+        ids, start = tokenizer.encode(text), len(tokenizer.encode(context))
+        if not 0 < start < len(ids):
+            raise ValueError(f"{file}: a text without a last word: {text[:40]!r}")
+        cut = max(0, len(ids) - 1 - model.config.max_position_embeddings)  # what does not fit goes, on the left
+        rows.append((ids[cut:], max(1, start - cut)))
+    if not rows:
+        raise ValueError(f"{file}: holds no text")
+    rows.sort(
+        key=lambda row: len(row[0]), reverse=True
+    )  # like lengths together: little padding, and memory tells early
+    total, right = 0.0, 0
+    for first in tqdm(range(0, len(rows), flags.micro_batch_size), disable=None, desc="lambada"):
+        batch = rows[first : first + flags.micro_batch_size]
+        tokens = torch.zeros(len(batch), len(batch[0][0]), dtype=torch.int64)
+        for row, (ids, _) in zip(tokens, batch, strict=True):
+            row[: len(ids)] = torch.tensor(ids)  # padded on the right: a causal model never looks there
+        log_probability = model(tokens[:, :-1].to(flags.device)).float().log_softmax(dim=-1).cpu()  # (B, T, V)
+        for scores, (ids, start) in zip(log_probability, batch, strict=True):
+            target = torch.tensor(ids[start:])
+            scores = scores[start - 1 : len(ids) - 1]
+            total += scores.gather(1, target[:, None]).sum().item()
+            right += torch.equal(scores.argmax(dim=1), target)
+    result = {"texts": len(rows), "perplexity": math.exp(-total / len(rows)), "accuracy": right / len(rows)}
+    print(json.dumps(result) if flags.json else "  ".join(f"{name} {value:.5g}" for name, value in result.items()))
 
 
 # ---------------------------------------------------------------- reading runs
@@ -231,12 +277,8 @@ def draw_curves(folders, out):
 
 def sample(flags):
     """Prints the model's continuation of a prompt."""
-    folder = newest_checkpoint(flags.checkpoint)
-    model = GPTNeoX.from_pretrained(folder, flags.revision).to(flags.device).eval()
-    if flags.tokenizer is None and not Path(folder).is_dir():
-        from model import model_folder
-
-        folder = model_folder(folder, flags.revision)
+    folder = model_folder(newest_checkpoint(flags.checkpoint), flags.revision)
+    model = GPTNeoX.from_pretrained(folder).to(flags.device).eval()
     tokenizer = load_tokenizer(flags.tokenizer or folder)
     ids = tokenizer.encode(flags.prompt) or [tokenizer.eot]
     if max(ids) >= model.config.vocab_size:
@@ -258,21 +300,25 @@ def main(argv=None):
 
     one = command("perplexity", "loss, perplexity and bits per byte of a checkpoint on prepared corpora")
     two = command("sample", "a checkpoint's continuation of a prompt")
-    for each in (one, two):
+    four = command("lambada", "perplexity and accuracy on LAMBADA, to compare with the published numbers")
+    for each in (one, two, four):
         each.add_argument("checkpoint", help="a run's folder (its last checkpoint), a model folder, or a hub id")
         each.add_argument("--revision", help="of a hub id, such as step1000")
         each.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     one.add_argument("--data", nargs="+", required=True, metavar="NAME", help="prepared corpora; validation is used")
     one.add_argument("--eval-tokens", type=whole_number, default=1_000_000, metavar="N", help="at most (%(default)s)")
     one.add_argument("--context", type=whole_number, metavar="N", help="window in tokens (the model's)")
-    one.add_argument("--micro-batch-size", type=whole_number, default=8, metavar="N", help="windows at a time")
-    one.add_argument("--json", action="store_true", help="one JSON object a line")
+    for each in (one, four):
+        each.add_argument("--micro-batch-size", type=whole_number, default=8, metavar="N", help="rows at a time")
+        each.add_argument("--json", action="store_true", help="one JSON object a line")
+    four.add_argument("--file", help='rows with a "text" (fetched from the hub)')
     two.add_argument("--prompt", default="", help="text to continue")
     two.add_argument("--tokens", type=whole_number, default=100, metavar="N", help="how many to add (%(default)s)")
     two.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest (%(default)s)")
     two.add_argument("--top-k", type=whole_number, metavar="K", help="sample among the K likeliest (all)")
     two.add_argument("--seed", type=whole_number, default=0)
-    two.add_argument("--tokenizer", help="a tokenizer.json, bytes or neox (the checkpoint's)")
+    for each in (two, four):
+        each.add_argument("--tokenizer", help="a tokenizer.json, bytes or neox (the checkpoint's)")
     three = command("plot", "the curves of one or more runs; the same arm with several seeds becomes one band")
     three.add_argument("runs", nargs="+", metavar="RUNS", help="folders that train.py wrote")
     three.add_argument("--out", default="perplexity.png", help=".png, .pdf or .svg (%(default)s)")
@@ -281,7 +327,7 @@ def main(argv=None):
         draw_curves(flags.runs, flags.out)
         print(flags.out)
     else:
-        {"perplexity": perplexity, "sample": sample}[flags.command](flags)
+        {"perplexity": perplexity, "sample": sample, "lambada": lambada}[flags.command](flags)
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ from tqdm import tqdm
 import data
 import schedule
 from eval import check_tokenizer, draw_curves, newest_checkpoint, read_run, validation_loss
-from model import SIZES, GPTNeoX, config_of, pretraining_peak, read_json
+from model import SIZES, GPTNeoX, config_of, model_folder, pretraining_peak, read_json
 
 BETAS, EPS, WEIGHT_DECAY, CLIP = (0.9, 0.95), 1e-8, 0.1, 1.0  # Pythia's and the paper's
 MIN_LR_SHARE = 0.1  # min = 0.1 x max
@@ -233,9 +233,9 @@ def set_up(flags, cleanup):
         folder, state = last_whole_checkpoint(out)
         start = state.get("step", 0)
     if folder is None and flags.init not in ("scratch", "upstream"):
-        folder = newest_checkpoint(flags.init)
+        folder = model_folder(newest_checkpoint(flags.init), flags.revision)
     if folder is not None:
-        model = GPTNeoX.from_pretrained(folder, None if state else flags.revision)
+        model = GPTNeoX.from_pretrained(folder)
         check_tokenizer(folder, one)
     else:
         # For Pythia's tokenizer as many embedding rows as Pythia has, for another as many as it needs.

@@ -132,3 +132,33 @@ def test_loss_in_autocast_is_near(run):
     windows = data.fixed_windows(data.Corpus("old"), 32, 320)
     exact = evaluation.validation_loss(network, windows, 4)[0]
     assert evaluation.validation_loss(network, windows, 4, torch.bfloat16)[0] == pytest.approx(exact, rel=0.02)
+
+
+def test_lambada_against_a_direct_computation_with_transformers(run, house):
+    transformers = pytest.importorskip("transformers", reason="pip install -r requirements-dev.txt")
+    folder = "r/checkpoints/step_00000020"
+    oracle = transformers.GPTNeoXForCausalLM.from_pretrained(folder).eval()
+    tokenizer = data.load_tokenizer(folder)
+    texts = [
+        f"the river was {'long ' * (i % 5)}and the {word}" for i, word in enumerate("boat sky a grey down".split())
+    ]
+    texts.append("x" * 300 + " boat")  # longer than the model's 256
+    Path("l.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
+    total, right = 0.0, 0
+    for text in texts:
+        context, word = text.rsplit(" ", 1)
+        target = tokenizer.encode(" " + word)
+        ids = torch.tensor([tokenizer.encode(text)[-257:]])
+        scores = oracle(ids[:, :-1]).logits[0, -len(target) :].log_softmax(dim=-1)
+        total += sum(scores[i, t].item() for i, t in enumerate(target))
+        right += scores.argmax(dim=-1).tolist() == target
+    for size in ("1", "4", "9"):
+        done = call("eval.py", "lambada", "r", "--file", "l.jsonl", "--json", "--micro-batch-size", size)
+        result = json.loads(done.stdout)
+        assert result["perplexity"] == pytest.approx(math.exp(-total / 6), rel=1e-4)
+        assert result["accuracy"] == pytest.approx(right / 6) and result["texts"] == 6
+    Path("one.jsonl").write_text('{"text": "single"}\n')
+    Path("none.jsonl").write_text("")
+    refused(call("eval.py", "lambada", "r", "--file", "one.jsonl"), "one.jsonl", "last word")
+    refused(call("eval.py", "lambada", "r", "--file", "none.jsonl"), "none.jsonl")
+    refused(call("eval.py", "lambada", "r", "--file", "gone.jsonl"), "gone.jsonl")

@@ -1,0 +1,195 @@
+"""The hub, without network: the real client against a small server on the loopback, in processes of their own."""
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+import torch
+from conftest import SHORT, command, refused
+
+from data import byte_tokenizer
+from model import GPTNeoX, GPTNeoXConfig
+
+SHA = "0123456789abcdef0123456789abcdef01234567"
+
+
+class Hub(ThreadingHTTPServer):
+    """Speaks as much of the hub's HTTP as huggingface_hub needs to resolve a revision, list and download files."""
+
+    daemon_threads = True
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Answer)
+        self.repos = {}  # "owner/name" -> {revision: {file: bytes}}
+        self.gated, self.cuts, self.downloads = set(), {}, []
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class Answer(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_):
+        pass
+
+    def reply(self, code, body=b"", **headers):
+        self.send_response(code)
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        if "Content_Length" not in headers:
+            self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def fail(self, code, kind):
+        self.reply(code, b'{"error": "no"}', X_Error_Code=kind, X_Error_Message="no")
+
+    def do_HEAD(self):
+        self.do_GET()
+
+    def do_GET(self):
+        hub, path = self.server, self.path.partition("?")[0].strip("/").replace("datasets/", "", 1).split("/")
+        api = path[0] == "api"
+        path = path[1:] if api else path
+        path = path[1:] if api and path[0] == "models" else path
+        repo = "/".join(path[:2])
+        if repo in hub.gated:
+            return self.fail(403, "GatedRepo")
+        if repo not in hub.repos:
+            return self.fail(401, "RepoNotFound")
+        revision = path[3] if len(path) > 3 else "main"
+        revisions = hub.repos[repo]
+        if revision.startswith(SHA[:-2]):  # the commit of a revision: its number in the last two digits
+            files = list(revisions.values())[int(revision[-2:])]
+        elif revision in revisions:
+            files = revisions[revision]
+        else:
+            return self.fail(404, "RevisionNotFound")
+        commit = f"{SHA[:-2]}{list(revisions.values()).index(files):02d}"
+        if api and len(path) > 2 and path[2] == "tree":
+            rows = [{"type": "file", "path": f, "size": len(b), "oid": str(len(b))} for f, b in files.items()]
+            return self.reply(200, json.dumps(rows).encode(), Content_Type="application/json")
+        if api:
+            answer = {"id": repo, "sha": commit, "siblings": [{"rfilename": f} for f in files]}
+            return self.reply(200, json.dumps(answer).encode(), Content_Type="application/json")
+        file = "/".join(path[4:])
+        if file not in files:
+            return self.fail(404, "EntryNotFound")
+        body = files[file]
+        headers = {"ETag": f'"{hash(body) & (2**64 - 1):016x}"', "X_Repo_Commit": commit, "Accept_Ranges": "bytes"}
+        if self.command == "HEAD":
+            return self.reply(200, Content_Length=str(len(body)), **headers)
+        hub.downloads.append(file)
+        start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").split("-")[0])
+        if start:
+            headers["Content_Range"] = f"bytes {start}-{len(body) - 1}/{len(body)}"
+        part = body[start:]
+        if hub.cuts.get(file, 0) > 0:  # promise everything, send half, hang up
+            hub.cuts[file] -= 1
+            self.reply(206 if start else 200, part[: len(part) // 2], Content_Length=str(len(part)), **headers)
+            self.close_connection = True
+            return None
+        return self.reply(206 if start else 200, part, **headers)
+
+
+@pytest.fixture
+def hub():
+    server = Hub()
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+
+
+def files_of(tmp_path, seed=0):
+    config = {"vocab_size": 260, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    network = GPTNeoX(GPTNeoXConfig(**config, intermediate_size=64, max_position_embeddings=64), seed=seed)
+    network.save_pretrained(tmp_path / "saved")
+    files = {p.name: p.read_bytes() for p in (tmp_path / "saved").iterdir()}
+    return files | {"tokenizer.json": json.dumps(byte_tokenizer()).encode()}
+
+
+@pytest.fixture
+def repo(hub, tmp_path):
+    useless = {"README.md": b"#", "pytorch_model.bin": b"pickle", "tf_model.h5": b"0"}
+    hub.repos["me/small"] = {"main": files_of(tmp_path) | useless, "step10": files_of(tmp_path, 1) | useless}
+    return hub
+
+
+def env(hub, folder, **more):
+    return {"HF_ENDPOINT": hub.url, "HF_HOME": str(folder / "cache"), "HF_HUB_DISABLE_TELEMETRY": "1"} | more
+
+
+def continue_from(hub, house, *words, name="me/small", **more):
+    words = [*SHORT, "--init", name, "--max-lr", "1e-3", *words]
+    return command("train.py", *words, cwd=house, **env(hub, house, **more))
+
+
+def test_a_revision_is_resolved_downloaded_and_continued(repo, house):
+    done = continue_from(repo, house, "--revision", "step10", "--out", "r")
+    assert done.returncode == 0, done.stderr
+    assert set(repo.downloads) == {"config.json", "model.safetensors", "tokenizer.json"}  # only what is needed
+    first = GPTNeoX(GPTNeoX.from_pretrained("r/checkpoints/step_00000020").config, seed=1)
+    import data
+    from eval import validation_loss
+
+    loss = validation_loss(first, data.fixed_windows(data.Corpus("old"), 32, 256), 8)[0]
+    start = json.loads((house / "r/metrics.jsonl").read_text().splitlines()[0])
+    assert start["upstream_loss"] == pytest.approx(loss, rel=1e-6)
+    # And again from the cache, with the server gone or the hub switched off.
+    for number, offline in enumerate(({"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"})):
+        words = ["--revision", "step10", "--out", f"again{number}"]
+        done = continue_from(repo, house, *words, **offline)
+        assert done.returncode == 0, done.stderr
+
+
+def last_line(done):
+    """As refused(), where the client may print of its own (progress, retries) before our line."""
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    return done.stderr.strip().splitlines()[-1]
+
+
+def test_what_can_go_wrong_is_one_line(repo, house, tmp_path):
+    repo.gated.add("me/gated")
+    bin_only = {k: v for k, v in repo.repos["me/small"]["main"].items() if k != "model.safetensors"}
+    repo.repos["me/pickled"] = {"main": bin_only}
+    for name, words, says in [
+        ("me/missing", [], "no such repository"),
+        ("me/gated", [], "gated"),
+        ("me/small", ["--revision", "step99"], "no such revision"),
+        ("me/pickled", [], "never read"),
+    ]:
+        assert says in last_line(continue_from(repo, house, *words, name=name))
+    done = continue_from(repo, house, name="me/small", HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path / "empty"))
+    assert "cannot be reached" in last_line(done)
+    done = continue_from(repo, house, name="me/small", HF_ENDPOINT="http://127.0.0.1:9")
+    assert "cannot be reached" in last_line(done)
+    refused(continue_from(repo, house, name="me/small/x"), "me/small/x")
+    assert not (house / "runs").exists() and "pytorch_model.bin" not in repo.downloads
+
+
+def test_a_download_that_is_cut_short_goes_on(repo, house):
+    repo.cuts["model.safetensors"] = 1
+    done = continue_from(repo, house, "--out", "r")
+    if done.returncode:  # the client gave up, in one line; the same command goes on
+        assert "Traceback" not in done.stderr, done.stderr
+        done = continue_from(repo, house, "--out", "r")
+    assert done.returncode == 0, done.stderr
+    assert repo.downloads.count("model.safetensors") == 2
+
+
+def test_neox_tokenizer_and_lambada_come_from_the_hub(repo, house):
+    from test_data import small_spec
+
+    repo.repos["EleutherAI/pythia-410m-deduped"] = {"main": {"tokenizer.json": json.dumps(small_spec()).encode()}}
+    (house / "a.jsonl").write_text("".join(json.dumps({"text": f"the thing {i}"}) + "\n" for i in range(99)))
+    done = command("data.py", "mine", "a.jsonl", cwd=house, **env(repo, house))
+    assert done.returncode == 0, done.stderr
+    texts = "".join(json.dumps({"text": f"over {i} and under the river"}) + "\n" for i in range(5)).encode()
+    repo.repos["EleutherAI/lambada_openai"] = {"main": {"data/lambada_test_en.jsonl": texts}}
+    done = command("eval.py", "lambada", "me/small", "--json", cwd=house, **env(repo, house))
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["texts"] == 5 and torch.tensor(json.loads(done.stdout)["perplexity"]) > 1
