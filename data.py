@@ -662,14 +662,14 @@ def run_command(main):
     try:
         main()
     except KeyboardInterrupt:
-        sys.exit(print(f"{program}: stopped; the same command begins again", file=sys.stderr) or 130)
+        print(f"{program}: stopped; the same command begins again", file=sys.stderr)
+        sys.exit(130)
     except Exception as fault:
         bad_input = isinstance(fault, (ValueError, OSError)) or from_hub(fault)
         if not bad_input and not isinstance(fault, (RuntimeError, MemoryError)):
             raise  # a bug, of which the traceback helps
-        sys.exit(
-            print(f"{program}: {'' if bad_input else 'failed: '}{one_line(fault)}", file=sys.stderr) or 1 + bad_input
-        )
+        print(f"{program}: {'' if bad_input else 'failed: '}{one_line(fault)}", file=sys.stderr)
+        sys.exit(2 if bad_input else 1)
 
 
 def from_hub(fault):

@@ -59,7 +59,7 @@ class Flags:
     max_lr: float | None = None  # peak; default: the peak of this model's own pre-training
     min_lr: float | None = None  # end of the decay; default: a tenth of the peak
     warmup: float = 0.01  # share of --tokens over which the rate rises from zero
-    tokens: int = 1_200_000  # length of the schedule
+    tokens: int = 1_600_000  # length of the schedule
     stop_tokens: int | None = None  # stop earlier, on the same schedule; default: --tokens
     # Batch
     batch_size: int = 8  # sequences an update, all devices together

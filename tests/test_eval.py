@@ -146,8 +146,7 @@ def test_lambada_against_a_direct_computation_with_transformers(run, house):
     Path("l.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
     total, right = 0.0, 0
     for text in texts:
-        context, word = text.rsplit(" ", 1)
-        target = tokenizer.encode(" " + word)
+        target = tokenizer.encode(" " + text.rsplit(" ", 1)[1])
         ids = torch.tensor([tokenizer.encode(text)[-257:]])
         scores = oracle(ids[:, :-1]).logits[0, -len(target) :].log_softmax(dim=-1)
         total += sum(scores[i, t].item() for i, t in enumerate(target))
