@@ -204,7 +204,8 @@ def set_up(flags, cleanup):
     """Everything the loop needs, in one namespace; whatever is wrong with the flags is found here."""
     check_flags(flags)
     device = pick_device(flags.device)
-    precision = pick_precision(flags.precision, device)
+    flags = replace(flags, device=str(device), precision=pick_precision(flags.precision, device))
+    precision = AUTOCAST[flags.precision]
     if flags.resume:
         out = Path(flags.resume)
         saved = read_json(out / "config.json")["corpora"]
@@ -339,7 +340,7 @@ def check_flags(flags):
     for name in ("overlap", "replay", "warmup"):
         if not 0 <= getattr(flags, name) <= 1:
             raise ValueError(f"--{name} {getattr(flags, name)} is not a share between 0 and 1")
-    known = {"schedule": schedule.SCHEDULES, "model": SIZES, "precision": ("auto", "fp32", "bf16", "fp16")}
+    known = {"schedule": schedule.SCHEDULES, "model": SIZES, "precision": ("auto", *AUTOCAST)}
     for name, values in known.items():
         if getattr(flags, name) not in values:
             raise ValueError(f"--{name} {getattr(flags, name)} is unknown; known: {', '.join(values)}")
@@ -357,12 +358,16 @@ def pick_device(name):
         raise ValueError(f"--device {name} is not to be had on this machine; try --device cpu") from None
 
 
+# The dtype of autocast, or None for plain fp32. Weights, moments and the loss are fp32 in every case.
+AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
 def pick_precision(name, device):
-    """The dtype of autocast, or None for plain fp32. Weights, moments and the loss are fp32 in every case."""
+    """bf16 where the hardware computes it, not merely imitates it; else fp32."""
     if name == "auto":
         has_bf16 = {"cuda": torch.cuda.is_bf16_supported, "cpu": torch.cpu._is_avx512_bf16_supported}
         name = "bf16" if has_bf16.get(device.type, bool)() else "fp32"
-    return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+    return name
 
 
 # ---------------------------------------------------------------- what a person sees, and metrics.jsonl
@@ -515,6 +520,7 @@ def last_whole_checkpoint(out):
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
             fault = problem
         print(f"{folder}: damaged ({fault}); using the checkpoint before it", file=sys.stderr)
+    print(f"{out}: no whole checkpoint; beginning again", file=sys.stderr)
     return None, {}
 
 
@@ -559,8 +565,9 @@ def upstream_run(flags):
 def finished(out):
     """Whether a run's folder holds the checkpoint of its last update."""
     try:
-        flags = read_json(Path(out) / "config.json")["flags"]
-        return last_whole_checkpoint(out)[1].get("step") == length(Flags(**flags))[1]
+        flags = Flags(**read_json(Path(out) / "config.json")["flags"])
+        last = checkpoint_folder(out, length(flags)[1])
+        return last.is_dir() and last_whole_checkpoint(out)[0] == last
     except (OSError, KeyError, TypeError, ValueError):
         return False
 
@@ -645,7 +652,8 @@ def main(argv=None):
                     return
             flags.init = before.out
         out = train(flags)
-    print(f"next        python eval.py sample {out} --prompt 'def '")
+    if finished(out):
+        print(f"next        python eval.py sample {out} --prompt 'def '")
 
 
 if __name__ == "__main__":
