@@ -52,7 +52,7 @@ class Flags:
     # Data
     upstream: str = "stdlib"  # corpus of the pre-training: NAME
     downstream: str = "torch"  # corpus to continue on: NAME, or a mixture NAME=WEIGHT,NAME=WEIGHT
-    overlap: float = 0.4  # share of upstream text in the downstream distribution, its validation included
+    overlap: float = 0.3  # share of upstream text in the downstream distribution, its validation included
     replay: float = 0.0  # share of each batch taken from the upstream corpus, in place of new text
     # Learning rate
     schedule: str = "cosine"  # cosine, cosine-clipped, linear, constant, infinite-cosine, infinite-rsqrt
