@@ -352,7 +352,10 @@ class SplitWriter:
         return numbers | {"sha256": self.hash.hexdigest(), "sample_sha256": sample_hash(self.path)}
 
 
-def write_corpus(name, documents, tokenizer, sources, *, train_tokens=None, val_tokens=None, options=None):
+def write_corpus(
+    name, documents, tokenizer, sources, *,
+    train_tokens=None, val_tokens=None, val_share=VAL_SHARE, by_domain=False, processes=1,
+):  # fmt: skip
     """Writes data/NAME (with by_domain: data/NAME-DOMAIN for each domain) from (key, domain, text) documents.
 
     A document goes to validation if the hash of its key is below val_share. So it stays there whatever other
@@ -360,7 +363,6 @@ def write_corpus(name, documents, tokenizer, sources, *, train_tokens=None, val_
     All files are written under a hidden name and renamed at the end: an interrupted corpus never looks whole.
     Returns the names written. Raises ValueError if the corpus exists or nothing was left to write.
     """
-    options = {"val_share": VAL_SHARE, "by_domain": False, "processes": 1} | (options or {})
     if tokenizer.vocab_size > 2**16:
         raise ValueError(f"the tokenizer has {tokenizer.vocab_size} ids; token files hold 16-bit ids")
     final = corpus_folder(name)
@@ -372,21 +374,21 @@ def write_corpus(name, documents, tokenizer, sources, *, train_tokens=None, val_
         shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
         writers = {}
         try:
-            for share, domain, ids, size in tokenize_all(documents, tokenizer, options["processes"]):
-                corpus = f"{name}-{slug(domain or 'other')}" if options["by_domain"] else name
+            for share, domain, ids, size in tokenize_all(documents, tokenizer, processes):
+                corpus = f"{name}-{slug(domain or 'other')}" if by_domain else name
                 if corpus not in writers:
                     (partial / corpus).mkdir(parents=True)
                     limits = {"train": train_tokens, "val": val_tokens}
                     writers[corpus] = {s: SplitWriter(partial / corpus / f"{s}.bin", limits[s]) for s in limits}
-                writers[corpus]["val" if share < options["val_share"] else "train"].add(ids, size)
-                if not options["by_domain"] and all(w.full for w in writers[corpus].values()):
+                writers[corpus]["val" if share < val_share else "train"].add(ids, size)
+                if not by_domain and all(w.full for w in writers[corpus].values()):
                     break
             for corpus, splits in writers.items():
                 meta = {"name": corpus, "vocab_size": tokenizer.vocab_size, "eot": tokenizer.eot, "sources": sources}
                 meta["tokenizer_sha256"] = tokenizer.sha256
                 meta |= {split: writer.finish() for split, writer in splits.items()}
                 empty = [s for s in splits if not meta[s]["documents"]]
-                if empty and not options["by_domain"]:
+                if empty and not by_domain:
                     raise ValueError(f"no document fell into {empty[0]}.bin of {name}; give more text")
                 tokenizer.save(partial / corpus)
                 write_file(partial / corpus / "meta.json", (json.dumps(meta, indent=2) + "\n").encode())
@@ -404,25 +406,23 @@ def write_corpus(name, documents, tokenizer, sources, *, train_tokens=None, val_
     return list(writers)
 
 
-def prepare(name, files=(), tokenizer=None, **limits):
-    """Prepares an embedded corpus, or one's own files. Returns the names of the corpora written."""
+def prepare(name, files=(), tokenizer=None, skip_bad_lines=False, **options):
+    """Prepares an embedded corpus, or one's own files; options are write_corpus's. Returns the names written."""
     if name in EMBEDDED:
         if files:
             raise ValueError(f"{name} is an embedded corpus, which takes no files; choose another name for yours")
         documents = ((path, None, text) for path, text in embedded_documents(name))
         source = f"Python {sys.version.split()[0]}" if name == "stdlib" else f"torch {torch.__version__}"
-        return write_corpus(name, documents, load_tokenizer(tokenizer or "bytes"), [source], **limits)
+        return write_corpus(name, documents, load_tokenizer(tokenizer or "bytes"), [source], **options)
     if not files:
         raise ValueError(f"no FILES for {name}: `python data.py {name} FILES...`; embedded: {', '.join(EMBEDDED)}")
     corpus_folder(name)  # a bad name is told before any work
     paths, tokenizer = source_files(files), load_tokenizer(tokenizer or "neox")
-    options = limits.pop("options", {})
-    skip = options.pop("skip_bad_lines", False)
     size = sum(p.stat().st_size for p in paths)
     with tqdm(total=size, unit="B", unit_scale=True, disable=None, desc=name) as bar:
         bar.bad = 0
-        documents = ((text, domain, text) for domain, text in read_documents(paths, bar, skip))
-        names = write_corpus(name, documents, tokenizer, [str(p) for p in paths], options=options, **limits)
+        documents = ((text, domain, text) for domain, text in read_documents(paths, bar, skip_bad_lines))
+        names = write_corpus(name, documents, tokenizer, [str(p) for p in paths], **options)
     if bar.bad:
         print(f"skipped {bar.bad} bad lines")
     return names
@@ -718,10 +718,8 @@ def main(argv=None):
         parser.error(f"--val-share {flags.val_share} is not between 0 and 1")
     if flags.processes < 1:
         parser.error(f"--processes {flags.processes} is less than 1")
-    options = {k: getattr(flags, k) for k in ("val_share", "by_domain", "processes", "skip_bad_lines")}
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("data.py: stopped; the same command begins again"))
-    limits = {"train_tokens": flags.train_tokens, "val_tokens": flags.val_tokens, "options": options}
-    for name in prepare(flags.name, flags.files, flags.tokenizer, **limits):
+    for name in prepare(**vars(flags)):
         meta = Corpus(name).meta
         for split in ("train", "val"):
             numbers = meta[split]

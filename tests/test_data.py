@@ -203,15 +203,15 @@ def test_every_document_once_with_an_end_and_a_true_meta(sources):
 
 def test_the_same_bytes_with_any_number_of_processes(sources):
     data.prepare("one", FILES, "bytes")
-    data.prepare("three", FILES, "bytes", options={"processes": 3})
+    data.prepare("three", FILES, "bytes", processes=3)
     for file in ("train.bin", "val.bin"):
         assert Path("data/one", file).read_bytes() == Path("data/three", file).read_bytes()
 
 
 def test_validation_documents_stay_when_files_move_and_their_copies_stay_out_of_train(sources):
-    data.prepare("first", FILES, "bytes", options={"val_share": 0.2})
+    data.prepare("first", FILES, "bytes", val_share=0.2)
     Path("copies.jsonl").write_bytes(rows(sources))  # everything a second time
-    data.prepare("second", ["copies.jsonl", *FILES[::-1]], "bytes", options={"val_share": 0.2})
+    data.prepare("second", ["copies.jsonl", *FILES[::-1]], "bytes", val_share=0.2)
     split = {}
     for name in ("first", "second"):
         found, count = documents_of(name)
@@ -220,10 +220,10 @@ def test_validation_documents_stay_when_files_move_and_their_copies_stay_out_of_
 
 
 def test_limits_in_tokens_and_domains(sources):
-    data.prepare("part", FILES, "bytes", train_tokens=3000, val_tokens=500, options={"val_share": 0.3})
+    data.prepare("part", FILES, "bytes", train_tokens=3000, val_tokens=500, val_share=0.3)
     meta = data.Corpus("part").meta
     assert 3000 <= meta["train"]["tokens"] < 4000 and 500 <= meta["val"]["tokens"] < 1500
-    names = data.prepare("dom", FILES, "bytes", options={"by_domain": True, "val_share": 0.2})
+    names = data.prepare("dom", FILES, "bytes", by_domain=True, val_share=0.2)
     assert sorted(names) == ["dom-github", "dom-other", "dom-pile-cc"]
     assert data.Corpus("dom-github").meta["train"]["documents"] > 20
 
@@ -255,7 +255,7 @@ def test_damaged_files_are_named_with_their_line_and_leave_nothing(name, tmp_pat
 def test_skip_bad_lines(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("a.jsonl").write_bytes(b"{torn\n" + rows(texts("old", 60)) + b'{"txt": 1}\n')
-    data.prepare("mine", ["a.jsonl"], "bytes", options={"skip_bad_lines": True})
+    data.prepare("mine", ["a.jsonl"], "bytes", skip_bad_lines=True)
     assert "skipped 2 bad lines" in capsys.readouterr().out
     assert len(documents_of("mine")[0]) == 60
 
