@@ -3,6 +3,8 @@
     python data.py stdlib                                   the standard library's Python source, as bytes
     python data.py mine a.jsonl.zst b.txt.gz notes/ --tokenizer neox --val-tokens 5e6
     python data.py mine a.jsonl.zst --tokenizer bytes       one's own text without any download
+    python data.py pile --train-tokens 1e9                  from the hub, as Pythia saw it
+    python data.py slimpajama --train-tokens 1e9 --by-domain
 
 A prepared corpus is a folder data/NAME with train.bin and val.bin (token ids, uint16 little-endian, every document
 ended by <|endoftext|>, as the paper packs them), meta.json and the tokenizer.json that made the ids.
@@ -13,10 +15,12 @@ Section 3 of "How to (re)warm your model?" (arXiv 2308.04014): datasets, tokeniz
 import argparse
 import contextlib
 import fcntl
+import functools
 import gzip
 import hashlib
 import io
 import json
+import math
 import os
 import re
 import shutil
@@ -41,6 +45,33 @@ EMBEDDED = ("stdlib", "torch")  # real text that every machine with this program
 EMBEDDED_BYTES = 8_000_000  # enough for a tiny model, read in seconds
 NOT_TEXT_OF_INTEREST = {"site-packages", "dist-packages", "test", "tests", "__pycache__"}
 VAL_SHARE = 0.05
+
+# Where the hub keeps the paper's corpora: (dataset, folder, pattern of names), the next where one is not to be had.
+HUB = {
+    "pile": {
+        "val": [("EleutherAI/pile_val_test", "", r"val\.jsonl(\.zst)?")],
+        "train": [("EleutherAI/pile-deduped-pythia-preshuffled", "", r"document-\d+-of-\d+\.bin")],
+    },
+    "slimpajama": {
+        "val": [
+            ("cerebras/SlimPajama-627B", "validation", r"validation/chunk\d+/.*\.jsonl\.zst"),
+            ("venketh/SlimPajama-62B", "validation", r"validation/chunk\d+\.jsonl\.zst"),
+        ],
+        "train": [
+            ("cerebras/SlimPajama-627B", "train", r"train/chunk\d+/.*\.jsonl\.zst"),
+            ("venketh/SlimPajama-62B", "train", r"train/chunk\d+.*\.jsonl\.zst"),
+        ],
+    },
+}
+PYTHIA_ROW = 2049  # tokens in a row of the Pile as Pythia read it: a window of 2048 and one more target
+RANGE = 4000 * 2 * PYTHIA_ROW  # bytes asked for at a time: 16 MB
+
+# Sampling weights in percent of SlimPajama's domains, prepared by `data.py slimpajama --by-domain`.
+DOMAINS = ("commoncrawl", "c4", "github", "book", "wikipedia", "arxiv", "stackexchange")
+MIXTURES = {
+    "slimpajama-paper": (67, 15, 4.5, 4.5, 4.5, 2.5, 2.0),  # the paper's Table 1
+    "slimpajama-natural": (52.09, 26.69, 5.22, 4.20, 4.00, 4.43, 3.37),  # the follow-up's: natural proportions
+}
 DOCUMENT_LIMIT = 2**28  # bytes: a longer line or file is a mistake, or a decompression bomb
 END = "<|endoftext|>"
 
@@ -126,6 +157,15 @@ class Tokenizer:
     def decode(self, ids):
         known = [int(i) for i in ids if int(i) < self.vocab_size]  # Pythia has more embedding rows than tokens
         return self.bpe.decode(known, errors="replace")
+
+    @functools.cached_property
+    def token_bytes(self):
+        """How many bytes of text each id stands for: (65536,), 0 for the end of a document."""
+        lengths = np.zeros(2**16, np.int64)
+        for i in range(self.vocab_size):
+            with contextlib.suppress(KeyError):
+                lengths[i] = len(self.bpe.decode_single_token_bytes(i)) * (i != self.eot)
+        return lengths
 
     def save(self, folder):
         write_file(Path(folder) / "tokenizer.json", json.dumps(self.spec, ensure_ascii=False).encode())
@@ -280,11 +320,19 @@ def hash_share(key):
 
 
 def tokenize(tokenizer, documents):
-    """[(key, domain, text)] -> [(key's hash share, domain, ids as bytes, bytes of text)]; runs in many processes."""
-    ids = ((key, domain, [*tokenizer.encode(text), tokenizer.eot], text) for key, domain, text in documents)
-    return [
-        (hash_share(k), d, np.array(i, "<u2").tobytes(), len(t.encode(errors="surrogatepass"))) for k, d, i, t in ids
-    ]
+    """[(key, domain, text)] -> [(share, domain, ids as bytes, bytes of text)]; runs in many processes.
+
+    The share, below val_share for validation, is the hash of the key, or the key itself if that is a number.
+    Where the text is an array, it is token ids already."""
+    done = []
+    for key, domain, text in documents:
+        if isinstance(text, np.ndarray):
+            ids, size = text, int(tokenizer.token_bytes[text].sum())
+        else:
+            ids, size = [*tokenizer.encode(text), tokenizer.eot], len(text.encode(errors="surrogatepass"))
+        share = key if isinstance(key, float) else hash_share(key)
+        done.append((share, domain, np.array(ids, "<u2").tobytes(), size))
+    return done
 
 
 def start_worker(spec):
@@ -327,22 +375,17 @@ def tokenize_all(documents, tokenizer, processes):
 class SplitWriter:
     """Writes one .bin file and keeps what meta.json says of it."""
 
-    def __init__(self, path, limit):
-        self.path, self.limit, self.file, self.hash = path, limit, open(path, "wb"), hashlib.sha256()
+    def __init__(self, path):
+        self.path, self.file, self.hash = path, open(path, "wb"), hashlib.sha256()
         self.tokens = self.documents = self.bytes_of_text = self.largest_id = 0
 
-    @property
-    def full(self):
-        return self.limit is not None and self.tokens >= self.limit
-
     def add(self, ids, size):
-        if not self.full:
-            self.file.write(ids)
-            self.hash.update(ids)
-            self.tokens += len(ids) // 2
-            self.documents += 1
-            self.bytes_of_text += size
-            self.largest_id = max(self.largest_id, int(np.frombuffer(ids, "<u2").max()))
+        self.file.write(ids)
+        self.hash.update(ids)
+        self.tokens += len(ids) // 2
+        self.documents += 1
+        self.bytes_of_text += size
+        self.largest_id = max(self.largest_id, int(np.frombuffer(ids, "<u2").max()))
 
     def finish(self):
         self.file.flush()
@@ -354,13 +397,15 @@ class SplitWriter:
 
 def write_corpus(
     name, documents, tokenizer, sources, *,
-    train_tokens=None, val_tokens=None, val_share=VAL_SHARE, by_domain=False, processes=1,
+    train_tokens=None, val_tokens=None, val_share=VAL_SHARE, by_domain=False, processes=1, full=None,
 ):  # fmt: skip
     """Writes data/NAME (with by_domain: data/NAME-DOMAIN for each domain) from (key, domain, text) documents.
 
     A document goes to validation if the hash of its key is below val_share. So it stays there whatever other
     files come or in which order, and a second copy of it never gets into train.
     All files are written under a hidden name and renamed at the end: an interrupted corpus never looks whole.
+    train_tokens and val_tokens stop a split after the document that reaches them, all domains together; the splits
+    that are full are added to the set `full`, for whoever makes the documents.
     Returns the names written. Raises ValueError if the corpus exists or nothing was left to write.
     """
     if tokenizer.vocab_size > 2**16:
@@ -372,17 +417,23 @@ def write_corpus(
     with locked(ROOT / f".{name}.lock", f"another process is writing {final}; wait for it or choose another name"):
         partial = ROOT / f".{name}.partial"
         shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
-        writers = {}
+        writers, full = {}, set() if full is None else full
+        left = {"train": train_tokens or math.inf, "val": val_tokens or math.inf}
         try:
             for share, domain, ids, size in tokenize_all(documents, tokenizer, processes):
                 corpus = f"{name}-{slug(domain or 'other')}" if by_domain else name
+                split = "val" if share < val_share else "train"
+                if split in full:
+                    continue
                 if corpus not in writers:
                     (partial / corpus).mkdir(parents=True)
-                    limits = {"train": train_tokens, "val": val_tokens}
-                    writers[corpus] = {s: SplitWriter(partial / corpus / f"{s}.bin", limits[s]) for s in limits}
-                writers[corpus]["val" if share < val_share else "train"].add(ids, size)
-                if not by_domain and all(w.full for w in writers[corpus].values()):
-                    break
+                    writers[corpus] = {s: SplitWriter(partial / corpus / f"{s}.bin") for s in left}
+                writers[corpus][split].add(ids, size)
+                left[split] -= len(ids) // 2
+                if left[split] <= 0:
+                    full.add(split)
+                    if len(full) == 2:
+                        break
             for corpus, splits in writers.items():
                 meta = {"name": corpus, "vocab_size": tokenizer.vocab_size, "eot": tokenizer.eot, "sources": sources}
                 meta["tokenizer_sha256"] = tokenizer.sha256
@@ -407,13 +458,17 @@ def write_corpus(
 
 
 def prepare(name, files=(), tokenizer=None, skip_bad_lines=False, **options):
-    """Prepares an embedded corpus, or one's own files; options are write_corpus's. Returns the names written."""
+    """Prepares an embedded corpus, one of the hub's, or one's own files; options are write_corpus's.
+
+    Returns the names written."""
     if name in EMBEDDED:
         if files:
             raise ValueError(f"{name} is an embedded corpus, which takes no files; choose another name for yours")
         documents = ((path, None, text) for path, text in embedded_documents(name))
         source = f"Python {sys.version.split()[0]}" if name == "stdlib" else f"torch {torch.__version__}"
         return write_corpus(name, documents, load_tokenizer(tokenizer or "bytes"), [source], **options)
+    if name in HUB:
+        return prepare_from_hub(name, files, tokenizer, skip_bad_lines, **options)
     if not files:
         raise ValueError(f"no FILES for {name}: `python data.py {name} FILES...`; embedded: {', '.join(EMBEDDED)}")
     corpus_folder(name)  # a bad name is told before any work
@@ -426,6 +481,84 @@ def prepare(name, files=(), tokenizer=None, skip_bad_lines=False, **options):
     if bar.bad:
         print(f"skipped {bar.bad} bad lines")
     return names
+
+
+def prepare_from_hub(name, files, tokenizer, skip_bad_lines, train_tokens=None, val_tokens=None, **options):
+    """Prepares the Pile or SlimPajama with their official validation files, as many tokens as asked for.
+
+    Files go through huggingface_hub's cache, so that an interrupted preparation downloads nothing twice."""
+    if files or tokenizer not in (None, "neox"):
+        raise ValueError(f"{name} comes from the hub, in Pythia's tokens: it takes neither FILES nor --tokenizer")
+    if train_tokens is None:
+        raise ValueError(f"say how much of {name}: `python data.py {name} --train-tokens 1e9`")
+    tokenizer, full, sources = load_tokenizer("neox"), set(), []
+    with tqdm(unit="B", unit_scale=True, disable=None, desc=name) as bar:
+        bar.bad = 0
+
+        def documents():
+            for split, places in (("val", HUB[name]["val"]), ("train", HUB[name]["train"])):
+                share = 0.0 if split == "val" else 1.0
+                dataset, paths = hub_files(places)
+                # In the order of a hash: a fair sample of the shards. Pythia's rows in Pythia's order.
+                for path in paths if paths[0].endswith(".bin") else sorted(paths, key=hash_share):
+                    sources.append(f"{dataset}/{path}")
+                    rows = pythia_rows if path.endswith(".bin") else hub_rows
+                    for domain, text in rows(dataset, path, bar, skip_bad_lines):
+                        if split in full:
+                            break
+                        yield share, domain, text
+                    if split in full:
+                        break
+
+        limits = {"train_tokens": train_tokens, "val_tokens": val_tokens or 20_000_000, "full": full}
+        options["val_share"] = 0.5  # between the two shares above
+        return write_corpus(name, documents(), tokenizer, sources, **limits, **options)
+
+
+def hub_files(places):
+    """(dataset, its files of interest) of the first place that answers; says so where it has to go on to the next."""
+    from huggingface_hub import HfApi
+
+    for dataset, folder, pattern in places:
+        try:
+            tree = HfApi().list_repo_tree(dataset, folder or None, recursive=bool(folder), repo_type="dataset")
+            paths = sorted(entry.path for entry in tree if re.fullmatch(pattern, entry.path))
+            fault = "no such files"
+        except Exception as problem:
+            if not from_hub(problem) and not isinstance(problem, OSError):
+                raise
+            paths, fault = [], one_line(problem)
+        if paths:
+            return dataset, paths
+        print(f"{dataset} is not to be had ({fault})", file=sys.stderr)
+    raise ValueError(f"none of {', '.join(p[0] for p in places)} can be had; try later, or give FILES of your own")
+
+
+def hub_rows(dataset, path, bar, skip_bad_lines):
+    from huggingface_hub import hf_hub_download
+
+    yield from read_documents([Path(hf_hub_download(dataset, path, repo_type="dataset"))], bar, skip_bad_lines)
+
+
+def pythia_rows(dataset, path, bar, _):
+    """Token ids in the order in which Pythia saw them, by range requests into files of 30 GB: no tokenizing.
+
+    A row's last token is only a target; without it, windows of 2048 and a target fall on Pythia's own windows."""
+    from huggingface_hub import HfFileSystem
+
+    hub, name = HfFileSystem(), f"datasets/{dataset}/{path}"
+    size = hub.info(name)["size"]
+    for start in range(0, size - size % (2 * PYTHIA_ROW), RANGE):
+        for tries in range(5):
+            try:
+                part = hub.cat_file(name, start=start, end=min(size, start + RANGE))
+                break
+            except Exception as fault:
+                if tries == 4 or not (from_hub(fault) or isinstance(fault, OSError)):
+                    raise
+        bar.update(len(part))
+        for row in np.frombuffer(part[: len(part) // (2 * PYTHIA_ROW) * 2 * PYTHIA_ROW], "<u2").reshape(-1, PYTHIA_ROW):
+            yield None, row[:-1]
 
 
 def known():
@@ -567,7 +700,11 @@ class Mixture:
 
 
 def parse_shares(text):
-    """{"arxiv": 2.5, "c4": 15} from "arxiv=2.5,c4=15"; {"torch": 1} from "torch". ValueError for anything else."""
+    """{"arxiv": 2.5, "c4": 15} from "arxiv=2.5,c4=15"; {"torch": 1} from "torch"; a key of MIXTURES by its name.
+
+    ValueError for anything else."""
+    if text in MIXTURES:
+        return {f"slimpajama-redpajama{d}": w for d, w in zip(DOMAINS, MIXTURES[text], strict=True)}
     shares = {}
     for part in text.split(","):
         name, _, weight = part.strip().partition("=")
@@ -704,7 +841,11 @@ def one_line(fault):
 def main(argv=None):
     parser = OneLineParser(description=__doc__)
     add = parser.add_argument
-    add("name", metavar="NAME", help="the corpus to write, as data/NAME; stdlib and torch are embedded")
+    add(
+        "name",
+        metavar="NAME",
+        help="the corpus to write, as data/NAME; stdlib and torch are embedded, pile and slimpajama the hub's",
+    )
     add("files", metavar="FILES", nargs="*", help=".jsonl or .txt, also as .gz or .zst, and folders of them")
     add("--train-tokens", type=whole_number, metavar="N", help="stop train.bin after the document that reaches N")
     add("--val-tokens", type=whole_number, metavar="N", help="the same for val.bin")

@@ -4,11 +4,16 @@ import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import numpy as np
 import pytest
 import torch
-from conftest import SHORT, command, refused
+import zstandard
+from conftest import SHORT, command, refused, texts
+from test_data import REAL, small_spec, tokenizer_file
 
+import data
 from data import byte_tokenizer
+from eval import validation_loss
 from model import GPTNeoX, GPTNeoXConfig
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
@@ -51,11 +56,14 @@ class Answer(BaseHTTPRequestHandler):
     def do_HEAD(self):
         self.do_GET()
 
+    def do_POST(self):
+        self.do_GET()
+
     def do_GET(self):
         hub, path = self.server, self.path.partition("?")[0].strip("/").replace("datasets/", "", 1).split("/")
         api = path[0] == "api"
         path = path[1:] if api else path
-        path = path[1:] if api and path[0] == "models" else path
+        path = path[1:] if api and path[0] == "models" else path  # "datasets" is gone already
         repo = "/".join(path[:2])
         if repo in hub.gated:
             return self.fail(403, "GatedRepo")
@@ -70,8 +78,13 @@ class Answer(BaseHTTPRequestHandler):
         else:
             return self.fail(404, "RevisionNotFound")
         commit = f"{SHA[:-2]}{list(revisions.values()).index(files):02d}"
-        if api and len(path) > 2 and path[2] == "tree":
+        if api and len(path) > 2 and path[2] in ("tree", "paths-info"):
+            folder = "/".join(path[4:])
             rows = [{"type": "file", "path": f, "size": len(b), "oid": str(len(b))} for f, b in files.items()]
+            rows = [row for row in rows if row["path"].startswith(folder)]
+            if self.command == "POST":
+                asked = self.rfile.read(int(self.headers["Content-Length"]))
+                rows = [row for row in rows if row["path"] in str(json.loads(asked)["paths"])]
             return self.reply(200, json.dumps(rows).encode(), Content_Type="application/json")
         if api:
             answer = {"id": repo, "sha": commit, "siblings": [{"rfilename": f} for f in files]}
@@ -84,16 +97,18 @@ class Answer(BaseHTTPRequestHandler):
         if self.command == "HEAD":
             return self.reply(200, Content_Length=str(len(body)), **headers)
         hub.downloads.append(file)
-        start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").split("-")[0])
-        if start:
-            headers["Content_Range"] = f"bytes {start}-{len(body) - 1}/{len(body)}"
-        part = body[start:]
+        start, _, end = self.headers.get("Range", "bytes=0-").removeprefix("bytes=").partition("-")
+        start, end = int(start), int(end) if end else len(body) - 1
+        part = body[start : end + 1]
+        if len(part) < len(body):
+            headers["Content_Range"] = f"bytes {start}-{end}/{len(body)}"
+        ranged = 206 if len(part) < len(body) else 200
         if hub.cuts.get(file, 0) > 0:  # promise everything, send half, hang up
             hub.cuts[file] -= 1
-            self.reply(206 if start else 200, part[: len(part) // 2], Content_Length=str(len(part)), **headers)
+            self.reply(ranged, part[: len(part) // 2], Content_Length=str(len(part)), **headers)
             self.close_connection = True
             return None
-        return self.reply(206 if start else 200, part, **headers)
+        return self.reply(ranged, part, **headers)
 
 
 @pytest.fixture
@@ -133,9 +148,6 @@ def test_a_revision_is_resolved_downloaded_and_continued(repo, house):
     assert done.returncode == 0, done.stderr
     assert set(repo.downloads) == {"config.json", "model.safetensors", "tokenizer.json"}  # only what is needed
     first = GPTNeoX(GPTNeoX.from_pretrained("r/checkpoints/step_00000020").config, seed=1)
-    import data
-    from eval import validation_loss
-
     loss = validation_loss(first, data.fixed_windows(data.Corpus("old"), 32, 256), 8)[0]
     start = json.loads((house / "r/metrics.jsonl").read_text().splitlines()[0])
     assert start["upstream_loss"] == pytest.approx(loss, rel=1e-6)
@@ -182,8 +194,6 @@ def test_a_download_that_is_cut_short_goes_on(repo, house):
 
 
 def test_neox_tokenizer_and_lambada_come_from_the_hub(repo, house):
-    from test_data import small_spec
-
     repo.repos["EleutherAI/pythia-410m-deduped"] = {"main": {"tokenizer.json": json.dumps(small_spec()).encode()}}
     (house / "a.jsonl").write_text("".join(json.dumps({"text": f"the thing {i}"}) + "\n" for i in range(99)))
     done = command("data.py", "mine", "a.jsonl", cwd=house, **env(repo, house))
@@ -193,3 +203,80 @@ def test_neox_tokenizer_and_lambada_come_from_the_hub(repo, house):
     done = command("eval.py", "lambada", "me/small", "--json", cwd=house, **env(repo, house))
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["texts"] == 5 and torch.tensor(json.loads(done.stdout)["perplexity"]) > 1
+
+
+# ---------------------------------------------------------------- the paper's corpora
+
+
+def sample(name, count):
+    """Rows as the hub has them: of the real sample where it is at hand, else made up with the same fields."""
+    kind = {"pile": "pile_set_name", "redpajama": "redpajama_set_name"}[name]
+    if (REAL / f"{name}_sample.jsonl.zst").exists():
+        whole = zstandard.ZstdDecompressor().stream_reader((REAL / f"{name}_sample.jsonl.zst").open("rb"))
+        return [line + b"\n" for line in whole.read().splitlines() if len(line) < 5000][:count]
+    domains = {"pile": ["Pile-CC", "Github"], "redpajama": ["RedPajamaC4", "RedPajamaArXiv"]}[name]
+    made = enumerate(texts("old", count))
+    return [json.dumps({"text": t, "meta": {kind: domains[i % 2]}}).encode() + b"\n" for i, t in made]
+
+
+@pytest.fixture
+def corpora_hub(hub, tmp_path):
+    """Both corpora in their real layouts, and the tokenizer; SlimPajama's first home does not answer."""
+    path = tokenizer_file(tmp_path)
+    hub.repos["EleutherAI/pythia-410m-deduped"] = {"main": {"tokenizer.json": path.read_bytes()}}
+    pile, pajama = sample("pile", 60), sample("redpajama", 120)
+    hub.repos["EleutherAI/pile_val_test"] = {"main": {"README.md": b"#", "val.jsonl": b"".join(pile)}}
+    hub.rows = np.random.default_rng(0).integers(2, 200, (70, 2049)).astype("<u2")
+    shards = {f"document-0000{i}-of-00020.bin": part.tobytes() for i, part in enumerate(np.split(hub.rows, [40]))}
+    hub.repos["EleutherAI/pile-deduped-pythia-preshuffled"] = {"main": shards | {"document.idx": b"x"}}
+    files = {"README.md": b"#"}
+    for chunk in (1, 2):
+        files[f"validation/chunk{chunk}.jsonl.zst"] = zstandard.compress(b"".join(pajama[chunk - 1 : 40 : 2]))
+        files[f"train/chunk{chunk}.jsonl.zst"] = zstandard.compress(b"".join(pajama[39 + chunk :: 2]))
+    hub.repos["venketh/SlimPajama-62B"] = {"main": files}
+    hub.pajama = [json.loads(line) for line in pajama]
+    return hub
+
+
+def test_the_pile_comes_in_pythias_own_rows(corpora_hub, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    corpora_hub.cuts["document-00000-of-00020.bin"] = 1
+    words = ["data.py", "pile", "--train-tokens", str(50 * 2048), "--val-tokens", "3000"]
+    done = command(*words, cwd=tmp_path, **env(corpora_hub, tmp_path))
+    assert done.returncode == 0, done.stderr
+    corpus = data.Corpus("pile")
+    expected = corpora_hub.rows[:50, :2048]  # in order, over the border of two files
+    assert np.array_equal(corpus.splits["train"].reshape(-1, 2048), expected)
+    assert np.array_equal(corpus.window("train", 7, 2048)[:-1], expected[7])
+    assert 3000 <= corpus.meta["val"]["tokens"] < 60_000
+    assert corpus.meta["train"]["bytes_of_text"] == 50 * 2048  # these ids are single bytes
+    assert corpus.meta["sources"][:2] == [
+        "EleutherAI/pile_val_test/val.jsonl",
+        "EleutherAI/pile-deduped-pythia-preshuffled/document-00000-of-00020.bin",
+    ]
+
+
+def test_slimpajama_falls_back_and_is_split_by_domain(corpora_hub, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["data.py", "slimpajama", "--train-tokens", "1e9", "--by-domain", "--processes", "2"]
+    done = command(*words, cwd=tmp_path, **env(corpora_hub, tmp_path))
+    assert done.returncode == 0, done.stderr
+    said = [line for line in done.stderr.splitlines() if "is not to be had" in line]
+    assert len(said) == 2 and all("cerebras/SlimPajama-627B" in line for line in said)
+    found = {"train": 0, "val": 0}
+    for folder in (tmp_path / "data").glob("slimpajama-*"):
+        for split in found:
+            found[split] += data.Corpus(folder.name).meta[split]["documents"]
+    assert found == {"train": len(corpora_hub.pajama) - 40, "val": 40}  # the official validation files, and only they
+    domain = corpora_hub.pajama[0]["meta"]["redpajama_set_name"]
+    assert (tmp_path / f"data/slimpajama-{domain.lower()}/meta.json").exists()
+
+
+def test_a_corpus_that_the_hub_does_not_have(hub, tmp_path):
+    hub.repos["EleutherAI/pythia-410m-deduped"] = {"main": {"tokenizer.json": json.dumps(byte_tokenizer()).encode()}}
+    words = ["data.py", "slimpajama", "--train-tokens", "1e6"]
+    done = command(*words, cwd=tmp_path, **env(hub, tmp_path))
+    assert "can be had" in last_line(done) and "venketh/SlimPajama-62B" in last_line(done)
+    refused(command("data.py", "pile", cwd=tmp_path), "--train-tokens")
+    refused(command("data.py", "pile", "a.jsonl", "--train-tokens", "9", cwd=tmp_path), "FILES")
+    assert not list((tmp_path / "data").glob("[!.]*"))
