@@ -161,6 +161,9 @@ def name_of(flag, value):
         return f"{words} {100 * value:g} %"
     if flag in ("schedule", "init", "downstream"):
         return f"{value}"
+    if flag == "max_lr":
+        digits, power = f"{value:e}".split("e")
+        return f"{words} {float(digits):g}e{int(power)}"
     return f"{words} {value:g}" if isinstance(value, (int, float)) else f"{words} {value}"
 
 
