@@ -344,6 +344,7 @@ def check_flags(flags):
     for name, values in known.items():
         if getattr(flags, name) not in values:
             raise ValueError(f"--{name} {getattr(flags, name)} is unknown; known: {', '.join(values)}")
+    data.corpus_folder(flags.upstream)  # also a part of folder names
     if flags.keep < 0:
         raise ValueError(f"--keep {flags.keep} is negative; 0 keeps all checkpoints")
 
@@ -387,8 +388,9 @@ class Log:
         if metrics_bytes:
             self.before = read_run(run.out)["eval"][0]
         self.tty = sys.stderr.isatty()
-        bar = {"total": run.stop, "initial": run.start, "desc": run.out.name, "unit": "update", "dynamic_ncols": True}
-        self.bar = tqdm(**bar, disable=not self.tty)
+        shape = "{desc} {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} [{elapsed}, left {remaining}{postfix}]"
+        bar = {"total": run.stop, "initial": run.start, "desc": run.out.name[:24], "bar_format": shape}
+        self.bar = tqdm(**bar, disable=not self.tty, dynamic_ncols=True)
         self.per_update = run.flags.batch_size * run.flags.context
         self.every = max(1, run.stop // 20)
         self.clock, self.spent, self.done, self.skipped = time.perf_counter(), 0.0, 0, 0
@@ -545,17 +547,19 @@ def load_optimizer(folder, model, optimizer, state):
 
 def upstream_run(flags):
     """The flags of the pre-training behind --init upstream: an ordinary run from scratch, cached under runs/."""
-    name = f"upstream-{flags.model}-{data.slug(flags.upstream)}"
+    name = f"upstream-{flags.model}-{flags.upstream}"
     if flags.upstream_tokens != Flags.upstream_tokens:
         name += f"-{flags.upstream_tokens}"
+    updates = flags.upstream_tokens // (Flags.batch_size * SIZES[flags.model][5])
     return Flags(
         init="scratch",
         model=flags.model,
         upstream=flags.upstream,
         downstream=flags.upstream,
         tokens=flags.upstream_tokens,
-        eval_every=max(1, flags.upstream_tokens // 2048 // 10),
-        save_every=max(1, flags.upstream_tokens // 2048 // 8),
+        overlap=0.0,
+        eval_every=max(1, updates // 10),
+        save_every=max(1, updates // 8),  # kept: the paper's section 4.5 starts from earlier checkpoints
         device=flags.device,
         precision=flags.precision,
         out=f"runs/{name}",

@@ -434,6 +434,9 @@ def test_shares_as_written():
     assert data.blend({"old": 1}, "old", 0.3) == {"old": 1.0}  # the same data: the paper's section 4.4
     assert data.blend({"new": 1}, "old", 0) == {"new": 1}
     assert data.blend({"new": 1}, "old", 1) == {"old": 1}
+    paper = data.parse_shares("slimpajama-paper")
+    assert sum(paper.values()) == pytest.approx(100) and paper["slimpajama-redpajamacommoncrawl"] == 67
+    assert sum(data.parse_shares("slimpajama-natural").values()) == pytest.approx(100)
     for bad in ("", "a=", "a=-1", "a=x", "a=1,a=2", "../a", "a=nan", "a b"):
         with pytest.raises(ValueError):
             if data.parse_shares(bad) == {"a": 1}:  # "a=" is a plain "a"
