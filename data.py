@@ -116,9 +116,12 @@ class Tokenizer:
             self.runs = {run: i for run, i in added.items() if run.strip(" ") == ""}
             if self.runs and {len(run) for run in self.runs} != set(range(2, 25)):
                 raise ValueError("its added tokens are not the runs of 2 to 24 spaces")
+            ids = [*ranks.values(), *added.values()]
+            if len(set(ids)) < len(ids) or not all(type(i) is int and 0 <= i < 2**24 for i in ids):
+                raise ValueError("its ids are not different whole numbers")
             self.eot = added[END]
             self.bpe = tiktoken.Encoding("rewarm", pat_str=GPT2_SPLIT, mergeable_ranks=ranks, special_tokens=added)
-            self.vocab_size = 1 + max(*ranks.values(), *added.values())
+            self.vocab_size = 1 + max(ids)
             identity = json.dumps([sorted(vocab.items()), sorted(added.items()), self.normalize])
             self.sha256 = hashlib.sha256(identity.encode()).hexdigest()
         except (KeyError, TypeError, AttributeError, IndexError) as fault:
@@ -297,7 +300,8 @@ def parse_row(line):
     if not isinstance(row, dict) or not isinstance(row.get("text"), str):
         raise ValueError('no JSON object with a "text"')
     meta = row["meta"] if isinstance(row.get("meta"), dict) else {}
-    return meta.get("pile_set_name") or meta.get("redpajama_set_name"), row["text"]
+    domain = meta.get("pile_set_name") or meta.get("redpajama_set_name")
+    return domain if isinstance(domain, str) else None, row["text"]
 
 
 def embedded_documents(name):

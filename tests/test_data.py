@@ -131,6 +131,9 @@ def test_bytes_tokenizer(tmp_path):
         ({"model": small_spec()["model"] | {"merges": ["e r", "t h"]}}, "merges"),
         ({"model": small_spec()["model"] | {"merges": [["q", "q"]]}}, "byte-level"),
         ({"added_tokens": []}, "merges"),
+        ({"added_tokens": [small_spec()["added_tokens"][0] | {"id": 5}]}, "ids"),
+        ({"added_tokens": [small_spec()["added_tokens"][0] | {"id": -1}]}, "ids"),
+        ({"added_tokens": [small_spec()["added_tokens"][0] | {"id": "7"}]}, "ids"),
         ({"added_tokens": small_spec()["added_tokens"][:5]}, "spaces"),
     ],
 )
