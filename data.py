@@ -415,7 +415,7 @@ def write_corpus(
     if tokenizer.vocab_size > 2**16:
         raise ValueError(f"the tokenizer has {tokenizer.vocab_size} ids; token files hold 16-bit ids")
     final = corpus_folder(name)
-    if final.exists():
+    if final.exists() and not by_domain:
         raise ValueError(f"{final} exists already; choose another name or remove it first")
     ROOT.mkdir(exist_ok=True)
     with locked(ROOT / f".{name}.lock", f"another process is writing {final}; wait for it or choose another name"):

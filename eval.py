@@ -66,7 +66,8 @@ def perplexity(flags):
     model = GPTNeoX.from_pretrained(folder).to(flags.device)
     context = min(flags.context or model.config.max_position_embeddings, model.config.max_position_embeddings)
     if not flags.json:
-        print(f"{'corpus':<20}{'tokens':>10}{'loss':>9}{'+-':>8}{'perplexity':>12}{'bits/byte':>11}")
+        width = 2 + max(map(len, ["corpus", *flags.data]))
+        print(f"{'corpus':<{width}}{'tokens':>10}{'loss':>9}{'+-':>8}{'perplexity':>12}{'bits/byte':>11}")
     for name in flags.data:
         corpus = Corpus(name)
         check_tokenizer(folder, corpus)
@@ -80,7 +81,7 @@ def perplexity(flags):
             print(json.dumps(row))
         else:
             print(
-                f"{name:<20}{row['tokens']:>10,}{loss:>9.4f}{error:>8.4f}"
+                f"{name:<{width}}{row['tokens']:>10,}{loss:>9.4f}{error:>8.4f}"
                 f"{row['perplexity']:>12.3f}{row['bits_per_byte']:>11.4f}"
             )
 
