@@ -482,15 +482,15 @@ def prepare(name, files=(), tokenizer=None, skip_bad_lines=False, **options):
         bar.bad = 0
         documents = ((text, domain, text) for domain, text in read_documents(paths, bar, skip_bad_lines))
         names = write_corpus(name, documents, tokenizer, [str(p) for p in paths], **options)
-    if bar.bad:
-        print(f"skipped {bar.bad} bad lines")
+    report_skipped(bar)
     return names
 
 
 def prepare_from_hub(name, files, tokenizer, skip_bad_lines, train_tokens=None, val_tokens=None, **options):
     """Prepares the Pile or SlimPajama with their official validation files, as many tokens as asked for.
 
-    Files go through huggingface_hub's cache, so that an interrupted preparation downloads nothing twice."""
+    Whole files go through huggingface_hub's cache: of those an interrupted preparation downloads nothing twice.
+    Pythia's rows are asked for anew."""
     if files or tokenizer not in (None, "neox"):
         raise ValueError(f"{name} comes from the hub, in Pythia's tokens: it takes neither FILES nor --tokenizer")
     if train_tokens is None:
@@ -516,7 +516,15 @@ def prepare_from_hub(name, files, tokenizer, skip_bad_lines, train_tokens=None, 
 
         limits = {"train_tokens": train_tokens, "val_tokens": val_tokens or 20_000_000, "full": full}
         options["val_share"] = 0.5  # between the two shares above
-        return write_corpus(name, documents(), tokenizer, sources, **limits, **options)
+        names = write_corpus(name, documents(), tokenizer, sources, **limits, **options)
+    report_skipped(bar)
+    return names
+
+
+def report_skipped(bar):
+    """What --skip-bad-lines left out, said once at the end."""
+    if bar.bad:
+        print(f"skipped {bar.bad} bad lines")
 
 
 def hub_files(places):

@@ -54,6 +54,12 @@ def newest_checkpoint(path):
     return steps[-1] if steps else path
 
 
+def open_checkpoint(flags):
+    """(folder, model ready to evaluate) of a command line's checkpoint, revision and device."""
+    folder = model_folder(newest_checkpoint(flags.checkpoint), flags.revision)
+    return folder, GPTNeoX.from_pretrained(folder).to(flags.device).eval()
+
+
 def check_tokenizer(folder, corpus):
     """ValueError if the checkpoint's tokenizer is not the one that made the corpus's ids."""
     if (Path(folder) / "tokenizer.json").is_file() and load_tokenizer(folder).sha256 != corpus.tokenizer_sha256:
@@ -62,8 +68,7 @@ def check_tokenizer(folder, corpus):
 
 def perplexity(flags):
     """The table of `eval.py perplexity`: a row for each corpus."""
-    folder = model_folder(newest_checkpoint(flags.checkpoint), flags.revision)
-    model = GPTNeoX.from_pretrained(folder).to(flags.device)
+    folder, model = open_checkpoint(flags)
     context = min(flags.context or model.config.max_position_embeddings, model.config.max_position_embeddings)
     if not flags.json:
         width = 2 + max(map(len, ["corpus", *flags.data]))
@@ -93,8 +98,7 @@ def lambada(flags):
     The context is all but the last word, the target a space and the last word. Perplexity is exp of minus the mean
     log-probability of a target; a target counts as right if each of its tokens is the likeliest.
     """
-    folder = model_folder(newest_checkpoint(flags.checkpoint), flags.revision)
-    model = GPTNeoX.from_pretrained(folder).to(flags.device).eval()
+    folder, model = open_checkpoint(flags)
     tokenizer = load_tokenizer(flags.tokenizer or folder)
     file = flags.file
     if file is None:
@@ -111,9 +115,7 @@ def lambada(flags):
         rows.append((ids[cut:], max(1, start - cut)))
     if not rows:
         raise ValueError(f"{file}: holds no text")
-    rows.sort(
-        key=lambda row: len(row[0]), reverse=True
-    )  # like lengths together: little padding, and memory tells early
+    rows.sort(key=lambda row: len(row[0]), reverse=True)  # like lengths together: little padding
     total, right = 0.0, 0
     for first in tqdm(range(0, len(rows), flags.micro_batch_size), disable=None, desc="lambada"):
         batch = rows[first : first + flags.micro_batch_size]
@@ -281,8 +283,7 @@ def draw_curves(folders, out):
 
 def sample(flags):
     """Prints the model's continuation of a prompt."""
-    folder = model_folder(newest_checkpoint(flags.checkpoint), flags.revision)
-    model = GPTNeoX.from_pretrained(folder).to(flags.device).eval()
+    folder, model = open_checkpoint(flags)
     tokenizer = load_tokenizer(flags.tokenizer or folder)
     ids = tokenizer.encode(flags.prompt) or [tokenizer.eot]
     if max(ids) >= model.config.vocab_size:

@@ -208,7 +208,7 @@ def set_up(flags, cleanup):
     precision = AUTOCAST[flags.precision]
     if flags.resume:
         out = Path(flags.resume)
-        saved = read_json(out / "config.json")["corpora"]
+        saved = read_json(out / "config.json").get("corpora")
     else:
         out, saved = Path(flags.out), {}
         if (out / "config.json").exists() or (out / "metrics.jsonl").exists():
