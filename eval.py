@@ -2,6 +2,8 @@
 
     python eval.py perplexity runs/NAME --data stdlib torch
     python eval.py plot runs/A runs/B --out figure.png         (or .pdf, .svg)
+    python eval.py plot runs/* --figure 4                      as the paper draws its figures 1 to 9; frontier, ...
+    python eval.py claims runs/*                               the paper's claims, tested on these runs
     python eval.py lambada EleutherAI/pythia-410m-deduped      proves loader, tokenizer and model together
     python eval.py sample runs/NAME --prompt "def main("
 
@@ -9,19 +11,23 @@ Section 4 of "How to (re)warm your model?" (arXiv 2308.04014): validation loss o
 corpus against tokens. The metric is the mean cross-entropy of a token in nats; perplexity is exp of it.
 """
 
+import itertools
 import json
 import math
+import re
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
+import schedule
 from data import Corpus, OneLineParser, fixed_windows, load_tokenizer, read_documents, run_command, whole_number
 from model import GPTNeoX, model_folder, read_json
 
 # Okabe and Ito's colours, told apart with every kind of colour vision; line styles repeat the difference.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 STYLES = ("-", "--", "-.", ":")
+SIDES = ("upstream", "downstream")
 
 # ---------------------------------------------------------------- measuring
 
@@ -143,7 +149,10 @@ def read_run(folder):
     config = read_json(folder / "config.json")
     if not isinstance(config, dict) or not isinstance(config.get("flags"), dict):
         raise ValueError(f"{folder}/config.json: not of a run; give a folder that train.py wrote")
-    run = {"folder": folder, "flags": config["flags"], "train": [], "eval": []}
+    run = {"folder": folder, "flags": config["flags"], "train": [], "eval": [], "interpolation": []}
+    run |= {name: config.get(name) for name in ("parameters", "pretraining_peak")}
+    if (folder / "interpolation.jsonl").is_file():
+        run["interpolation"] = [json.loads(line) for line in open(folder / "interpolation.jsonl")]
     with open(folder / "metrics.jsonl", "rb") as file:
         for number, line in enumerate(file, 1):
             try:
@@ -278,6 +287,505 @@ def draw_curves(folders, out):
     plt.close(figure)
 
 
+# ---------------------------------------------------------------- the paper's figures
+
+BEGINNING = schedule.PAPER_STOPS["50B"]  # the share of the schedule that the paper's 50B figures show
+
+
+def setting(run):
+    """What the experiments vary, read off a run's flags; the learning rate's peak in multiples of pre-training's."""
+    flags = run["flags"]
+    step = re.search(r"step_?0*(\d+)$", flags.get("revision") or flags["init"])
+    return {
+        "corpora": f"{flags['upstream']} {flags['downstream']}",
+        "parameters": run["parameters"],
+        "tokens": flags["tokens"],
+        "batch_size": flags["batch_size"],
+        "overlap": flags["overlap"],
+        "start": "scratch" if flags["init"] == "scratch" else int(step[1]) if step else "end",
+        "replay": flags["replay"],
+        "schedule": flags["schedule"],
+        "peak": round(flags["max_lr"] / run["pretraining_peak"], 3),
+        "warmup": flags["warmup"],
+        "decay": flags["weight_decay"] * (-1 if flags["decay_to_start"] else 1),  # minus: towards the start
+    }
+
+
+USUAL = {"start": "end", "replay": 0.0, "peak": 1.0, "warmup": 0.01, "decay": 0.1}  # where an arm says nothing else
+CONSTANT = {"schedule": "constant", "peak": 0.1, "warmup": 0.0}  # the paper's baseline
+
+
+def pick(runs, vary=(), **wanted):
+    """The runs of an arm: `wanted`, and otherwise the base of the experiments; the settings in `vary` are free.
+
+    The base's corpora, sizes and lengths, and its decay, are the commonest among the runs."""
+    settings = [setting(run) for run in runs]
+    usual = {}
+    for key in settings[0]:
+        values = [s[key] for s in settings if key != "schedule" or s[key].startswith("cosine")]
+        usual[key] = max(dict.fromkeys(values), key=values.count) if values else "cosine"
+    wanted = usual | USUAL | wanted
+    chosen = [r for r, s in zip(runs, settings, strict=True) if all(s[k] == wanted[k] for k in s if k not in vary)]
+    return sorted(chosen, key=lambda run: run["flags"]["seed"])
+
+
+def arms(runs, key, **wanted):
+    """{value of `key`: the runs with it, one a seed}, in order."""
+    groups = {}
+    for run in pick(runs, vary=(key,), **wanted):
+        groups.setdefault(setting(run)[key], []).append(run)
+    return dict(sorted(groups.items(), key=lambda item: (item[0] == "end", item[0])))
+
+
+def peaks(runs, **wanted):
+    """{label: runs} of the maximal learning rates, and the constant one."""
+    found = {name_of("max_lr", group[0]["flags"]["max_lr"]): group for group in arms(runs, "peak", **wanted).values()}
+    if baseline := pick(runs, **CONSTANT, **wanted):
+        found[f"constant {baseline[0]['flags']['max_lr']:.0e}".replace("e-0", "e-")] = baseline
+    return found
+
+
+def scratch(runs):
+    found = pick(runs, start="scratch")
+    return {"from scratch": found} if found else {}
+
+
+def starts(runs):
+    """{label: runs} of the checkpoints, without and with warm-up."""
+    found = {}
+    for warmup in (0.0, 0.01):
+        for start, group in arms(runs, "start", warmup=warmup).items():
+            if start != "scratch":
+                name = "the last checkpoint" if start == "end" else f"step {start}"
+                found[f"{name}, {name_of('warmup', warmup)}"] = group
+    return found
+
+
+def warmups(runs):
+    return {name_of("warmup", share): group for share, group in arms(runs, "warmup").items()}
+
+
+# What each figure of the paper shows: which arms, whose loss (or the path through both), up to which share of the run.
+FIGURES = {
+    "1": (warmups, ("downstream", "upstream"), BEGINNING),
+    "2": (lambda runs: peaks(runs) | scratch(runs), ("downstream",), 1),
+    "3": (lambda runs: peaks(runs) | scratch(runs), ("upstream",), 1),
+    "4": (peaks, "path", 1),
+    "5": (lambda runs: peaks(runs, replay=1.0), ("upstream",), BEGINNING),
+    "6": (lambda runs: peaks(runs, replay=1.0), "path", BEGINNING),
+    "7": (starts, ("downstream",), BEGINNING),
+    "8": (starts, ("upstream",), BEGINNING),
+    "9": (lambda runs: starts(runs) | scratch(runs), ("upstream",), BEGINNING),
+}
+
+
+def draw_figure(runs, number, out):
+    """One of the paper's figures 1 to 9, or of those that it does not have: frontier, replay, overlap."""
+    plt = plot_style()
+    if number in OURS:
+        figure = OURS[number](plt, runs)
+    else:
+        groups, sides, until = FIGURES[number]
+        groups = groups(runs)
+        if len(groups) < 2:
+            raise ValueError(f"--figure {number}: fewer than two of its arms are here; see train.py --experiment")
+        until *= max(run["flags"]["tokens"] for group in groups.values() for run in group)
+        figure = (draw_paths if sides == "path" else draw_losses)(plt, groups, sides, until)
+    save_figure(figure, out)
+    plt.close(figure)
+
+
+def limits(groups, side, until, kind="loss"):
+    """Where an axis should end: around all curves but that of a random start, which begins far above."""
+    seen = [
+        record[f"{side}_{kind}"]
+        for label, group in groups.items()
+        for run in group
+        for record in (run["eval"][-1:] if label == "from scratch" else run["eval"])
+        if record["tokens"] <= 1.001 * until
+    ]
+    margin = 0.06 * (max(seen) - min(seen))
+    return min(seen) - margin, max(seen) + margin
+
+
+def draw_losses(plt, groups, sides, until):
+    """Validation loss against tokens, a panel a side, as in figures 1 to 3, 5 and 7 to 9."""
+    figure, panels = plt.subplots(
+        len(sides), 1, figsize=(5.5, 0.9 + 2.2 * len(sides)), sharex=True, layout="constrained", squeeze=False
+    )
+    first = next(iter(groups.values()))[0]
+    for panel, side in zip(panels[:, 0], sides, strict=True):
+        for index, (label, group) in enumerate(groups.items()):
+            style = {"color": COLOURS[index % len(COLOURS)], "ls": STYLES[index // 2 % len(STYLES)]}
+            draw_mean(panel, group, f"{side}_loss", label=label, **style)
+        panel.axhline(first["eval"][0][f"{side}_loss"], color="0.4", ls=(0, (4, 3)), lw=1, label="before")
+        panel.set_title(f"{side.capitalize()}: {first['flags'][side]}", loc="left", fontsize=9, fontweight="bold")
+        panel.set(ylabel="validation loss (nats)", ylim=limits(groups, side, until), xlim=(-0.01 * until, 1.01 * until))
+    in_millions(panels[-1, 0].xaxis)
+    handles, labels = panels[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False, fontsize=8)
+    return figure
+
+
+def mean_path(group, until):
+    """[(tokens, downstream perplexity, upstream perplexity)] of an arm, the mean over its seeds."""
+    by_tokens = {}
+    for run in group:
+        for record in run["eval"]:
+            if record["tokens"] <= 1.001 * until:
+                pair = record["downstream_perplexity"], record["upstream_perplexity"]
+                by_tokens.setdefault(record["tokens"], []).append(pair)
+    whole = {tokens: pairs for tokens, pairs in by_tokens.items() if len(pairs) == len(group)}
+    return [(t, *(sum(values) / len(group) for values in zip(*whole[t], strict=True))) for t in sorted(whole)]
+
+
+def draw_paths(plt, groups, _, until):
+    """Upstream against downstream perplexity, coloured by tokens, as in figures 4 and 6."""
+    from matplotlib.collections import LineCollection
+
+    figure, axes = plt.subplots(figsize=(5.5, 4), layout="constrained")
+    for marker, (label, group) in zip("osD^vP", groups.items(), strict=False):
+        path = mean_path(group, until)
+        points = [(x, y) for _, x, y in path]
+        lines = LineCollection(list(itertools.pairwise(points)), cmap="viridis", lw=1.5)
+        lines.set_array([tokens for tokens, *_ in path[1:]])
+        lines.set_clim(0, until)
+        axes.add_collection(lines)
+        axes.plot(*points[-1], marker, color="k", ms=6, mfc="w", zorder=4, label=label)
+        warm = group[0]["flags"]["warmup"] * group[0]["flags"]["tokens"]
+        if warm:
+            peak = min(path, key=lambda place: abs(place[0] - warm))
+            axes.plot(*peak[1:], "x", color="k", ms=6, zorder=4, label="end of warm-up")
+    axes.plot(*points[0], "*", color="k", ms=11, zorder=5, label="start")
+    axes.autoscale_view()
+    flags = group[0]["flags"]
+    axes.set(
+        xlabel=f"downstream perplexity ({flags['downstream']})", ylabel=f"upstream perplexity ({flags['upstream']})"
+    )
+    in_millions(figure.colorbar(lines, label="tokens", pad=0.02).ax.yaxis)
+    entries = dict(zip(*axes.get_legend_handles_labels()[::-1], strict=True))  # each label once
+    axes.legend(entries.values(), entries.keys(), frameon=False, fontsize=8)
+    return figure
+
+
+# ---------------------------------------------------------------- figures that the paper does not have
+
+
+def ends(group, side, kind="perplexity"):
+    """Mean over seeds at the last evaluation, and half the range."""
+    values = [run["eval"][-1][f"{side}_{kind}"] for run in group]
+    return sum(values) / len(values), (max(values) - min(values)) / 2
+
+
+def draw_frontier(plt, runs):
+    """The trade-off: every arm's final perplexities, downstream against upstream."""
+    figure, axes = plt.subplots(figsize=(5.5, 4.2), layout="constrained")
+    kinds = {
+        "max LR": peaks(runs),
+        "warm-up": warmups(runs),
+        "schedule": arms(runs, "schedule"),
+        "replay": {f"{100 * share:g} %": group for share, group in arms(runs, "replay").items() if share < 1},
+        "earlier checkpoint": {str(s): g for s, g in arms(runs, "start").items() if type(s) is int},
+        "decay to the start": {str(d): g for d, g in arms(runs, "decay").items() if d < 0},
+    }
+    for index, (kind, groups) in enumerate(kinds.items()):
+        style = {"color": COLOURS[index], "ls": "", "marker": "osD^vP"[index], "ms": 5, "elinewidth": 0.8}
+        for number, (label, group) in enumerate(groups.items()):
+            (x, dx), (y, dy) = ends(group, "downstream"), ends(group, "upstream")
+            axes.errorbar(x, y, dy, dx, label=None if number else kind, **style)
+            if kind in ("max LR", "replay"):
+                text = label.removeprefix("max LR ")
+                axes.annotate(text, (x, y), (4, 4), textcoords="offset points", fontsize=6.5, color=COLOURS[index])
+    between = [run["interpolation"] for run in pick(runs) if run["interpolation"]]
+    if between:
+        path = [
+            [
+                math.exp(sum(line[f"{side}_loss"] for line in lines) / len(between))
+                for lines in zip(*between, strict=True)
+            ]
+            for side in ("downstream", "upstream")
+        ]
+        axes.plot(*path, ".:", color="0.4", ms=4, lw=1, label="between start and end weights")
+    flags = pick(runs)[0]["flags"]
+    axes.set(xlabel=f"final downstream perplexity ({flags['downstream']})")
+    axes.set_ylabel(f"final upstream perplexity ({flags['upstream']})")
+    before = pick(runs)[0]["eval"][0]["upstream_perplexity"]
+    axes.axhline(before, color="0.4", ls=(0, (4, 3)), lw=1, label="upstream before")
+    axes.legend(frameon=False, fontsize=7)
+    return figure
+
+
+def rises(group, side):
+    """By how much the loss rises above its start, and for how long, in tokens, each a list over seeds."""
+    heights, lengths = [], []
+    for run in group:
+        first = run["eval"][0][f"{side}_loss"]
+        above = [r["tokens"] for r in run["eval"] if r[f"{side}_loss"] > first]
+        heights.append(max(r[f"{side}_loss"] for r in run["eval"]) - first)
+        lengths.append(max(above, default=0))
+    return heights, lengths
+
+
+def draw_with_band(axes, groups, values, **style):
+    """values(group) -> a list over seeds; the mean as a line over the groups' keys, the range as a band."""
+    seeds = [values(group) for group in groups.values()]
+    x = [100 * key for key in groups]
+    axes.plot(x, [sum(v) / len(v) for v in seeds], "o-", ms=4, **style)
+    axes.fill_between(x, [min(v) for v in seeds], [max(v) for v in seeds], color=style["color"], alpha=0.2, lw=0)
+
+
+def draw_replay(plt, runs):
+    """What replay costs on the new text and what it keeps of the old."""
+    groups = {share: group for share, group in arms(runs, "replay").items() if share < 1}
+    figure, panels = plt.subplots(1, 2, figsize=(5.5, 2.6), layout="constrained")
+    for panel, side, colour in zip(panels, ("upstream", "downstream"), COLOURS, strict=False):
+        draw_with_band(panel, groups, lambda g, s=side: [r["eval"][-1][f"{s}_perplexity"] for r in g], color=colour)
+        panel.set_title(f"final {side} perplexity", loc="left", fontsize=9, fontweight="bold")
+        panel.set_xscale("symlog", linthresh=1)
+        panel.set_xticks([100 * share for share in groups], [f"{100 * share:g}" for share in groups])
+        panel.minorticks_off()
+        panel.set_xlabel("replay (% of each batch)")
+    panels[0].axhline(
+        pick(runs)[0]["eval"][0]["upstream_perplexity"], color="0.4", ls=(0, (4, 3)), lw=1, label="before"
+    )
+    panels[0].legend(frameon=False, fontsize=8)
+    return figure
+
+
+def draw_overlap(plt, runs):
+    """Height and length of the stability gap against the share of upstream text in the downstream distribution."""
+    groups = arms(runs, "overlap")
+    figure, panels = plt.subplots(1, 2, figsize=(5.5, 2.6), layout="constrained")
+    for side, colour in zip(("downstream", "upstream"), COLOURS, strict=False):
+        draw_with_band(panels[0], groups, lambda g, s=side: rises(g, s)[0], color=colour, label=side)
+    draw_with_band(panels[1], groups, lambda g: rises(g, "downstream")[1], color=COLOURS[0])
+    panels[0].set_title("height of the rise (nats)", loc="left", fontsize=9, fontweight="bold")
+    panels[1].set_title("downstream is above its start until", loc="left", fontsize=9, fontweight="bold")
+    in_millions(panels[1].yaxis)
+    panels[1].set_ylabel("tokens")
+    panels[0].set_ylim(bottom=0)
+    panels[0].legend(frameon=False, fontsize=8)
+    for panel in panels:
+        panel.set_xlabel("overlap (% upstream text)")
+        panel.set_xticks([100 * share for share in groups])
+    return figure
+
+
+OURS = {"frontier": draw_frontier, "replay": draw_replay, "overlap": draw_overlap}
+
+
+# ---------------------------------------------------------------- the paper's claims
+
+SAME = 0.01  # nats: differences within it count as none; 1 % of perplexity
+T_95 = (12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # Student's t, two-sided 95 %, from 2 seeds on
+HOLDS, FAILS, UNCLEAR = "holds", "does not hold", "cannot tell at this scale"
+
+
+def loss_at(run, side, share=1.0):
+    """Validation loss at a share of the schedule; None where the run was not evaluated there."""
+    tokens = share * run["flags"]["tokens"]
+    update = run["flags"]["batch_size"] * run["flags"]["context"]
+    record = min(run["eval"], key=lambda record: abs(record["tokens"] - tokens))
+    return record[f"{side}_loss"] if abs(record["tokens"] - tokens) <= update else None
+
+
+def minus(one, other, side, share=1.0):
+    """Differences in loss between two arms, paired by seed."""
+    by_seed = {run["flags"]["seed"]: loss_at(run, side, share) for run in other}
+    pairs = [(loss_at(run, side, share), by_seed.get(run["flags"]["seed"])) for run in one]
+    return [a - b for a, b in pairs if a is not None and b is not None]
+
+
+def interval(values):
+    """Mean and 95 % confidence interval over seeds (Student's t); None for less than two values."""
+    mean = sum(values) / len(values)
+    if len(values) < 2:
+        return mean, None
+    spread = math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1) / len(values))
+    half = T_95[min(len(values), 10) - 2] * spread
+    return mean, (mean - half, mean + half)
+
+
+def verdict(values, expected):
+    """What an interval says of an expectation: "above" zero, "below" it, or the "same" within SAME."""
+    _, bounds = interval(values)
+    if bounds is None:
+        return UNCLEAR
+    low, high = bounds if expected != "below" else (-bounds[1], -bounds[0])
+    if expected == "same":
+        return HOLDS if low > -SAME and high < SAME else FAILS if low > SAME or high < -SAME else UNCLEAR
+    return HOLDS if low > 0 else FAILS if high < 0 else UNCLEAR
+
+
+def crossing(one, other, side):
+    """Share of the schedule after which arm `one` stays below arm `other`, a list over seeds; 1 where it never does."""
+    shares = []
+    for run in one:
+        pairs = [rest for rest in other if rest["flags"]["seed"] == run["flags"]["seed"]]
+        theirs = {r["tokens"]: r[f"{side}_loss"] for rest in pairs for r in rest["eval"]}
+        behind = [r["tokens"] for r in run["eval"] if r[f"{side}_loss"] >= theirs.get(r["tokens"], -math.inf)]
+        behind = [tokens for tokens in behind if tokens in theirs]
+        shares += [max(behind, default=0) / run["flags"]["tokens"]] if pairs else []
+    return shares
+
+
+def the_claims(runs):
+    """[(claim, what the paper found, [(measure, its values over seeds, what the claim expects or None)])]."""
+    early, base, baseline, random = BEGINNING, pick(runs), pick(runs, **CONSTANT), pick(runs, start="scratch")
+    half, double = pick(runs, peak=0.5), pick(runs, peak=2.0)
+    replayed, no_warmup = pick(runs, replay=0.05), pick(runs, warmup=0.0)
+    same, same_baseline = pick(runs, replay=1.0), pick(runs, replay=1.0, **CONSTANT)
+    at = {early: "at 17 % of the schedule", 1.0: "at its end"}
+
+    def jump(arm, side):
+        return rises(arm, side)[0]
+
+    return [
+        (
+            "1. The length of the warm-up does not matter",
+            "0, 0.5, 1 and 2 % of the schedule: one curve each for Pile and SlimPajama at 50B tokens (figure 1)",
+            [
+                (f"{side}, warm-up {100 * share:g} % minus 1 %, {at[when]}", minus(arm, base, side, when), "same")
+                for when in at
+                for share, arm in arms(runs, "warmup").items()
+                if share != 0.01
+                for side in ("downstream", "upstream")
+            ],
+        ),
+        (
+            "1b. Without warm-up there is an early spike",
+            "a spike that leaves no trace (figure 1)",
+            [("downstream, highest, no warm-up minus 1 %", paired(no_warmup, base, highest), "above")],
+        ),
+        (
+            "2. Re-warming first raises both losses, then beats the constant rate downstream",
+            "405M later runs: 2.708 at the peak against 2.642 constant, 2.501 against 2.549 at the end",
+            [
+                ("upstream, highest minus start", jump(base, "upstream"), "above"),
+                ("downstream, highest minus start", jump(base, "downstream"), "above"),
+                ("downstream, re-warmed minus constant, at its end", minus(base, baseline, "downstream"), "below"),
+            ],
+        ),
+        (
+            "3. A higher maximum is better downstream and worse upstream",
+            "405M later runs, SlimPajama: 2.516 (half), 2.501, 2.507 (double)",
+            [
+                (f"{side}, {words}, at its end", minus(one, other, side), expected)
+                for words, one, other in (
+                    ("half the peak minus constant", half, baseline),
+                    ("the peak minus half", base, half),
+                    ("double minus the peak", double, base),
+                )
+                for side, expected in (("downstream", "below"), ("upstream", "above"))
+            ],
+        ),
+        (
+            "4. Continued runs end better downstream than training from scratch",
+            "405M later runs, SlimPajama: 2.516, 2.501, 2.507 against 2.537",
+            [
+                (f"downstream, {words} minus from scratch, at its end", minus(arm, random, "downstream"), "below")
+                for words, arm in (("half the peak", half), ("the peak", base), ("double", double))
+            ],
+        ),
+        (
+            "5. The constant rate is best downstream early and worst late",
+            "best for 100B of 297B tokens (34 %); scratch overtakes it after 200B (67 %)",
+            [
+                (
+                    f"downstream, constant minus the peak, {at[early]}",
+                    minus(baseline, base, "downstream", early),
+                    "below",
+                ),
+                ("downstream, constant minus the peak, at its end", minus(baseline, base, "downstream"), "above"),
+                ("downstream, constant minus from scratch, at its end", minus(baseline, random, "downstream"), "above"),
+                ("the peak overtakes it after, share of the run", crossing(base, baseline, "downstream"), None),
+                ("from scratch overtakes it after", crossing(random, baseline, "downstream"), None),
+            ],
+        ),
+        (
+            "6. On the same data re-warming raises the loss, which does not recover",
+            "seen to 50B tokens, 17 % of the schedule (figure 5); Pile rises by 0.1, doubled peak 0.2 (follow-up)",
+            [
+                ("upstream, highest minus start", jump(same, "upstream"), "above"),
+                (
+                    f"upstream, re-warmed minus constant, {at[early]}",
+                    minus(same, same_baseline, "upstream", early),
+                    "above",
+                ),
+                ("the same at the end of the decay", minus(same, same_baseline, "upstream"), None),
+            ],
+        ),
+        (
+            "7. Starting from an earlier checkpoint does not help",
+            "Pythia's steps 10,000 and 27,000 against 143,000, at 50B tokens (figures 7 to 9)",
+            [
+                (f"downstream, step {start} minus the last, {at[when]}", minus(arm, base, "downstream", when), "above")
+                for when in at
+                for start, arm in arms(runs, "start").items()
+                if type(start) is int
+            ],
+        ),
+        (
+            "8. Replay of 5 % keeps much of the old at little cost (follow-up)",
+            "405M: Pile 2.44 to 2.23, SlimPajama 2.50 to 2.51",
+            [
+                ("upstream, 5 % replay minus none, at its end", minus(replayed, base, "upstream"), "below"),
+                ("downstream, 5 % replay minus none, at its end", minus(replayed, base, "downstream"), "same"),
+            ],
+        ),
+        (
+            "9. Infinite schedules end where the cosine does (follow-up)",
+            "comparable losses after annealing",
+            [
+                (
+                    f"{side}, {name} minus {base[0]['flags']['schedule']}",
+                    minus(pick(runs, schedule=name), base, side),
+                    "same",
+                )
+                for name in ("infinite-cosine", "infinite-rsqrt")
+                for side in ("downstream", "upstream")
+                if base
+            ],
+        ),
+    ]
+
+
+def highest(run):
+    return max(record["downstream_loss"] for record in run["eval"])
+
+
+def paired(one, other, measure):
+    """Differences between two arms in a measure of a run, paired by seed."""
+    by_seed = {run["flags"]["seed"]: measure(run) for run in other}
+    return [measure(run) - by_seed[run["flags"]["seed"]] for run in one if run["flags"]["seed"] in by_seed]
+
+
+def claims(flags):
+    """`eval.py claims RUNS...`: each claim of the paper and of its follow-up, put to the test on one's own runs.
+
+    A claim holds if all of its measures do, fails if one does, by the 95 % interval over seeds."""
+    runs = [read_run(folder) for folder in flags.runs]
+    rows = []
+    for claim, found, measures in the_claims(runs):
+        measures = [(words, values, expected) for words, values, expected in measures if values]
+        verdicts = {verdict(values, expected) for _, values, expected in measures if expected}
+        total = FAILS if FAILS in verdicts else UNCLEAR if UNCLEAR in verdicts else HOLDS if verdicts else "no runs"
+        rows.append((claim, total, measures, found))
+    if flags.markdown:
+        print("| claim | measured here: mean [95 % interval over seeds] | verdict | the paper |\n|---|---|---|---|")
+    for claim, total, measures, found in rows:
+        lines = []
+        for words, values, expected in measures:
+            mean, bounds = interval(values)
+            bounds = f" [{bounds[0]:+.3f}, {bounds[1]:+.3f}]" if bounds else " (one seed)"
+            fails = f" ({verdict(values, expected)})" if expected and verdict(values, expected) != total else ""
+            lines.append(f"{words}: {mean:+.3f}{bounds}{fails}")
+        if flags.markdown:
+            print(f"| {claim} | {'<br>'.join(lines)} | {total} | {found} |")
+        else:
+            print(f"{claim}: {total.upper()}", *lines, f"the paper: {found}", sep="\n     ")
+
+
 # ---------------------------------------------------------------- samples
 
 
@@ -326,13 +834,21 @@ def main(argv=None):
         each.add_argument("--tokenizer", help="a tokenizer.json, bytes or neox (the checkpoint's)")
     three = command("plot", "the curves of one or more runs; the same arm with several seeds becomes one band")
     three.add_argument("runs", nargs="+", metavar="RUNS", help="folders that train.py wrote")
-    three.add_argument("--out", default="perplexity.png", help=".png, .pdf or .svg (%(default)s)")
+    three.add_argument("--figure", choices=[*FIGURES, *OURS], help="one of the paper's, or ours")
+    three.add_argument("--out", help=".png, .pdf or .svg (perplexity.png, or figure-N.png)")
+    five = command("claims", "the paper's claims, tested on the runs of experiments")
+    five.add_argument("runs", nargs="+", metavar="RUNS", help="folders that train.py wrote, of three seeds or more")
+    five.add_argument("--markdown", action="store_true", help="as a table")
     flags = parser.parse_args(argv)
     if flags.command == "plot":
-        draw_curves(flags.runs, flags.out)
-        print(flags.out)
+        out = flags.out or (f"figure-{flags.figure}.png" if flags.figure else "perplexity.png")
+        if flags.figure:
+            draw_figure([read_run(folder) for folder in flags.runs], flags.figure, out)
+        else:
+            draw_curves(flags.runs, out)
+        print(out)
     else:
-        {"perplexity": perplexity, "sample": sample, "lambada": lambada}[flags.command](flags)
+        {"perplexity": perplexity, "sample": sample, "lambada": lambada, "claims": claims}[flags.command](flags)
 
 
 if __name__ == "__main__":

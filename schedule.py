@@ -15,6 +15,10 @@ COOLDOWN_END = 0.60  # infinite schedules: share of all updates at which the con
 CONSTANT_END = 0.85  # and at which annealing begins (follow-up, appendix: 60 % and 85 %)
 RSQRT_TIMESCALE = 10.0  # "a" of the inverse square root cool-down
 
+# Where the paper stopped its runs, as shares of their schedule of 131,296 updates of 1104 x 2048 tokens: sections 4.1,
+# 4.4 and 4.5 after 50B tokens, with the rate still at 94 % of its peak; 4.2 and 4.3 after 240B.
+PAPER_STOPS = {"50B": 50e9 / 296.86e9, "240B": 240e9 / 296.86e9}
+
 
 def warmup_updates(updates, warmup):
     """Length of the warm-up in updates, from its share of the schedule (the paper's 1 % of 131,296 is 1,313)."""

@@ -4,6 +4,7 @@
     python train.py --max-lr 2e-4 --schedule constant --warmup 0         the paper's baseline
     python train.py --init EleutherAI/pythia-410m-deduped --upstream mine-old --downstream mine-new
     python train.py --resume runs/NAME               go on where a run was cut
+    python train.py --experiment all --seeds 3       every experiment of the paper, and what it leaves open, in small
     python train.py --help                           every flag
 
 Sections 3 and 4 of "How to (re)warm your model?" (arXiv 2308.04014): AdamW (betas 0.9 / 0.95, eps 1e-8, weight
@@ -33,11 +34,13 @@ from tqdm import tqdm
 
 import data
 import schedule
-from eval import check_tokenizer, draw_curves, newest_checkpoint, read_run, validation_loss
-from model import SIZES, GPTNeoX, config_of, model_folder, pretraining_peak, read_json
+from eval import SIDES, check_tokenizer, draw_curves, newest_checkpoint, read_run, validation_loss
+from model import SIZES, GPTNeoX, GPTNeoXConfig, config_of, model_folder, pretraining_peak, read_json
 
 BETAS, EPS, WEIGHT_DECAY, CLIP = (0.9, 0.95), 1e-8, 0.1, 1.0  # Pythia's and the paper's
 MIN_LR_SHARE = 0.1  # min = 0.1 x max
+EMBEDDED_OVERLAP = 0.25  # of stdlib and torch: this shows the whole stability gap
+ADVISED_REPLAY = 0.05  # the follow-up's (arXiv 2403.08763) for a shift like Pile to SlimPajama
 
 
 @dataclass
@@ -47,19 +50,23 @@ class Flags:
     # Start
     init: str = "upstream"  # upstream (a model pre-trained here on the upstream corpus), scratch, a hub id, or a folder
     revision: str | None = None  # of a hub id, such as step10000
-    model: str = "tiny"  # for --init scratch and upstream: tiny, 14m, 31m, 70m, 160m, 410m, 1b, 1.4b, 2.8b, 6.9b, 12b
-    upstream_tokens: int = 3_000_000  # length of the pre-training that --init upstream does
+    model: str = "tiny"  # of --init scratch and upstream: nano, micro, tiny, or one of Pythia's, 14m to 12b
+    upstream_tokens: int = 2_000_000  # length of the pre-training that --init upstream does
     # Data
     upstream: str = "stdlib"  # corpus of the pre-training: NAME
     downstream: str = "torch"  # corpus to continue on: NAME, or a mixture NAME=WEIGHT,NAME=WEIGHT
-    overlap: float = 0.3  # share of upstream text in the downstream distribution, its validation included
-    replay: float = 0.0  # share of each batch taken from the upstream corpus, in place of new text
+    overlap: float | None = None  # share of upstream text in the downstream distribution; default: 0 (embedded: 0.25)
+    replay: float | None = (
+        None  # share of a batch taken from upstream, in place of new text; default: 0 (a hub id: 0.05)
+    )
     # Learning rate
     schedule: str = "cosine"  # cosine, cosine-clipped, linear, constant, infinite-cosine, infinite-rsqrt
     max_lr: float | None = None  # peak; default: the peak of this model's own pre-training
     min_lr: float | None = None  # end of the decay; default: a tenth of the peak
+    weight_decay: float = WEIGHT_DECAY  # share of a weight that an update takes off, times the learning rate
+    decay_to_start: bool = False  # weight decay pulls towards the starting weights instead of zero
     warmup: float = 0.01  # share of --tokens over which the rate rises from zero
-    tokens: int = 1_600_000  # length of the schedule
+    tokens: int = 800_000  # length of the schedule
     stop_tokens: int | None = None  # stop earlier, on the same schedule; default: --tokens
     # Batch
     batch_size: int = 8  # sequences an update, all devices together
@@ -72,18 +79,21 @@ class Flags:
     activation_checkpointing: bool = False  # recompute activations in the backward pass: less memory, more time
     # Run
     eval_every: int | None = None  # updates between evaluations; default: a twentieth of the run
-    eval_tokens: int = 32_768  # validation tokens of each corpus
+    eval_tokens: int = 16_384  # validation tokens of each corpus
     save_every: int | None = None  # updates between checkpoints; default: a quarter of the run
     keep: int = 0  # how many checkpoints to keep; 0: all
     seed: int = 0  # of the order of the data, and of random initial weights
     out: str | None = None  # folder of the run; default: runs/ and a name made from the flags
     resume: str | None = None  # continue the run of this folder; without a folder, of --out
-    dry_run: bool = False  # print the resolved flags and stop
+    dry_run: bool = False  # print the resolved flags, or the plan of --experiment, and stop
+    # Experiments
+    experiment: str | None = None  # warmup-length, max-lr, same-data, checkpoints, schedules, replay, ... or all
+    seeds: int = 1  # how often each arm of --experiment runs, from --seed on
 
 
 # What may differ when a run is resumed: where and how it computes, not what.
 RESUMABLE = ("resume", "out", "device", "compile", "micro_batch_size", "activation_checkpointing", "save_every", "keep")
-RESUMABLE += ("stop_tokens", "dry_run")
+RESUMABLE += ("stop_tokens", "dry_run", "experiment", "seeds")
 
 
 class AdamW(torch.optim.Optimizer):
@@ -92,11 +102,13 @@ class AdamW(torch.optim.Optimizer):
         m <- beta1 m + (1 - beta1) g            v <- beta2 v + (1 - beta2) g^2
         p <- p - lr wd p - lr m_hat / (sqrt(v_hat) + eps)       m_hat = m / (1 - beta1^t), v_hat = v / (1 - beta2^t)
 
-    Decoupled decay: lr wd p is taken off the weight, not added to its gradient.
+    Decoupled decay: lr wd p is taken off the weight, not added to its gradient. With `towards`, {p: tensor of its
+    shape}, weights decay to these values instead of zero: lr wd (p - towards[p]) is taken off.
     """
 
-    def __init__(self, params, lr, betas=BETAS, eps=EPS, weight_decay=WEIGHT_DECAY):
+    def __init__(self, params, lr, betas=BETAS, eps=EPS, weight_decay=WEIGHT_DECAY, towards=None):
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "t": 0})
+        self.towards = towards
 
     @torch.no_grad()
     def step(self):
@@ -113,6 +125,8 @@ class AdamW(torch.optim.Optimizer):
             group["t"] += 1
             lr, (beta1, beta2), t = group["lr"], group["betas"], group["t"]
             torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
+            if self.towards:
+                torch._foreach_add_(params, [self.towards[p] for p in params], alpha=lr * group["weight_decay"])
             torch._foreach_lerp_(m, grads, 1 - beta1)
             torch._foreach_mul_(v, beta2)
             torch._foreach_addcmul_(v, grads, grads, 1 - beta2)
@@ -134,13 +148,15 @@ def parameter_groups(model):
 # ---------------------------------------------------------------- the loop
 
 
-def train(flags):
+def train(flags, bar=None):
     """One run, from its first update or from its last whole checkpoint to its end. Returns its folder.
+
+    bar: the progress bar, in tokens, of an experiment to which this run belongs.
 
     Raises ValueError or OSError for bad input, before anything is written; RuntimeError for a failure on the way.
     """
     with ExitStack() as cleanup:
-        run = set_up(flags, cleanup)
+        run = set_up(flags, cleanup, bar)
         flags, model, optimizer, scaler, log = run.flags, run.model, run.optimizer, run.scaler, run.log
         for step in range(run.start, run.stop + 1):  # `step` updates are done
             if step in run.evaluations and step > run.evaluated:
@@ -190,21 +206,22 @@ def evaluate(run):
     return {"upstream_loss": upstream, "downstream_loss": downstream, "losses": losses}
 
 
-def evaluation_steps(stop, warmup, every):
+def evaluation_steps(updates, stop, warmup, every):
     """Where things happen: before the first update, at powers of two while the loss jumps, at the peak of the
-    learning rate, at even steps after, at the end."""
+    learning rate, where the paper stopped its runs, at even steps, at the end."""
     early = {2**k for k in range(32) if 2**k < min(every, stop)}
-    return {0, stop} | early | {min(warmup, stop)} | set(range(0, stop, every))
+    moments = {warmup, *(round(updates * share) for share in schedule.PAPER_STOPS.values())}
+    return {0, stop} | early | {min(step, stop) for step in moments} | set(range(0, stop, every))
 
 
 # ---------------------------------------------------------------- setting up
 
 
-def set_up(flags, cleanup):
+def set_up(flags, cleanup, bar=None):
     """Everything the loop needs, in one namespace; whatever is wrong with the flags is found here."""
     check_flags(flags)
     device = pick_device(flags.device)
-    flags = replace(flags, device=str(device), precision=pick_precision(flags.precision, device))
+    flags = replace(with_advice(flags), device=str(device), precision=pick_precision(flags.precision, device))
     precision = AUTOCAST[flags.precision]
     if flags.resume:
         out = Path(flags.resume)
@@ -233,15 +250,13 @@ def set_up(flags, cleanup):
     if flags.resume:
         folder, state = last_whole_checkpoint(out)
         start = state.get("step", 0)
-    if folder is None and flags.init not in ("scratch", "upstream"):
-        folder = model_folder(newest_checkpoint(flags.init), flags.revision)
+    if folder is None or flags.decay_to_start:
+        model = starting_model(flags, one)
+    if flags.decay_to_start:
+        begun = model
     if folder is not None:
         model = GPTNeoX.from_pretrained(folder)
         check_tokenizer(folder, one)
-    else:
-        # For Pythia's tokenizer as many embedding rows as Pythia has, for another as many as it needs.
-        rows = None if one.vocab_size == 50277 else one.vocab_size
-        model = GPTNeoX(config_of(flags.model, rows), seed=flags.seed)
     config = model.config
     if one.vocab_size > config.vocab_size:
         raise ValueError(
@@ -278,7 +293,11 @@ def set_up(flags, cleanup):
     torch.manual_seed(flags.seed)
     model.to(device).train()
     model.activation_checkpointing = flags.activation_checkpointing
-    optimizer = AdamW(parameter_groups(model), lr=0.0)
+    towards = None
+    if flags.decay_to_start:
+        starts = begun.to(device).parameters()
+        towards = {p: start.detach().clone() for p, start in zip(model.parameters(), starts, strict=True)}
+    optimizer = AdamW(parameter_groups(model), lr=0.0, weight_decay=flags.weight_decay, towards=towards)
     # The paper's fp16: loss scale doubled after 1,000 good updates. The weights themselves stay fp32.
     scaler = torch.amp.GradScaler(device.type, growth_interval=1000, enabled=precision == torch.float16)
     if state:
@@ -294,6 +313,7 @@ def set_up(flags, cleanup):
     cleanup.enter_context(data.locked(out / ".lock", f"{out}: another process runs it; wait or choose another --out"))
     versions = {"python": platform.python_version(), "torch": torch.__version__}
     record = {"flags": asdict(flags), "versions": versions, "corpora": hashes, "parameters": config.parameters}
+    record["pretraining_peak"] = pretraining_peak(config) or flags.max_lr
     partial = out / ".config.json"
     data.write_file(partial, (json.dumps(record, indent=2) + "\n").encode())
     os.replace(partial, out / "config.json")
@@ -305,9 +325,9 @@ def set_up(flags, cleanup):
     )  # fmt: skip
     warmup = schedule.warmup_updates(updates, flags.warmup)
     run.autocast = lambda: torch.autocast(device.type, precision or torch.bfloat16, enabled=precision is not None)
-    run.evaluations = evaluation_steps(stop, warmup, flags.eval_every)
+    run.evaluations = evaluation_steps(updates, stop, warmup, flags.eval_every)
     run.saves = {warmup, *range(flags.save_every, stop, flags.save_every)} - {0}
-    run.log = Log(run, state.get("metrics_bytes", 0))
+    run.log = Log(run, state.get("metrics_bytes", 0), bar)
     cleanup.callback(run.log.file.close)
     for number in (signal.SIGINT, signal.SIGTERM):  # finish the update, save, leave
 
@@ -316,6 +336,27 @@ def set_up(flags, cleanup):
 
         cleanup.callback(signal.signal, number, signal.signal(number, interrupt))
     return run
+
+
+def with_advice(flags):
+    """The flags with what was not given for the data: the embedded pair overlaps as related corpora do; a checkpoint
+    of one's own gets some replay, as the README's "How to (re)warm your model" advises."""
+    embedded = (flags.upstream, flags.downstream) == data.EMBEDDED
+    overlap = EMBEDDED_OVERLAP if embedded else 0.0
+    replay = 0.0 if flags.init in ("scratch", "upstream") or Path(flags.init).is_dir() else ADVISED_REPLAY
+    given = {"overlap": flags.overlap, "replay": flags.replay}
+    return replace(flags, **{"overlap": overlap, "replay": replay} | {n: v for n, v in given.items() if v is not None})
+
+
+def starting_model(flags, corpus):
+    """The model before the first update: of a checkpoint, or random."""
+    if flags.init not in ("scratch", "upstream"):
+        folder = model_folder(newest_checkpoint(flags.init), flags.revision)
+        check_tokenizer(folder, corpus)
+        return GPTNeoX.from_pretrained(folder)
+    # For Pythia's tokenizer as many embedding rows as Pythia has, for another as many as it needs.
+    rows = None if corpus.vocab_size == 50277 else corpus.vocab_size
+    return GPTNeoX(config_of(flags.model, rows), seed=flags.seed)
 
 
 def length(flags):
@@ -327,23 +368,25 @@ def length(flags):
 
 def check_flags(flags):
     """Raises ValueError for the first value that cannot be."""
-    for name in ("tokens", "upstream_tokens", "batch_size", "eval_tokens"):
+    for name in ("tokens", "upstream_tokens", "batch_size", "eval_tokens", "seeds"):
         if getattr(flags, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1")
     for name in ("stop_tokens", "micro_batch_size", "context", "eval_every", "save_every"):
         if getattr(flags, name) is not None and getattr(flags, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1")
-    for name in ("max_lr", "min_lr"):
+    for name in ("max_lr", "min_lr", "weight_decay"):
         value = getattr(flags, name)
-        if value is not None and not (0 if name == "min_lr" else 1e-30) <= value < math.inf:
+        if value is not None and not (1e-30 if name == "max_lr" else 0) <= value < math.inf:
             raise ValueError(f"--{name.replace('_', '-')} {value} is not a positive number")
     for name in ("overlap", "replay", "warmup"):
-        if not 0 <= getattr(flags, name) <= 1:
+        if not 0 <= (getattr(flags, name) or 0) <= 1:
             raise ValueError(f"--{name} {getattr(flags, name)} is not a share between 0 and 1")
     known = {"schedule": schedule.SCHEDULES, "model": SIZES, "precision": ("auto", *AUTOCAST)}
+    known["experiment"] = (None, *EXPERIMENTS, "all")
     for name, values in known.items():
         if getattr(flags, name) not in values:
-            raise ValueError(f"--{name} {getattr(flags, name)} is unknown; known: {', '.join(values)}")
+            names = ", ".join(filter(None, values))
+            raise ValueError(f"--{name} {getattr(flags, name)} is unknown; known: {names}")
     data.corpus_folder(flags.upstream)  # also a part of folder names
     if flags.keep < 0:
         raise ValueError(f"--keep {flags.keep} is negative; 0 keeps all checkpoints")
@@ -377,8 +420,8 @@ def pick_precision(name, device):
 class Log:
     """metrics.jsonl, the progress bar, and the lines beside it."""
 
-    def __init__(self, run, metrics_bytes):
-        self.run, self.path = run, run.out / "metrics.jsonl"
+    def __init__(self, run, metrics_bytes, bar=None):
+        self.run, self.path, self.alone = run, run.out / "metrics.jsonl", bar is None
         # Append-only but for this: what came after the checkpoint that a resumed run starts from is done again.
         self.file = open(self.path, "ab")
         if self.file.tell() < metrics_bytes:
@@ -388,9 +431,7 @@ class Log:
         if metrics_bytes:
             self.before = read_run(run.out)["eval"][0]
         self.tty = sys.stderr.isatty()
-        shape = "{desc} {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} [{elapsed}, left {remaining}{postfix}]"
-        bar = {"total": run.stop, "initial": run.start, "desc": run.out.name[:24], "bar_format": shape}
-        self.bar = tqdm(**bar, disable=not self.tty, dynamic_ncols=True)
+        self.bar = bar if bar is not None else progress_bar(run.out.name[:24], run.stop, run.start)
         self.per_update = run.flags.batch_size * run.flags.context
         self.every = max(1, run.stop // 20)
         self.clock, self.spent, self.done, self.skipped = time.perf_counter(), 0.0, 0, 0
@@ -400,7 +441,8 @@ class Log:
         self.file.flush()
 
     def say(self, line):
-        self.bar.write(line) if self.tty else print(line, flush=True)
+        if self.alone:
+            self.bar.write(line) if self.tty else print(line, flush=True)
 
     def update(self, step, lr, loss, norm):
         overflow = self.run.scaler.is_enabled() and math.isfinite(loss)  # the scaler's normal business
@@ -418,7 +460,7 @@ class Log:
         # JSON has no infinity: an fp16 overflow, which the scaler skips, has no norm.
         record |= {"grad_norm": norm if math.isfinite(norm) else None, "tokens_per_second": self.per_update / seconds}
         self.write(record)
-        self.bar.update()
+        self.bar.update(1 if self.alone else self.per_update)
         self.bar.set_postfix_str(f"loss {loss:.3f}, lr {lr:.1e}, {rate / 1e3:.1f}k tok/s", refresh=False)
         if not self.tty and (step % self.every == 0 or step == self.run.stop):
             left = int((self.run.stop - step) * self.per_update / rate)
@@ -434,7 +476,7 @@ class Log:
         tokens = step * self.per_update
         record = {"kind": "eval", "step": step, "tokens": tokens}
         record["lr"] = learning_rate(self.run.flags, self.run, step) if step else 0.0
-        for side in ("upstream", "downstream"):
+        for side in SIDES:
             record[f"{side}_loss"] = losses[f"{side}_loss"]
             record[f"{side}_perplexity"] = math.exp(min(losses[f"{side}_loss"], 700))
         if len(losses["losses"]) > 2:
@@ -442,20 +484,29 @@ class Log:
         self.write(record)
         self.before = self.before or record
         shown = []
-        for side in ("upstream", "downstream"):
+        for side in SIDES:
             now, before = record[f"{side}_perplexity"], self.before[f"{side}_perplexity"]
             shown.append(f"{side} {now:.3f} ({now / before - 1:+.1%})")
         self.say(f"eval {self.place(step)} | {' | '.join(shown)} | {tokens / 1e6:.2f}M tokens")
         self.clock = time.perf_counter()  # evaluation is no part of tokens per second
 
     def close(self, step):
-        self.bar.close()
         run, out = self.run, self.run.out
+        if self.alone:
+            self.bar.close()
         draw_curves([out], out / "perplexity.png")
         if step < run.stop:
             print(f"stopped at update {step} of {run.stop}; go on with: python train.py --resume {out}")
             return
-        print(f"figure      {out / 'perplexity.png'}\ncheckpoint  {checkpoint_folder(out, step)}")
+        if self.alone:
+            print(f"figure      {out / 'perplexity.png'}\ncheckpoint  {checkpoint_folder(out, step)}")
+
+
+def progress_bar(name, total, done=0):
+    """One line on a terminal, with the time left; nothing in a file."""
+    shape = "{desc} {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} [{elapsed}, left {remaining}{postfix}]"
+    options = {"total": total, "initial": done, "desc": name, "bar_format": shape, "unit_scale": total > 10**5}
+    return tqdm(**options, disable=not sys.stderr.isatty(), dynamic_ncols=True)
 
 
 # ---------------------------------------------------------------- checkpoints
@@ -542,6 +593,184 @@ def load_optimizer(folder, model, optimizer, state):
         raise ValueError(f"{folder}/optimizer.safetensors: damaged ({fault}); remove this checkpoint") from None
 
 
+# ---------------------------------------------------------------- the experiments
+
+# An arm is what differs from the base run: a run that anyone can start by hand. Learning rates are multiples of the
+# peak of the model's own pre-training: for Pythia 410M they are the paper's 1.5e-4, 3e-4, 6e-4, and constant 3e-5.
+PEAKS = ({"max_lr": 0.5}, {}, {"max_lr": 2.0})
+BASELINE = {"schedule": "constant", "max_lr": 0.1, "warmup": 0.0}
+LAST_STEP = 143_000  # of Pythia's pre-training; `start` is one of its steps, or the same share of another's
+EXPERIMENTS = {
+    "warmup-length": [{"warmup": share} for share in (0.0, 0.005, 0.01, 0.02)],  # section 4.1
+    "max-lr": [*PEAKS, BASELINE, {"init": "scratch"}],  # sections 4.2 and 4.3
+    "same-data": [arm | {"replay": 1.0} for arm in (*PEAKS, BASELINE)],  # section 4.4: nothing but old text
+    "checkpoints": [  # section 4.5
+        {"start": step, "warmup": share} for step in (10_000, 27_000, LAST_STEP) for share in (0.0, 0.01)
+    ],
+    # What the paper leaves open.
+    "schedules": [*({"schedule": name} for name in schedule.SCHEDULES), BASELINE],
+    "replay": [{"replay": share} for share in (0.0, 0.01, 0.05, 0.1, 0.25, 0.5)],
+    "overlap": [{"overlap": share} for share in (0.0, 0.25, 0.5, 0.75, 1.0)],
+    "softening": [
+        *({}, {"replay": 0.05}, {"schedule": "infinite-cosine"}, {"schedule": "infinite-rsqrt"}),
+        *({"decay_to_start": True, "weight_decay": strength} for strength in (WEIGHT_DECAY, 10 * WEIGHT_DECAY)),
+    ],
+    "model-size": [arm | {"size": place} for place in range(3) for arm in ({}, BASELINE)],
+}
+LAPTOP_SIZES, PYTHIA_SIZES = ("nano", "micro", "tiny"), ("70m", "160m", "410m")
+# The paper's own runs, for a checkpoint of one's own: 296.86B tokens on the clipped cosine, stopped after 50B or 240B.
+PAPER = {"batch_size": 1104, "context": 2048, "tokens": 131_296 * 1104 * 2048, "schedule": "cosine-clipped"}
+PAPER |= {"overlap": 0.0, "replay": 0.0}
+STOPPED_AFTER = dict.fromkeys(("warmup-length", "same-data", "checkpoints"), 50e9) | {"max-lr": 240e9}
+
+
+def experiment_runs(given):
+    """The runs of --experiment, each once, seed by seed: {folder: flags as one would give them}; and the folders of
+    those that differ in nothing, one a seed.
+
+    Arms that several experiments share are one run, as long as the longest of them needs."""
+    name, first, seeds = given["experiment"], given.get("seed", 0), given.get("seeds", 1)
+    for flag in ("resume", "out", "stop_tokens"):
+        if flag in given:
+            raise ValueError(f"--experiment names its own runs; leave --{flag.replace('_', '-')} out")
+    given = {flag: value for flag, value in given.items() if flag not in ("experiment", "seeds", "dry_run")}
+    papers = PAPER if given.get("init", "upstream") != "upstream" else {}
+    runs, bases = {}, set()
+    for seed in range(first, first + seeds):
+        for experiment in EXPERIMENTS if name == "all" else [name]:
+            for arm in EXPERIMENTS[experiment]:
+                flags = arm_flags({"keep": 1} | papers | given | {"seed": seed}, arm)
+                if flags is None and name != "all":
+                    raise ValueError(f"--experiment {name} needs --init EleutherAI/pythia-SIZE, or no --init")
+                if flags is None:
+                    continue
+                # Beside the paper's settings, a name says only what differs from them.
+                named = {flag: value for flag, value in flags.items() if papers.get(flag) != value}
+                out = str(run_name(named, "paper-" if papers else ""))
+                if papers and "tokens" not in given:
+                    stop = int(STOPPED_AFTER.get(experiment, flags["tokens"]))
+                    flags["stop_tokens"] = max(stop, runs[out]["stop_tokens"] if out in runs else 0)
+                runs[out] = flags | {"out": out}
+                if not arm:
+                    bases.add(out)
+    return runs, bases
+
+
+def arm_flags(base, arm):
+    """The flags of one arm, or None for one that this --init does not have (an earlier checkpoint, another size)."""
+    flags, arm = dict(base), dict(arm)
+    pythia = re.fullmatch(r"(.*/pythia-)([\d.]+[mb])(-.*)?", flags.get("init", ""))
+    if flags.get("init", "upstream") != "upstream" and not pythia and {"size", "start", "init"} & arm.keys():
+        return None
+    size = pythia[2] if pythia else flags.get("model", Flags.model)
+    if "size" in arm:
+        size = (PYTHIA_SIZES if pythia else LAPTOP_SIZES)[arm.pop("size")]
+        flags |= {"init": pythia[1] + size + (pythia[3] or "")} if pythia else {"model": size}
+    start = arm.pop("start", LAST_STEP)
+    if start != LAST_STEP and pythia:
+        flags["revision"] = f"step{start}"
+    elif start != LAST_STEP:
+        flags["init"] = earlier_checkpoint(Flags(**flags), start / LAST_STEP)
+    if "init" in arm:
+        flags["model"] = size
+    if "max_lr" in arm:  # a multiple
+        arm["max_lr"] *= flags.get("max_lr") or known_peak(flags, size)
+    usual = asdict(with_advice(Flags(**base)))
+    return flags | {flag: value for flag, value in arm.items() if value != usual[flag]}
+
+
+def known_peak(flags, size):
+    """The peak learning rate of the pre-training of the model that --init names."""
+    init = flags.get("init", "upstream")
+    if init in ("upstream", "scratch") or size in init:
+        return SIZES[size][3]
+    folder = model_folder(newest_checkpoint(init), flags.get("revision"))
+    peak = pretraining_peak(GPTNeoXConfig.from_dict(read_json(folder / "config.json"), folder / "config.json"))
+    if peak is None:
+        raise ValueError(f"{init} is none of Pythia's sizes, so its pre-training peak is unknown; give --max-lr")
+    return peak
+
+
+def earlier_checkpoint(flags, share):
+    """The checkpoint of the pre-training behind --init upstream that is nearest to a share of its length."""
+    before = upstream_run(flags)
+    updates = before.tokens // (before.batch_size * SIZES[before.model][5])
+    return str(checkpoint_folder(before.out, max(1, round(share * updates / before.save_every)) * before.save_every))
+
+
+def run_experiment(given):
+    """`python train.py --experiment NAME`: prints the plan, then runs what is not there yet, under one progress bar.
+
+    Stopped or killed, the same command goes on: whole runs are left alone, a cut one is resumed."""
+    check_flags(Flags(**given))
+    runs, bases = experiment_runs(given)
+    plan = {}
+    for out, flags in runs.items():
+        flags = Flags(**flags)
+        pythia = re.search(r"pythia-([\d.]+[mb])", flags.init)
+        size = pythia[1] if pythia else flags.model
+        if flags.init == "upstream" or flags.init.startswith("runs/upstream-"):
+            before = upstream_run(flags)
+            plan[before.out] = replace(before, context=SIZES[size][5], max_lr=SIZES[size][3])
+        flags.context = flags.context or SIZES[size][5]
+        plan[out] = replace(flags, max_lr=flags.max_lr or known_peak(asdict(flags), size))
+    to_do = {out for out, flags in plan.items() if not finished(out, flags.stop_tokens)}
+    print(f"{'schedule':<16}{'max LR':>8}{'warm-up':>9}{'updates':>9}{'stop':>9}  run")
+    for out, flags in plan.items():
+        updates, stop = length(flags)
+        warmup = schedule.warmup_updates(updates, flags.warmup)
+        state = "" if out in to_do else " (whole)"
+        print(f"{flags.schedule:<16}{flags.max_lr:>8.2g}{warmup:>9,}{updates:>9,}{stop:>9,}  {out}{state}")
+    tokens = {out: min(flags.stop_tokens or flags.tokens, flags.tokens) for out, flags in plan.items()}
+    total = sum(tokens[out] for out in to_do)
+    print(f"{len(plan)} runs, {len(to_do)} to do: {total / 1e6:,.1f}M tokens{time_for(total, plan)}")
+    if given.get("dry_run"):
+        return
+    with progress_bar(given["experiment"], total) as bar:
+        for number, (out, flags) in enumerate(runs.items(), 1):
+            if out in to_do:
+                bar.write(f"run {number}/{len(runs)} {out}", file=sys.stdout)
+                if begin(flags, bar) is None or not finished(out, plan[out].stop_tokens):
+                    print("stopped; the same command goes on")
+                    return
+            if given["experiment"] in ("softening", "all") and out in bases:
+                interpolate(out)
+    print(f"next        python eval.py claims {' '.join(runs) if len(runs) < 4 else 'runs/*'}")
+
+
+def time_for(tokens, plan):
+    """How long that many tokens take, as far as the logs of the runs that are there can tell."""
+    for out in plan:
+        if Path(out, "metrics.jsonl").is_file() and (rates := [r["tokens_per_second"] for r in read_run(out)["train"]]):
+            hours, minutes = divmod(round(tokens / sorted(rates)[len(rates) // 2] / 60 * 1.3), 60)  # 30 % to evaluate
+            return f", about {hours}h{minutes:02d}m"
+    return ""
+
+
+INTERPOLATED = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+
+def interpolate(out):
+    """Evaluates a whole run's weights on the way from its start to its end: softening for the price of evaluations.
+
+    Writes interpolation.jsonl: share of the way, upstream_loss, downstream_loss."""
+    out = Path(out)
+    if (out / "interpolation.jsonl").exists():
+        return
+    flags = Flags(**read_json(out / "config.json")["flags"])
+    with ExitStack() as cleanup:
+        run = set_up(replace(flags, resume=str(out)), cleanup, bar=tqdm(disable=True))
+        start = starting_model(flags, data.Corpus(flags.upstream)).to(run.device).state_dict()
+        end = {name: weight.clone() for name, weight in run.model.state_dict().items()}
+        lines = []
+        for share in INTERPOLATED:
+            run.model.load_state_dict({name: start[name].lerp(end[name], share) for name in end})
+            losses = evaluate(run)
+            lines.append(json.dumps({"share": share} | {f"{s}_loss": losses[f"{s}_loss"] for s in SIDES}) + "\n")
+        data.write_file(out / ".interpolation.jsonl", "".join(lines).encode())
+        os.replace(out / ".interpolation.jsonl", out / "interpolation.jsonl")
+
+
 # ---------------------------------------------------------------- the command line
 
 
@@ -558,28 +787,30 @@ def upstream_run(flags):
         downstream=flags.upstream,
         tokens=flags.upstream_tokens,
         overlap=0.0,
+        replay=0.0,
         eval_every=max(1, updates // 10),
-        save_every=max(1, updates // 8),  # kept: the paper's section 4.5 starts from earlier checkpoints
+        save_every=max(1, updates // 16),  # kept: the paper's section 4.5 starts from earlier checkpoints
         device=flags.device,
         precision=flags.precision,
         out=f"runs/{name}",
     )
 
 
-def finished(out):
-    """Whether a run's folder holds the checkpoint of its last update."""
+def finished(out, stop_tokens=None):
+    """Whether a run's folder holds the checkpoint of its last update (with stop_tokens: of the one at that place)."""
     try:
         flags = Flags(**read_json(Path(out) / "config.json")["flags"])
+        flags.stop_tokens = stop_tokens or flags.stop_tokens
         last = checkpoint_folder(out, length(flags)[1])
         return last.is_dir() and last_whole_checkpoint(out)[0] == last
     except (OSError, KeyError, TypeError, ValueError):
         return False
 
 
-def run_name(given):
+def run_name(given, prefix=""):
     """A folder made from the flags that were given and change what is computed."""
     flags = Flags(**given)
-    name = f"{data.slug(flags.upstream)}-to-{data.slug(flags.downstream)}"
+    name = f"{prefix}{data.slug(flags.upstream)}-to-{data.slug(flags.downstream)}"
     skipped = (*RESUMABLE, "upstream", "downstream", "precision", "eval_every", "eval_tokens")
     for flag, value in given.items():
         if flag not in skipped and value != getattr(Flags, flag):
@@ -635,28 +866,42 @@ def resumed_flags(given):
     return Flags(**(saved | changed | {"resume": str(out), "out": str(out)}))
 
 
+def begin(given, bar=None):
+    """Begins the run of these flags, or continues it where it was cut; before it, if need be, the pre-training behind
+    --init upstream. Returns its folder, or None if it was stopped before it began."""
+    flags = Flags(**given)
+    check_flags(flags)
+    flags.out = flags.out or str(run_name(given))
+    exists = (Path(flags.out) / "config.json").exists()
+    if exists and bar is None:
+        raise ValueError(f"{flags.out} already holds a run; continue it with --resume, or choose another --out")
+    if flags.init == "upstream" and not flags.dry_run:
+        flags.init = pretrained(flags, bar)
+        if flags.init is None:
+            return None
+    if exists:
+        flags = resumed_flags({"resume": flags.out, "stop_tokens": flags.stop_tokens or flags.tokens})
+    return train(flags, bar)
+
+
+def pretrained(flags, bar=None):
+    """The folder of the pre-training behind --init upstream, done once; None if it was stopped."""
+    before = upstream_run(flags)
+    if not finished(before.out):
+        if bar is None:
+            print(f"pre-training {flags.model} on {flags.upstream} (once; cached in {before.out})")
+        if (Path(before.out) / "config.json").is_file():
+            before = resumed_flags({"resume": before.out, "device": flags.device})
+        train(before, bar)
+    return before.out if finished(before.out) else None
+
+
 def main(argv=None):
     given = parse_flags(argv)
-    if "resume" in given:
-        out = train(resumed_flags(given))
-    else:
-        flags = Flags(**given)
-        check_flags(flags)
-        flags.out = flags.out or str(run_name(given))
-        if flags.init == "upstream" and not flags.dry_run:
-            if (Path(flags.out) / "config.json").exists():
-                raise ValueError(f"{flags.out} already holds a run; continue it with --resume, or choose another --out")
-            before = upstream_run(flags)
-            if not finished(before.out):
-                print(f"pre-training {flags.model} on {flags.upstream} (once; cached in {before.out})")
-                if (Path(before.out) / "config.json").is_file():
-                    before = resumed_flags({"resume": before.out, "device": flags.device})
-                train(before)
-                if not finished(before.out):
-                    return
-            flags.init = before.out
-        out = train(flags)
-    if finished(out):
+    if "experiment" in given:
+        return run_experiment(given)
+    out = train(resumed_flags(given)) if "resume" in given else begin(given)
+    if out and finished(out):
         print(f"next        python eval.py sample {out} --prompt 'def '")
 
 
