@@ -26,8 +26,8 @@ from torch.utils.checkpoint import checkpoint
 # Pythia's sizes, and three that a laptop trains in minutes. The peak learning rates are those of pre-training.
 #         layers width heads  max LR  embedding rows  context
 SIZES = {
-    "nano": (2, 64, 2, 2e-3, 50304, 256),
-    "micro": (3, 96, 3, 2e-3, 50304, 256),
+    "nano": (2, 64, 2, 8e-3, 50304, 256),
+    "micro": (3, 96, 3, 4e-3, 50304, 256),
     "tiny": (4, 128, 4, 2e-3, 50304, 256),
     "14m": (6, 128, 4, 1e-3, 50304, 2048),
     "31m": (6, 256, 8, 1e-3, 50304, 2048),
