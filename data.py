@@ -17,7 +17,6 @@ import contextlib
 import errno
 import fcntl
 import functools
-import gzip
 import hashlib
 import io
 import json
@@ -180,19 +179,11 @@ class Tokenizer:
 
 def byte_tokenizer():
     """256 bytes and <|endoftext|>, as a tokenizer.json without merges: transformers reads it too."""
-    end = {"id": 256, "content": END, "special": True, "normalized": False}
-    end |= {"single_word": False, "lstrip": False, "rstrip": False}
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [end],
-        "normalizer": None,
-        "pre_tokenizer": BYTE_LEVEL,
-        "post_processor": BYTE_LEVEL,
-        "decoder": BYTE_LEVEL,
-        "model": {"type": "BPE", "vocab": byte_alphabet(), "merges": []},
-    }
+    flags = {"special": True} | dict.fromkeys(("normalized", "single_word", "lstrip", "rstrip"), False)
+    spec = {"version": "1.0", "truncation": None, "padding": None, "normalizer": None}
+    spec |= dict.fromkeys(("pre_tokenizer", "post_processor", "decoder"), BYTE_LEVEL)
+    spec["added_tokens"] = [{"id": 256, "content": END} | flags]
+    return spec | {"model": {"type": "BPE", "vocab": byte_alphabet(), "merges": []}}
 
 
 def load_tokenizer(name_or_path):
@@ -234,101 +225,102 @@ def source_files(paths):
     return files
 
 
-class ZstdReader(io.RawIOBase):
-    """A .zst file as a stream. zstandard's own reader ends silently where a file was cut; this one raises EOFError.
+class Stream(io.RawIOBase):
+    """What an iterator of bytes yields, to be read as a file."""
 
-    Fed in small bites, so that a bomb that swells 30,000 times still fills no memory."""
-
-    def __init__(self, file):
-        self.file, self.frame, self.ready = file, None, b""
+    def __init__(self, parts):
+        self.parts, self.ready = parts, b""
 
     def readable(self):
         return True
 
     def readinto(self, buffer):
         while not self.ready:
-            bite = self.frame.unused_data if self.frame and self.frame.eof else b""
-            bite = bite or self.file.read(2048)
-            if not bite:
-                if self.frame and not self.frame.eof:
-                    raise EOFError("ends in the middle of a zstd frame")
+            self.ready = next(self.parts, None)
+            if self.ready is None:
                 return 0
-            if self.frame is None or self.frame.eof:
-                self.frame = zstandard.ZstdDecompressor().decompressobj()
-            self.ready = self.frame.decompress(bite)
         count = min(len(buffer), len(self.ready))
         buffer[:count], self.ready = self.ready[:count], self.ready[count:]
         return count
 
 
-class HubFile(io.RawIOBase):
-    """A file of the hub, "owner/dataset/path", as a stream of range requests: only what is read is fetched, and
+def decompressed(parts, suffix):
+    """Yields what the bytes of a .gz or .zst file hold, of other files the bytes. EOFError where the file was cut."""
+    new = {".gz": lambda: zlib.decompressobj(31), ".zst": zstandard.ZstdDecompressor().decompressobj}.get(suffix)
+    frame = None  # a file may hold several, one after the other
+    for part in parts:
+        if new is None:
+            yield part
+            continue
+        for start in range(0, len(part), 2048):  # small, so that a bomb that swells 30,000 times fills no memory
+            bite = part[start : start + 2048]
+            while bite:
+                frame = new() if frame is None or frame.eof else frame
+                yield frame.decompress(bite)
+                bite = frame.unused_data
+    if frame and not frame.eof:
+        raise EOFError("ends in the middle of a compressed frame")
+
+
+def read_file(path, bar):
+    """Yields the bytes of a file, in parts."""
+    with open(path, "rb") as file:
+        while part := file.read(2**16):
+            bar.update(len(part))
+            yield part
+
+
+def read_hub(path, bar):
+    """Yields the bytes of a file of the hub, "owner/dataset/path", in ranges: only what is read is fetched, and
     nothing lands on the disk. A range that fails, or comes short, is asked for again after growing waits."""
+    from huggingface_hub import HfFileSystem  # late: everything else here works without a network
 
-    def __init__(self, path):
-        from huggingface_hub import HfFileSystem  # late: everything else here works without a network
-
-        self.file = HfFileSystem().open(f"datasets/{path}", "rb", cache_type="none")
-
-    def readable(self):
-        return True
-
-    def tell(self):
-        return self.file.tell()
-
-    def readinto(self, buffer):
-        start = self.tell()
-        wanted = min(len(buffer), self.file.size - start)
+    file = HfFileSystem().open(f"datasets/{path}", "rb", cache_type="none")
+    for start in range(0, file.size, RANGE):
+        wanted = min(RANGE, file.size - start)
         for wait in (*WAITS, None):
             try:
-                self.file.seek(start)
-                part = self.file.read(wanted) if wanted else b""
+                file.seek(start)
+                part = file.read(wanted)
                 if len(part) != wanted:
-                    raise OSError(f"{self.file.path}: {len(part)} bytes came instead of {wanted}")
-                buffer[:wanted] = part
-                return wanted
+                    raise OSError(f"{path}: {len(part)} bytes came instead of {wanted}; the same command begins again")
+                break
             except Exception as fault:
                 status = getattr(getattr(fault, "response", None), "status_code", 500)
                 if wait is None or status < 500 or not (from_hub(fault) or isinstance(fault, OSError)):
                     raise
                 time.sleep(wait)
+        bar.update(wanted)
+        yield part
 
 
-def open_hub(path):
-    return io.BufferedReader(HubFile(path), RANGE)
-
-
-def read_documents(files, bar, skip_bad_lines=False, open_file=functools.partial(open, mode="rb")):
+def read_documents(files, bar, skip_bad_lines=False, read=read_file):
     """Yields (domain, text) of every document of .jsonl and .txt files: a JSON row's "text", or a whole .txt file.
 
     The domain is the row's meta.pile_set_name or meta.redpajama_set_name, if any. A damaged line or file raises
     ValueError with its name and line; with skip_bad_lines a damaged line is counted in bar.bad instead."""
     for path in files:
-        with open_file(path) as raw:
-            opened = {".gz": gzip.GzipFile, ".zst": lambda fileobj: io.BufferedReader(ZstdReader(fileobj), 2**20)}
-            stream = opened.get(path.suffix, lambda fileobj: fileobj)(fileobj=raw)
-            line, done, jsonl = 0, 0, ".jsonl" in path.suffixes[-2:]
-            try:
-                while text := stream.readline(DOCUMENT_LIMIT + 1) if jsonl else stream.read(DOCUMENT_LIMIT + 1):
-                    line += 1
-                    bar.update(raw.tell() - done)
-                    done = raw.tell()
-                    if len(text) > DOCUMENT_LIMIT:
-                        raise ValueError(f"longer than {DOCUMENT_LIMIT >> 20} MiB")
-                    if not jsonl:
-                        yield None, text.decode()
-                    elif text.strip():
-                        try:
-                            document = parse_row(text)
-                        except (ValueError, RecursionError) as fault:
-                            if not skip_bad_lines:
-                                raise ValueError(f"{fault}; mend it, or pass --skip-bad-lines") from None
-                            bar.bad += 1
-                            continue
-                        yield document
-            except (ValueError, EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError) as fault:
-                where = f"{path}:{max(line, 1)}" if jsonl else path
-                raise ValueError(f"{where}: damaged: {fault}") from None
+        stream = io.BufferedReader(Stream(decompressed(read(path, bar), path.suffix)), 2**20)
+        jsonl, line = ".jsonl" in path.suffixes[-2:], 0
+        try:
+            while text := stream.readline(DOCUMENT_LIMIT + 1) if jsonl else stream.read(DOCUMENT_LIMIT + 1):
+                line += 1
+                if len(text) > DOCUMENT_LIMIT:
+                    raise ValueError(f"longer than {DOCUMENT_LIMIT >> 20} MiB")
+                if not jsonl:
+                    yield None, text.decode()
+                elif text.strip():
+                    try:
+                        document = parse_row(text)
+                    except (ValueError, RecursionError) as fault:
+                        if not skip_bad_lines:
+                            raise ValueError(f"{fault}; mend it, or pass --skip-bad-lines") from None
+                        bar.bad += 1
+                        continue
+                    yield document
+        except (ValueError, EOFError, zlib.error, zstandard.ZstdError) as fault:
+            where = f"{path}:{max(line, 1)}" if jsonl else path
+            raise ValueError(f"{where}: damaged: {fault}") from None
 
 
 def parse_row(line):
@@ -351,7 +343,7 @@ def hub_documents(name, bar, skip_bad_lines, sources, full):
             sources.append(str(path))
             rows = pythia_rows(path, bar)
             if path.suffix != ".bin":
-                rows = read_documents([path], bar, skip_bad_lines, open_hub)
+                rows = read_documents([path], bar, skip_bad_lines, read_hub)
             for domain, text in rows:
                 if split in full:
                     break
@@ -385,10 +377,9 @@ def pythia_rows(path, bar):
     """Token ids in the order in which Pythia saw them, out of files of 30 GB: no tokenizing.
 
     A row's last token is only a target; without it, windows of 2048 and a target fall on Pythia's own windows."""
-    with open_hub(path) as stream:
-        while len(row := stream.read(2 * PYTHIA_ROW)) == 2 * PYTHIA_ROW:
-            bar.update(len(row))
-            yield None, np.frombuffer(row, "<u2")[:-1]
+    stream = io.BufferedReader(Stream(read_hub(path, bar)), RANGE)
+    while len(row := stream.read(2 * PYTHIA_ROW)) == 2 * PYTHIA_ROW:
+        yield None, np.frombuffer(row, "<u2")[:-1]
 
 
 def embedded_documents(name):
@@ -676,7 +667,7 @@ class Corpus:
 
     @property
     def bytes_per_token(self):
-        return self.meta["val"]["bytes_of_text"] / self.meta["val"]["tokens"]
+        return self.meta["val"]["bytes_of_text"] / self.meta["val"]["tokens"] or math.nan
 
 
 def sample_hash(file, blocks=16, size=2**16):
@@ -808,10 +799,8 @@ def write_file(path, content):
 def sync_folder(folder):
     """Makes the names in a folder durable: a rename is on the disk only when its folder is."""
     handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    os.fsync(handle)
+    os.close(handle)
 
 
 @contextlib.contextmanager
