@@ -140,8 +140,8 @@ class Tokenizer:
             raise ValueError(f"its normalizer is {str(normalizer)[:60]}, not NFC")
         if split.get("type") != "ByteLevel" or split.get("add_prefix_space") or not split.get("use_regex", True):
             raise ValueError(f"its pre_tokenizer is {str(split)[:80]}, not plain ByteLevel")
-        odd = [k for k in ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix") if model.get(k)]
-        if model["type"] != "BPE" or odd or model.get("byte_fallback") or model.get("ignore_merges"):
+        odd = [key for key, value in model.items() if value and key not in ("type", "vocab", "merges", "fuse_unk")]
+        if model["type"] != "BPE" or odd:
             raise ValueError(f"its model is {model['type']} {' '.join(odd)}, not plain BPE")
         return normalizer is not None
 
@@ -201,11 +201,10 @@ def load_tokenizer(name_or_path):
     if not path.is_file():
         raise ValueError(f"{path}: no such tokenizer; give bytes, neox, a tokenizer.json or a folder with one")
     try:
-        return Tokenizer(json.loads(path.read_text(encoding="utf-8")), path)
-    except RecursionError:
-        raise ValueError(f"{path}: not a tokenizer.json") from None
-    except ValueError as fault:
-        raise fault if str(path) in str(fault) else ValueError(f"{path}: not JSON ({fault})") from None
+        spec = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as fault:
+        raise ValueError(f"{path}: not JSON ({fault})") from None
+    return Tokenizer(spec, path)
 
 
 # ---------------------------------------------------------------- from text to token files
@@ -229,7 +228,7 @@ class Stream(io.RawIOBase):
     """What an iterator of bytes yields, to be read as a file."""
 
     def __init__(self, parts):
-        self.parts, self.ready = parts, b""
+        self.parts, self.ready = map(memoryview, parts), b""
 
     def readable(self):
         return True
@@ -287,7 +286,7 @@ def read_hub(path, bar):
                 break
             except Exception as fault:
                 status = getattr(getattr(fault, "response", None), "status_code", 500)
-                if wait is None or status < 500 or not (from_hub(fault) or isinstance(fault, OSError)):
+                if wait is None or status < 500 or not hub_or_network(fault):
                     raise
                 time.sleep(wait)
         bar.update(wanted)
@@ -356,19 +355,17 @@ def hub_files(datasets, pattern):
     Pythia's in Pythia's order, others in the order of a hash: a fair sample of all."""
     from huggingface_hub import HfApi
 
+    folder, order = pattern.rpartition("/")[0] or None, None if pattern.endswith(".bin") else hash_share
     for dataset in datasets:
+        fault = "no such files"
         try:
-            folder = pattern.rpartition("/")[0] or None
             tree = HfApi().list_repo_tree(dataset, folder, recursive=bool(folder), repo_type="dataset")
-            paths = sorted(entry.path for entry in tree if fnmatch(entry.path, pattern))
-            fault = "no such files"
+            if names := [entry.path for entry in tree if fnmatch(entry.path, pattern)]:
+                return [Path(dataset, name) for name in sorted(names, key=order)]
         except Exception as problem:
-            if not from_hub(problem) and not isinstance(problem, OSError):
+            if not hub_or_network(problem):
                 raise
-            paths, fault = [], one_line(problem)
-        if paths:
-            paths = paths if pattern.endswith(".bin") else sorted(paths, key=hash_share)
-            return [Path(dataset, path) for path in paths]
+            fault = one_line(problem)
         print(f"{dataset} is not to be had ({fault})", file=sys.stderr)
     raise ValueError(f"none of {', '.join(datasets)} can be had; try later, or give FILES of your own")
 
@@ -849,7 +846,7 @@ def run_command(main):
         print(f"{program}: stopped; the same command begins again", file=sys.stderr)
         sys.exit(130)
     except Exception as fault:
-        bad_input = isinstance(fault, (ValueError, OSError)) or from_hub(fault)
+        bad_input = isinstance(fault, ValueError) or hub_or_network(fault)
         if not bad_input and not isinstance(fault, (RuntimeError, MemoryError)):
             raise  # a bug, of which the traceback helps
         print(f"{program}: {'' if bad_input else 'failed: '}{one_line(fault)}", file=sys.stderr)
@@ -861,6 +858,10 @@ def from_hub(fault):
     return type(fault).__module__.startswith(("huggingface_hub", "httpx", "httpcore"))
 
 
+def hub_or_network(fault):
+    return from_hub(fault) or isinstance(fault, OSError)
+
+
 UNREACHABLE = "the hub cannot be reached and the files are not in the local cache; "
 UNREACHABLE += "check the network, HF_ENDPOINT and HF_HUB_OFFLINE, or give a folder"
 HUB_FAULTS = {
@@ -868,7 +869,6 @@ HUB_FAULTS = {
     "RepositoryNotFoundError": "no such repository on the hub, or a private one; check its name, or `hf auth login`",
     "RevisionNotFoundError": "the repository has no such revision; check --revision (such as step1000 or main)",
     "RemoteEntryNotFoundError": "the repository has no such file",
-    "EntryNotFoundError": "the repository has no such file",
 }
 
 

@@ -19,6 +19,7 @@ import zstandard
 from conftest import ROOT, call, make_corpus, refused, texts
 
 import data
+from model import GPTNeoX, config_of
 
 REAL = Path(os.environ.get("REWARM_TEST_DATA", "nowhere"))
 
@@ -458,6 +459,51 @@ def test_embedded_corpora_are_real_text(tmp_path, monkeypatch):
         assert "def " in text and "import " in text
         assert 1_000_000 < corpus.meta["train"]["tokens"] < 2_000_000 and corpus.meta["val"]["tokens"] > 1000
         assert np.array_equal(data.Corpus(name).splits["val"], corpus.splits["val"])  # opened, not made anew
+
+
+def test_perplexity_passes_over_domains_without_a_window(house):
+    GPTNeoX(config_of("tiny", 257)).save_pretrained("model")
+    for name in ("short", "shorter"):
+        documents = ((f"{name} {i}", None, "abc") for i in range(40))
+        data.write_corpus(name, documents, data.load_tokenizer("bytes"), ["made up"], val_share=0.3)
+    words = ["eval.py", "perplexity", "model", "--context", "200", "--eval-tokens", "400", "--json", "--data"]
+    done = call(*words, "short", "old")
+    assert done.returncode == 0 and [json.loads(row)["corpus"] for row in done.stdout.splitlines()] == ["old"]
+    assert len(done.stderr.splitlines()) == 1 and "data/short/val.bin" in done.stderr
+    refused(call(*words, "short", "shorter"), "short shorter", "--context")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not REAL.exists(), reason="REWARM_TEST_DATA is not set")
+def test_the_whole_way_on_real_text(tmp_path, monkeypatch):
+    """Samples of the Pile and of RedPajama: prepared whole and by domain, continued on, measured, drawn."""
+    monkeypatch.chdir(tmp_path)
+    options = ["--tokenizer", REAL / "20B_tokenizer.json", "--val-share", "0.2", "--processes", "1"]
+    for name, extra in (("pile", []), ("pile", ["--by-domain"]), ("redpajama", ["--by-domain"])):
+        done = call("data.py", f"{name}-sample", REAL / f"{name}_sample.jsonl.zst", *options, *extra)
+        assert done.returncode == 0, done.stderr
+    domains = {name: sorted(p.name for p in Path("data").glob(f"{name}-sample-*")) for name in ("pile", "redpajama")}
+    assert len(domains["pile"]) > 10 and len(domains["redpajama"]) == 7
+    for split in ("train", "val"):
+        whole, *parts = (data.Corpus(n).meta[split]["tokens"] for n in ("pile-sample", *domains["pile"]))
+        assert whole == sum(parts)
+
+    mixture = "redpajama-sample-redpajamac4=15,redpajama-sample-redpajamaarxiv=2.5"
+    words = ["--init", "scratch", "--model", "14m", "--context", "128", "--batch-size", "2", "--tokens", "1024"]
+    words += ["--upstream", "pile-sample", "--downstream", mixture, "--eval-tokens", "256", "--overlap", "0"]
+    done = call("train.py", *words, "--device", "cpu", "--out", "r")
+    assert done.returncode == 0, done.stderr
+    records = [json.loads(line) for line in Path("r/metrics.jsonl").read_text().splitlines()]
+    first, *_, last = (r for r in records if r["kind"] == "eval")
+    for side in ("upstream", "downstream"):
+        assert 10 < first[f"{side}_loss"] < 12 and last[f"{side}_loss"] < first[f"{side}_loss"] - 0.2
+    assert Path("r/perplexity.png").stat().st_size > 10_000
+    names = ["pile-sample", *domains["pile"], *domains["redpajama"]]
+    done = call("eval.py", "perplexity", "r", "--context", "128", "--eval-tokens", "128", "--data", *names)
+    assert done.returncode == 0, done.stderr
+    measured = [line.split()[0] for line in done.stdout.splitlines()[1:]]
+    passed_over = [line.split("/")[1] for line in done.stderr.splitlines()]
+    assert sorted(measured + passed_over) == sorted(names) and len(measured) > 15 and passed_over
 
 
 # ---------------------------------------------------------------- the order of the data
