@@ -14,9 +14,9 @@ Section 3 of "How to (re)warm your model?" (arXiv 2308.04014): datasets, tokeniz
 
 import argparse
 import contextlib
+import errno
 import fcntl
 import functools
-import gzip
 import hashlib
 import io
 import json
@@ -27,11 +27,16 @@ import shutil
 import signal
 import sys
 import sysconfig
+import threading
+import time
 import unicodedata
 import zlib
 from collections import deque
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from concurrent.futures.process import BrokenProcessPool
+from fnmatch import fnmatch
+from itertools import islice
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 
 import numpy as np
@@ -45,26 +50,24 @@ EMBEDDED = ("stdlib", "torch")  # real text that every machine with this program
 EMBEDDED_BYTES = 8_000_000  # enough for a tiny model, read in seconds
 NOT_TEXT_OF_INTEREST = {"site-packages", "dist-packages", "test", "tests", "__pycache__"}
 VAL_SHARE = 0.05
+COUNTS = ("tokens", "documents", "bytes_of_text", "largest_id")  # of a split, in meta.json
 
-# Where the hub keeps the paper's corpora: (dataset, folder, pattern of names), the next where one is not to be had.
+# Where the hub keeps the paper's corpora: datasets, the next where one is not to be had, and the names of the files.
+SLIMPAJAMA = ("cerebras/SlimPajama-627B", "venketh/SlimPajama-62B")
 HUB = {
     "pile": {
-        "val": [("EleutherAI/pile_val_test", "", r"val\.jsonl(\.zst)?")],
-        "train": [("EleutherAI/pile-deduped-pythia-preshuffled", "", r"document-\d+-of-\d+\.bin")],
+        "val": (("EleutherAI/pile_val_test",), "val.jsonl*"),
+        "train": (("EleutherAI/pile-deduped-pythia-preshuffled",), "document-*.bin"),
     },
     "slimpajama": {
-        "val": [
-            ("cerebras/SlimPajama-627B", "validation", r"validation/chunk\d+/.*\.jsonl\.zst"),
-            ("venketh/SlimPajama-62B", "validation", r"validation/chunk\d+\.jsonl\.zst"),
-        ],
-        "train": [
-            ("cerebras/SlimPajama-627B", "train", r"train/chunk\d+/.*\.jsonl\.zst"),
-            ("venketh/SlimPajama-62B", "train", r"train/chunk\d+.*\.jsonl\.zst"),
-        ],
+        "val": (SLIMPAJAMA, "validation/chunk*.jsonl.zst"),
+        "train": (SLIMPAJAMA, "train/chunk*.jsonl.zst"),
     },
 }
+HUB_VAL_TOKENS = 20_000_000  # of the official validation files, if --val-tokens does not say
 PYTHIA_ROW = 2049  # tokens in a row of the Pile as Pythia read it: a window of 2048 and one more target
-RANGE = 4000 * 2 * PYTHIA_ROW  # bytes asked for at a time: 16 MB
+RANGE = 2**24  # bytes asked for at a time
+WAITS = (1, 4, 16, 64)  # seconds before a range is asked for again, each after the client's own five tries
 
 # Sampling weights in percent of SlimPajama's domains, prepared by `data.py slimpajama --by-domain`.
 DOMAINS = ("commoncrawl", "c4", "github", "book", "wikipedia", "arxiv", "stackexchange")
@@ -137,8 +140,8 @@ class Tokenizer:
             raise ValueError(f"its normalizer is {str(normalizer)[:60]}, not NFC")
         if split.get("type") != "ByteLevel" or split.get("add_prefix_space") or not split.get("use_regex", True):
             raise ValueError(f"its pre_tokenizer is {str(split)[:80]}, not plain ByteLevel")
-        odd = [k for k in ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix") if model.get(k)]
-        if model["type"] != "BPE" or odd or model.get("byte_fallback") or model.get("ignore_merges"):
+        odd = [key for key, value in model.items() if value and key not in ("type", "vocab", "merges", "fuse_unk")]
+        if model["type"] != "BPE" or odd:
             raise ValueError(f"its model is {model['type']} {' '.join(odd)}, not plain BPE")
         return normalizer is not None
 
@@ -176,19 +179,11 @@ class Tokenizer:
 
 def byte_tokenizer():
     """256 bytes and <|endoftext|>, as a tokenizer.json without merges: transformers reads it too."""
-    end = {"id": 256, "content": END, "special": True, "normalized": False}
-    end |= {"single_word": False, "lstrip": False, "rstrip": False}
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [end],
-        "normalizer": None,
-        "pre_tokenizer": BYTE_LEVEL,
-        "post_processor": BYTE_LEVEL,
-        "decoder": BYTE_LEVEL,
-        "model": {"type": "BPE", "vocab": byte_alphabet(), "merges": []},
-    }
+    flags = {"special": True} | dict.fromkeys(("normalized", "single_word", "lstrip", "rstrip"), False)
+    spec = {"version": "1.0", "truncation": None, "padding": None, "normalizer": None}
+    spec |= dict.fromkeys(("pre_tokenizer", "post_processor", "decoder"), BYTE_LEVEL)
+    spec["added_tokens"] = [{"id": 256, "content": END} | flags]
+    return spec | {"model": {"type": "BPE", "vocab": byte_alphabet(), "merges": []}}
 
 
 def load_tokenizer(name_or_path):
@@ -206,11 +201,10 @@ def load_tokenizer(name_or_path):
     if not path.is_file():
         raise ValueError(f"{path}: no such tokenizer; give bytes, neox, a tokenizer.json or a folder with one")
     try:
-        return Tokenizer(json.loads(path.read_text(encoding="utf-8")), path)
-    except RecursionError:
-        raise ValueError(f"{path}: not a tokenizer.json") from None
-    except ValueError as fault:
-        raise fault if str(path) in str(fault) else ValueError(f"{path}: not JSON ({fault})") from None
+        spec = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as fault:
+        raise ValueError(f"{path}: not JSON ({fault})") from None
+    return Tokenizer(spec, path)
 
 
 # ---------------------------------------------------------------- from text to token files
@@ -230,68 +224,102 @@ def source_files(paths):
     return files
 
 
-class ZstdReader(io.RawIOBase):
-    """A .zst file as a stream. zstandard's own reader ends silently where a file was cut; this one raises EOFError.
+class Stream(io.RawIOBase):
+    """What an iterator of bytes yields, to be read as a file."""
 
-    Fed in small bites, so that a bomb that swells 30,000 times still fills no memory."""
-
-    def __init__(self, file):
-        self.file, self.frame, self.ready = file, None, b""
+    def __init__(self, parts):
+        self.parts, self.ready = map(memoryview, parts), b""
 
     def readable(self):
         return True
 
     def readinto(self, buffer):
         while not self.ready:
-            bite = self.frame.unused_data if self.frame and self.frame.eof else b""
-            bite = bite or self.file.read(2048)
-            if not bite:
-                if self.frame and not self.frame.eof:
-                    raise EOFError("ends in the middle of a zstd frame")
+            self.ready = next(self.parts, None)
+            if self.ready is None:
                 return 0
-            if self.frame is None or self.frame.eof:
-                self.frame = zstandard.ZstdDecompressor().decompressobj()
-            self.ready = self.frame.decompress(bite)
         count = min(len(buffer), len(self.ready))
         buffer[:count], self.ready = self.ready[:count], self.ready[count:]
         return count
 
-    def close(self):
-        self.file.close()
-        super().close()
+
+def decompressed(parts, suffix):
+    """Yields what the bytes of a .gz or .zst file hold, of other files the bytes. EOFError where the file was cut."""
+    new = {".gz": lambda: zlib.decompressobj(31), ".zst": zstandard.ZstdDecompressor().decompressobj}.get(suffix)
+    frame = None  # a file may hold several, one after the other
+    for part in parts:
+        if new is None:
+            yield part
+            continue
+        for start in range(0, len(part), 2048):  # small, so that a bomb that swells 30,000 times fills no memory
+            bite = part[start : start + 2048]
+            while bite:
+                frame = new() if frame is None or frame.eof else frame
+                yield frame.decompress(bite)
+                bite = frame.unused_data
+    if frame and not frame.eof:
+        raise EOFError("ends in the middle of a compressed frame")
 
 
-def read_documents(files, bar, skip_bad_lines=False):
+def read_file(path, bar):
+    """Yields the bytes of a file, in parts."""
+    with open(path, "rb") as file:
+        while part := file.read(2**16):
+            bar.update(len(part))
+            yield part
+
+
+def read_hub(path, bar):
+    """Yields the bytes of a file of the hub, "owner/dataset/path", in ranges: only what is read is fetched, and
+    nothing lands on the disk. A range that fails, or comes short, is asked for again after growing waits."""
+    from huggingface_hub import HfFileSystem  # late: everything else here works without a network
+
+    file = HfFileSystem().open(f"datasets/{path}", "rb", cache_type="none")
+    for start in range(0, file.size, RANGE):
+        wanted = min(RANGE, file.size - start)
+        for wait in (*WAITS, None):
+            try:
+                file.seek(start)
+                part = file.read(wanted)
+                if len(part) != wanted:
+                    raise OSError(f"{path}: {len(part)} bytes came instead of {wanted}; the same command begins again")
+                break
+            except Exception as fault:
+                status = getattr(getattr(fault, "response", None), "status_code", 500)
+                if wait is None or status < 500 or not hub_or_network(fault):
+                    raise
+                time.sleep(wait)
+        bar.update(wanted)
+        yield part
+
+
+def read_documents(files, bar, skip_bad_lines=False, read=read_file):
     """Yields (domain, text) of every document of .jsonl and .txt files: a JSON row's "text", or a whole .txt file.
 
     The domain is the row's meta.pile_set_name or meta.redpajama_set_name, if any. A damaged line or file raises
     ValueError with its name and line; with skip_bad_lines a damaged line is counted in bar.bad instead."""
     for path in files:
-        with open(path, "rb") as raw:
-            opened = {".gz": gzip.GzipFile, ".zst": lambda fileobj: io.BufferedReader(ZstdReader(fileobj), 2**20)}
-            stream = opened.get(path.suffix, lambda fileobj: fileobj)(fileobj=raw)
-            line, done, jsonl = 0, 0, ".jsonl" in path.suffixes[-2:]
-            try:
-                while text := stream.readline(DOCUMENT_LIMIT + 1) if jsonl else stream.read(DOCUMENT_LIMIT + 1):
-                    line += 1
-                    bar.update(raw.tell() - done)
-                    done = raw.tell()
-                    if len(text) > DOCUMENT_LIMIT:
-                        raise ValueError(f"longer than {DOCUMENT_LIMIT >> 20} MiB")
-                    if not jsonl:
-                        yield None, text.decode()
-                    elif text.strip():
-                        try:
-                            document = parse_row(text)
-                        except (ValueError, RecursionError) as fault:
-                            if not skip_bad_lines:
-                                raise ValueError(f"{fault}; mend it, or pass --skip-bad-lines") from None
-                            bar.bad += 1
-                            continue
-                        yield document
-            except (ValueError, EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError) as fault:
-                where = f"{path}:{max(line, 1)}" if jsonl else path
-                raise ValueError(f"{where}: damaged: {fault}") from None
+        stream = io.BufferedReader(Stream(decompressed(read(path, bar), path.suffix)), 2**20)
+        jsonl, line = ".jsonl" in path.suffixes[-2:], 0
+        try:
+            while text := stream.readline(DOCUMENT_LIMIT + 1) if jsonl else stream.read(DOCUMENT_LIMIT + 1):
+                line += 1
+                if len(text) > DOCUMENT_LIMIT:
+                    raise ValueError(f"longer than {DOCUMENT_LIMIT >> 20} MiB")
+                if not jsonl:
+                    yield None, text.decode()
+                elif text.strip():
+                    try:
+                        document = parse_row(text)
+                    except (ValueError, RecursionError) as fault:
+                        if not skip_bad_lines:
+                            raise ValueError(f"{fault}; mend it, or pass --skip-bad-lines") from None
+                        bar.bad += 1
+                        continue
+                    yield document
+        except (ValueError, EOFError, zlib.error, zstandard.ZstdError) as fault:
+            where = f"{path}:{max(line, 1)}" if jsonl else path
+            raise ValueError(f"{where}: damaged: {fault}") from None
 
 
 def parse_row(line):
@@ -302,6 +330,53 @@ def parse_row(line):
     meta = row["meta"] if isinstance(row.get("meta"), dict) else {}
     domain = meta.get("pile_set_name") or meta.get("redpajama_set_name")
     return domain if isinstance(domain, str) else None, row["text"]
+
+
+def hub_documents(name, bar, skip_bad_lines, sources, full):
+    """Yields (share, domain, text) of one of the hub's corpora: first the official validation files, share 0, until
+    "val" is in `full`; then those for training, share 1, until "train" is. Adds the files read to `sources`."""
+    for split, (datasets, pattern) in HUB[name].items():
+        for path in hub_files(datasets, pattern):
+            if split in full:
+                break
+            sources.append(str(path))
+            rows = pythia_rows(path, bar)
+            if path.suffix != ".bin":
+                rows = read_documents([path], bar, skip_bad_lines, read_hub)
+            for domain, text in rows:
+                if split in full:
+                    break
+                yield float(split == "train"), domain, text
+
+
+def hub_files(datasets, pattern):
+    """The files of the first dataset that answers, as paths owner/dataset/...; says so where it has to go on.
+
+    Pythia's in Pythia's order, others in the order of a hash: a fair sample of all."""
+    from huggingface_hub import HfApi
+
+    folder, order = pattern.rpartition("/")[0] or None, None if pattern.endswith(".bin") else hash_share
+    for dataset in datasets:
+        fault = "no such files"
+        try:
+            tree = HfApi().list_repo_tree(dataset, folder, recursive=bool(folder), repo_type="dataset")
+            if names := [entry.path for entry in tree if fnmatch(entry.path, pattern)]:
+                return [Path(dataset, name) for name in sorted(names, key=order)]
+        except Exception as problem:
+            if not hub_or_network(problem):
+                raise
+            fault = one_line(problem)
+        print(f"{dataset} is not to be had ({fault})", file=sys.stderr)
+    raise ValueError(f"none of {', '.join(datasets)} can be had; try later, or give FILES of your own")
+
+
+def pythia_rows(path, bar):
+    """Token ids in the order in which Pythia saw them, out of files of 30 GB: no tokenizing.
+
+    A row's last token is only a target; without it, windows of 2048 and a target fall on Pythia's own windows."""
+    stream = io.BufferedReader(Stream(read_hub(path, bar)), RANGE)
+    while len(row := stream.read(2 * PYTHIA_ROW)) == 2 * PYTHIA_ROW:
+        yield None, np.frombuffer(row, "<u2")[:-1]
 
 
 def embedded_documents(name):
@@ -323,12 +398,12 @@ def hash_share(key):
     return int.from_bytes(hashlib.sha256(key.encode(errors="surrogatepass")).digest()[:8]) / 2**64
 
 
-def tokenize(tokenizer, documents):
+def tokenize(documents, tokenizer=None):
     """[(key, domain, text)] -> [(share, domain, ids as bytes, bytes of text)]; runs in many processes.
 
     The share, below val_share for validation, is the hash of the key, or the key itself if that is a number.
     Where the text is an array, it is token ids already."""
-    done = []
+    tokenizer, done = tokenizer or worker_tokenizer, []
     for key, domain, text in documents:
         if isinstance(text, np.ndarray):
             ids, size = text, int(tokenizer.token_bytes[text].sum())
@@ -341,39 +416,50 @@ def tokenize(tokenizer, documents):
 
 def start_worker(spec):
     global worker_tokenizer
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    # A worker would wait for ever for a parent that was killed.
+    threading.Thread(target=lambda: parent_process().join() or os._exit(1), daemon=True).start()
     worker_tokenizer = Tokenizer(spec)
 
 
-def tokenize_in_worker(documents):
-    return tokenize(worker_tokenizer, documents)
+def in_batches(documents, limit=2**18):  # characters: some milliseconds of work
+    batch, size = [], 0
+    for document in documents:
+        batch.append(document)
+        size += len(document[2])
+        if size > limit:
+            yield batch
+            batch, size = [], 0
+    yield batch
 
 
 def tokenize_all(documents, tokenizer, processes):
     """The results of tokenize() in the order of the documents, whatever the number of processes."""
-
-    def batches(limit=2**18):  # characters: some milliseconds of work
-        batch, size = [], 0
-        for document in documents:
-            batch.append(document)
-            size += len(document[2])
-            if size > limit:
-                yield batch
-                batch, size = [], 0
-        yield batch
-
+    batches = in_batches(documents)
     if processes == 1:
-        for batch in batches():
-            yield from tokenize(tokenizer, batch)
+        for batch in batches:
+            yield from tokenize(batch, tokenizer)
         return
-    with ProcessPoolExecutor(processes, get_context("spawn"), start_worker, (tokenizer.spec,)) as pool:
-        waiting = deque()  # a bounded queue, so that the reader never runs ahead of the workers
-        for batch in batches():
-            waiting.append(pool.submit(tokenize_in_worker, batch))
-            if len(waiting) > 2 * processes:
-                yield from waiting.popleft().result()
+    pool = ProcessPoolExecutor(processes, get_context("spawn"), start_worker, (tokenizer.spec,))
+
+    def submit(batch):
+        # Workers start here, and inherit the mask: Ctrl-C is the parent's to answer.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            return pool.submit(tokenize, batch)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    try:
+        # A bounded queue, so that the reader never runs ahead of the workers.
+        waiting = deque(map(submit, islice(batches, 2 * processes)))
         while waiting:
             yield from waiting.popleft().result()
+            waiting.extend(map(submit, islice(batches, 1)))
+    except BrokenProcessPool:
+        way_out = "the same command begins again; fewer --processes need less memory"
+        raise RuntimeError(f"a tokenizing process was killed, or ran out of memory; {way_out}") from None
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 class SplitWriter:
@@ -381,22 +467,24 @@ class SplitWriter:
 
     def __init__(self, path):
         self.path, self.file, self.hash = path, open(path, "wb"), hashlib.sha256()
-        self.tokens = self.documents = self.bytes_of_text = self.largest_id = 0
+        self.says = dict.fromkeys(COUNTS, 0)
 
     def add(self, ids, size):
         self.file.write(ids)
         self.hash.update(ids)
-        self.tokens += len(ids) // 2
-        self.documents += 1
-        self.bytes_of_text += size
-        self.largest_id = max(self.largest_id, int(np.frombuffer(ids, "<u2").max()))
+        self.says["tokens"] += len(ids) // 2
+        self.says["documents"] += 1
+        self.says["bytes_of_text"] += size
+        self.says["largest_id"] = max(self.says["largest_id"], int(np.frombuffer(ids, "<u2").max()))
 
     def finish(self):
         self.file.flush()
         os.fsync(self.file.fileno())
-        self.file.close()
-        numbers = {k: getattr(self, k) for k in ("tokens", "documents", "bytes_of_text", "largest_id")}
-        return numbers | {"sha256": self.hash.hexdigest(), "sample_sha256": sample_hash(self.path)}
+        return self.says | {"sha256": self.hash.hexdigest(), "sample_sha256": sample_hash(self.path)}
+
+    def close(self):
+        with contextlib.suppress(OSError):  # of a full disk, which was told before
+            self.file.close()
 
 
 def write_corpus(
@@ -410,28 +498,34 @@ def write_corpus(
     All files are written under a hidden name and renamed at the end: an interrupted corpus never looks whole.
     train_tokens and val_tokens stop a split after the document that reaches them, all domains together; the splits
     that are full are added to the set `full`, for whoever makes the documents.
-    Returns the names written. Raises ValueError if the corpus exists or nothing was left to write.
+    Returns the names written. Raises ValueError if a corpus exists or nothing was left to write, RuntimeError if the
+    disk is full or a tokenizing process died.
     """
     if tokenizer.vocab_size > 2**16:
         raise ValueError(f"the tokenizer has {tokenizer.vocab_size} ids; token files hold 16-bit ids")
-    final = corpus_folder(name)
-    if final.exists() and not by_domain:
-        raise ValueError(f"{final} exists already; choose another name or remove it first")
+    final, partial = corpus_folder(name), ROOT / f".{name}.partial"
+    writers, full = {}, set() if full is None else full
+    left = {"train": train_tokens or math.inf, "val": val_tokens or math.inf}
+
+    def begin(corpus):
+        if corpus_folder(corpus).exists():
+            raise ValueError(f"{corpus_folder(corpus)} exists already; choose another name or remove it first")
+        (partial / corpus).mkdir(parents=True)
+        writers[corpus] = {split: SplitWriter(partial / corpus / f"{split}.bin") for split in left}
+
     ROOT.mkdir(exist_ok=True)
     with locked(ROOT / f".{name}.lock", f"another process is writing {final}; wait for it or choose another name"):
-        partial = ROOT / f".{name}.partial"
         shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
-        writers, full = {}, set() if full is None else full
-        left = {"train": train_tokens or math.inf, "val": val_tokens or math.inf}
         try:
+            if not by_domain:
+                begin(name)
             for share, domain, ids, size in tokenize_all(documents, tokenizer, processes):
                 corpus = f"{name}-{slug(domain or 'other')}" if by_domain else name
                 split = "val" if share < val_share else "train"
                 if split in full:
                     continue
                 if corpus not in writers:
-                    (partial / corpus).mkdir(parents=True)
-                    writers[corpus] = {s: SplitWriter(partial / corpus / f"{s}.bin") for s in left}
+                    begin(corpus)
                 writers[corpus][split].add(ids, size)
                 left[split] -= len(ids) // 2
                 if left[split] <= 0:
@@ -442,21 +536,26 @@ def write_corpus(
                 meta = {"name": corpus, "vocab_size": tokenizer.vocab_size, "eot": tokenizer.eot, "sources": sources}
                 meta["tokenizer_sha256"] = tokenizer.sha256
                 meta |= {split: writer.finish() for split, writer in splits.items()}
-                empty = [s for s in splits if not meta[s]["documents"]]
+                empty = [f"{split}.bin" for split in splits if not meta[split]["documents"]]
                 if empty and not by_domain:
-                    raise ValueError(f"no document fell into {empty[0]}.bin of {name}; give more text")
+                    raise ValueError(f"{name}: no document fell into {' and '.join(empty)}; give more text")
                 tokenizer.save(partial / corpus)
                 write_file(partial / corpus / "meta.json", (json.dumps(meta, indent=2) + "\n").encode())
+                sync_folder(partial / corpus)
             if not writers:
                 raise ValueError(f"{name}: the sources hold no document")
             for corpus in writers:
-                if corpus_folder(corpus).exists():
-                    raise ValueError(f"{corpus_folder(corpus)} exists already; choose another name or remove it")
-            for corpus in writers:
-                sync_folder(partial / corpus)
                 os.replace(partial / corpus, corpus_folder(corpus))
             sync_folder(ROOT)
+        except OSError as fault:
+            if fault.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            way_out = "make room, then the same command begins again"
+            raise RuntimeError(f"could not write {final}: {os.strerror(fault.errno)}; {way_out}") from None
         finally:
+            for splits in writers.values():
+                for writer in splits.values():
+                    writer.close()
             shutil.rmtree(partial, ignore_errors=True)
     return list(writers)
 
@@ -464,119 +563,38 @@ def write_corpus(
 def prepare(name, files=(), tokenizer=None, skip_bad_lines=False, **options):
     """Prepares an embedded corpus, one of the hub's, or one's own files; options are write_corpus's.
 
+    The hub's come with their official validation files, as many tokens as asked for. They are read by ranges and
+    kept nowhere else: a range that fails is asked for again, but a preparation that was stopped begins again.
     Returns the names written."""
-    if name in EMBEDDED:
-        if files:
-            raise ValueError(f"{name} is an embedded corpus, which takes no files; choose another name for yours")
-        documents = ((path, None, text) for path, text in embedded_documents(name))
-        source = f"Python {sys.version.split()[0]}" if name == "stdlib" else f"torch {torch.__version__}"
-        return write_corpus(name, documents, load_tokenizer(tokenizer or "bytes"), [source], **options)
-    if name in HUB:
-        return prepare_from_hub(name, files, tokenizer, skip_bad_lines, **options)
-    if not files:
-        raise ValueError(f"no FILES for {name}: `python data.py {name} FILES...`; embedded: {', '.join(EMBEDDED)}")
     corpus_folder(name)  # a bad name is told before any work
-    paths, tokenizer = source_files(files), load_tokenizer(tokenizer or "neox")
-    size = sum(p.stat().st_size for p in paths)
+    if name in HUB:
+        if files or tokenizer not in (None, "neox"):
+            raise ValueError(f"{name} comes from the hub, in Pythia's tokens: it takes neither FILES nor --tokenizer")
+        if options.get("train_tokens") is None:
+            raise ValueError(f"say how much of {name}: `python data.py {name} --train-tokens 1e9`")
+    elif name in EMBEDDED and files:
+        raise ValueError(f"{name} is an embedded corpus, which takes no files; choose another name for yours")
+    elif name not in EMBEDDED and not files:
+        raise ValueError(f"no FILES for {name}: `python data.py {name} FILES...`; embedded: {', '.join(EMBEDDED)}")
+    paths, default = source_files(files), "bytes" if name in EMBEDDED else "neox"
+    tokenizer = load_tokenizer(tokenizer or default)
+    size = sum(p.stat().st_size for p in paths) or None
     with tqdm(total=size, unit="B", unit_scale=True, disable=None, desc=name) as bar:
-        bar.bad = 0
-        documents = ((text, domain, text) for domain, text in read_documents(paths, bar, skip_bad_lines))
-        names = write_corpus(name, documents, tokenizer, [str(p) for p in paths], **options)
-    report_skipped(bar)
-    return names
-
-
-def prepare_from_hub(name, files, tokenizer, skip_bad_lines, train_tokens=None, val_tokens=None, **options):
-    """Prepares the Pile or SlimPajama with their official validation files, as many tokens as asked for.
-
-    Whole files go through huggingface_hub's cache: of those an interrupted preparation downloads nothing twice.
-    Pythia's rows are asked for anew."""
-    if files or tokenizer not in (None, "neox"):
-        raise ValueError(f"{name} comes from the hub, in Pythia's tokens: it takes neither FILES nor --tokenizer")
-    if train_tokens is None:
-        raise ValueError(f"say how much of {name}: `python data.py {name} --train-tokens 1e9`")
-    tokenizer, full, sources = load_tokenizer("neox"), set(), []
-    with tqdm(unit="B", unit_scale=True, disable=None, desc=name) as bar:
-        bar.bad = 0
-
-        def documents():
-            for split, places in (("val", HUB[name]["val"]), ("train", HUB[name]["train"])):
-                share = 0.0 if split == "val" else 1.0
-                dataset, paths = hub_files(places)
-                # In the order of a hash: a fair sample of the shards. Pythia's rows in Pythia's order.
-                for path in paths if paths[0].endswith(".bin") else sorted(paths, key=hash_share):
-                    sources.append(f"{dataset}/{path}")
-                    rows = pythia_rows if path.endswith(".bin") else hub_rows
-                    for domain, text in rows(dataset, path, bar, skip_bad_lines):
-                        if split in full:
-                            break
-                        yield share, domain, text
-                    if split in full:
-                        break
-
-        limits = {"train_tokens": train_tokens, "val_tokens": val_tokens or 20_000_000, "full": full}
-        options["val_share"] = 0.5  # between the two shares above
-        names = write_corpus(name, documents(), tokenizer, sources, **limits, **options)
-    report_skipped(bar)
-    return names
-
-
-def report_skipped(bar):
-    """What --skip-bad-lines left out, said once at the end."""
+        bar.bad, sources = 0, [str(p) for p in paths]
+        if name in EMBEDDED:
+            documents = ((path, None, text) for path, text in embedded_documents(name))
+            sources = [f"Python {sys.version.split()[0]}" if name == "stdlib" else f"torch {torch.__version__}"]
+        elif name in HUB:
+            options["full"] = set()
+            documents = hub_documents(name, bar, skip_bad_lines, sources, options["full"])
+            options["val_tokens"] = options.get("val_tokens") or HUB_VAL_TOKENS
+            options["val_share"] = 0.5  # between hub_documents' shares
+        else:
+            documents = ((text, domain, text) for domain, text in read_documents(paths, bar, skip_bad_lines))
+        names = write_corpus(name, documents, tokenizer, sources, **options)
     if bar.bad:
         print(f"skipped {bar.bad} bad lines")
-
-
-def hub_files(places):
-    """(dataset, its files of interest) of the first place that answers; says so where it has to go on to the next."""
-    from huggingface_hub import HfApi
-
-    for dataset, folder, pattern in places:
-        try:
-            tree = HfApi().list_repo_tree(dataset, folder or None, recursive=bool(folder), repo_type="dataset")
-            paths = sorted(entry.path for entry in tree if re.fullmatch(pattern, entry.path))
-            fault = "no such files"
-        except Exception as problem:
-            if not from_hub(problem) and not isinstance(problem, OSError):
-                raise
-            paths, fault = [], one_line(problem)
-        if paths:
-            return dataset, paths
-        print(f"{dataset} is not to be had ({fault})", file=sys.stderr)
-    raise ValueError(f"none of {', '.join(p[0] for p in places)} can be had; try later, or give FILES of your own")
-
-
-def hub_rows(dataset, path, bar, skip_bad_lines):
-    from huggingface_hub import hf_hub_download
-
-    yield from read_documents([Path(hf_hub_download(dataset, path, repo_type="dataset"))], bar, skip_bad_lines)
-
-
-def pythia_rows(dataset, path, bar, _):
-    """Token ids in the order in which Pythia saw them, by range requests into files of 30 GB: no tokenizing.
-
-    A row's last token is only a target; without it, windows of 2048 and a target fall on Pythia's own windows."""
-    from huggingface_hub import HfFileSystem
-
-    hub, name = HfFileSystem(), f"datasets/{dataset}/{path}"
-    size = hub.info(name)["size"]
-    for start in range(0, size - size % (2 * PYTHIA_ROW), RANGE):
-        for tries in range(5):
-            try:
-                part = hub.cat_file(name, start=start, end=min(size, start + RANGE))
-                break
-            except Exception as fault:
-                if tries == 4 or not (from_hub(fault) or isinstance(fault, OSError)):
-                    raise
-        bar.update(len(part))
-        for row in np.frombuffer(part[: len(part) // (2 * PYTHIA_ROW) * 2 * PYTHIA_ROW], "<u2").reshape(-1, PYTHIA_ROW):
-            yield None, row[:-1]
-
-
-def known():
-    """The corpora at hand, for messages."""
-    here = sorted(p.parent.name for p in ROOT.glob("[!.]*/meta.json"))
-    return ", ".join(dict.fromkeys([*EMBEDDED, *here]))
+    return names
 
 
 # ---------------------------------------------------------------- prepared corpora
@@ -592,33 +610,43 @@ def corpus_folder(name):
 class Corpus:
     """A prepared corpus: memory-mapped train and val token ids, checked when opened.
 
-    Raises ValueError or OSError that names the file, the fault and the way out."""
+    Raises ValueError that names the file, the fault and the way out."""
 
     def __init__(self, name):
         self.name, self.folder = name, corpus_folder(name)
         if not self.folder.is_dir() and name in EMBEDDED:
             prepare(name)
         elif not self.folder.is_dir():
-            raise ValueError(f"no corpus {name} (here: {known()}); prepare it with `python data.py {name} FILES...`")
-        again = "remove the folder and prepare it again"
+            here = ", ".join(dict.fromkeys([*EMBEDDED, *sorted(p.parent.name for p in ROOT.glob("[!.]*/meta.json"))]))
+            raise ValueError(f"no corpus {name} (here: {here}); prepare it with `python data.py {name} FILES...`")
         try:
-            self.meta = json.loads((self.folder / "meta.json").read_text())
-            self.vocab_size, self.tokenizer_sha256 = int(self.meta["vocab_size"]), str(self.meta["tokenizer_sha256"])
+            self.meta = meta = json.loads((self.folder / "meta.json").read_text())
+            self.vocab_size, self.tokenizer_sha256 = meta["vocab_size"], meta["tokenizer_sha256"]
+            counts = [self.vocab_size, *(meta[split][count] for split in ("train", "val") for count in COUNTS)]
+            hashes = [self.tokenizer_sha256, meta["train"]["sha256"], meta["val"]["sha256"]]
+            if not all(type(n) is int and 0 <= n < 2**48 for n in counts) or not all(type(h) is str for h in hashes):
+                raise ValueError("meta.json does not say what it should")
             self.splits = {}
             for split in ("train", "val"):
-                file, says = self.folder / f"{split}.bin", self.meta[split]
+                file, says = self.folder / f"{split}.bin", meta[split]
                 if file.stat().st_size != 2 * says["tokens"]:
                     raise ValueError(f"{split}.bin has {file.stat().st_size} bytes, not 2 x {says['tokens']} tokens")
-                if says["largest_id"] >= self.vocab_size or sample_hash(file) != says["sample_sha256"]:
+                if not says["largest_id"] < self.vocab_size <= 2**16 or sample_hash(file) != says["sample_sha256"]:
                     raise ValueError(f"{split}.bin is not the file that was written")
                 self.splits[split] = np.memmap(file, "<u2", "r") if says["tokens"] else np.empty(0, "<u2")
         except (ValueError, KeyError, TypeError, RecursionError) as fault:
-            raise ValueError(f"{self.folder}: damaged corpus ({fault}); {again}") from None
+            raise self.damaged(fault) from None
         except OSError as fault:
-            raise ValueError(f"{fault.filename or self.folder}: {fault.strerror}; {again}") from None
+            raise self.damaged(one_line(fault)) from None
+
+    def damaged(self, fault):
+        return ValueError(f"{self.folder}: damaged corpus ({fault}); remove the folder and prepare it again")
 
     def tokenizer(self):
-        return load_tokenizer(self.folder)
+        tokenizer = load_tokenizer(self.folder)
+        if tokenizer.sha256 != self.tokenizer_sha256:
+            raise self.damaged("tokenizer.json is not the one that made the ids")
+        return tokenizer
 
     def windows(self, split, context):
         """How many windows of context + 1 tokens, each beginning with the last token of the one before."""
@@ -629,11 +657,14 @@ class Corpus:
 
     def window(self, split, index, context):
         """Window number `index`: (context + 1,) token ids, the inputs and, one further, their targets."""
-        return self.splits[split][index * context : (index + 1) * context + 1]
+        tokens = self.splits[split][index * context : (index + 1) * context + 1]
+        if tokens.max() >= self.vocab_size:  # costs microseconds; on a GPU, a missing row is a crash without a name
+            raise self.damaged(f"{split}.bin holds token id {tokens.max()}, of {self.vocab_size}")
+        return tokens
 
     @property
     def bytes_per_token(self):
-        return self.meta["val"]["bytes_of_text"] / self.meta["val"]["tokens"]
+        return self.meta["val"]["bytes_of_text"] / self.meta["val"]["tokens"] or math.nan
 
 
 def sample_hash(file, blocks=16, size=2**16):
@@ -682,8 +713,11 @@ class Mixture:
     """
 
     def __init__(self, shares, context, seed):
-        """shares: {Corpus: positive weight}, of any sum."""
+        """shares: {Corpus: positive weight}, of any sum. ValueError for corpora of different vocabularies."""
         self.corpora, self.context, self.seed = list(shares), context, seed
+        if len({(corpus.vocab_size, corpus.tokenizer_sha256) for corpus in self.corpora}) > 1:
+            names = ", ".join(str(corpus.folder) for corpus in self.corpora)
+            raise ValueError(f"{names}: made with different tokenizers; prepare them with one")
         self.sizes = [corpus.windows("train", context) for corpus in self.corpora]
         total, self.splits = sum(shares.values()), []
         for weight in shares.values():  # of what the corpora before it leave over, in 2^-32
@@ -762,10 +796,8 @@ def write_file(path, content):
 def sync_folder(folder):
     """Makes the names in a folder durable: a rename is on the disk only when its folder is."""
     handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    os.fsync(handle)
+    os.close(handle)
 
 
 @contextlib.contextmanager
@@ -814,7 +846,7 @@ def run_command(main):
         print(f"{program}: stopped; the same command begins again", file=sys.stderr)
         sys.exit(130)
     except Exception as fault:
-        bad_input = isinstance(fault, (ValueError, OSError)) or from_hub(fault)
+        bad_input = isinstance(fault, ValueError) or hub_or_network(fault)
         if not bad_input and not isinstance(fault, (RuntimeError, MemoryError)):
             raise  # a bug, of which the traceback helps
         print(f"{program}: {'' if bad_input else 'failed: '}{one_line(fault)}", file=sys.stderr)
@@ -826,38 +858,39 @@ def from_hub(fault):
     return type(fault).__module__.startswith(("huggingface_hub", "httpx", "httpcore"))
 
 
+def hub_or_network(fault):
+    return from_hub(fault) or isinstance(fault, OSError)
+
+
+UNREACHABLE = "the hub cannot be reached and the files are not in the local cache; "
+UNREACHABLE += "check the network, HF_ENDPOINT and HF_HUB_OFFLINE, or give a folder"
 HUB_FAULTS = {
     "GatedRepoError": "is gated; accept its terms on its page, then log in with `hf auth login`",
     "RepositoryNotFoundError": "no such repository on the hub, or a private one; check its name, or `hf auth login`",
     "RevisionNotFoundError": "the repository has no such revision; check --revision (such as step1000 or main)",
     "RemoteEntryNotFoundError": "the repository has no such file",
-    "EntryNotFoundError": "the repository has no such file",
 }
 
 
 def one_line(fault):
     """A fault in one line: what was asked for, what is wrong, the way out."""
+    name, said = type(fault).__name__, " ".join(str(fault).split())
     if from_hub(fault):
-        asked = re.search(r"https?://[^\s'\")]+", str(fault))
+        if name in ("LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectError"):
+            return UNREACHABLE
+        asked = re.search(r"https?://[^\s'\")]+", said)
         where = asked[0].rstrip(".") if asked else "the hub"
-        rest = " ".join(str(fault).split())[:200]
-        if type(fault).__name__ in ("LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectError"):
-            way_out = "check the network, HF_ENDPOINT and HF_HUB_OFFLINE, or give a folder"
-            return f"the hub cannot be reached and the files are not in the local cache; {way_out}"
-        return f"{where}: {HUB_FAULTS.get(type(fault).__name__, f'{rest}; the same command goes on')}"
-    if isinstance(fault, OSError) and fault.strerror and not isinstance(fault, (ValueError,)):
+        return f"{where}: {HUB_FAULTS.get(name, f'{said[:200]}; the same command goes on')}"
+    if isinstance(fault, OSError) and fault.strerror:
         return f"{fault.filename or ''}: {fault.strerror}".lstrip(": ")
-    return " ".join(str(fault).split()) or type(fault).__name__
+    return said or name
 
 
 def main(argv=None):
     parser = OneLineParser(description=__doc__)
     add = parser.add_argument
-    add(
-        "name",
-        metavar="NAME",
-        help="the corpus to write, as data/NAME; stdlib and torch are embedded, pile and slimpajama the hub's",
-    )
+    embedded, hub = " and ".join(EMBEDDED), " and ".join(HUB)
+    add("name", metavar="NAME", help=f"of the corpus, written as data/NAME; {embedded} are embedded, {hub} the hub's")
     add("files", metavar="FILES", nargs="*", help=".jsonl or .txt, also as .gz or .zst, and folders of them")
     add("--train-tokens", type=whole_number, metavar="N", help="stop train.bin after the document that reaches N")
     add("--val-tokens", type=whole_number, metavar="N", help="the same for val.bin")
@@ -871,13 +904,10 @@ def main(argv=None):
         parser.error(f"--val-share {flags.val_share} is not between 0 and 1")
     if flags.processes < 1:
         parser.error(f"--processes {flags.processes} is less than 1")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("data.py: stopped; the same command begins again"))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     for name in prepare(**vars(flags)):
-        meta = Corpus(name).meta
-        for split in ("train", "val"):
-            numbers = meta[split]
-            counts = f"{numbers['tokens']:>14,} tokens {numbers['documents']:>10,} documents"
-            print(f"{corpus_folder(name)}/{split}.bin {counts}")
+        for split, says in (("train", Corpus(name).meta["train"]), ("val", Corpus(name).meta["val"])):
+            print(f"data/{name}/{split}.bin {says['tokens']:>14,} tokens {says['documents']:>10,} documents")
 
 
 if __name__ == "__main__":

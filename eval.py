@@ -15,6 +15,7 @@ import itertools
 import json
 import math
 import re
+import sys
 from pathlib import Path
 
 import torch
@@ -73,21 +74,26 @@ def check_tokenizer(folder, corpus):
 
 
 def perplexity(flags):
-    """The table of `eval.py perplexity`: a row for each corpus."""
+    """The table of `eval.py perplexity`: a row for each corpus that has at least one window of validation text."""
     folder, model = open_checkpoint(flags)
     context = min(flags.context or model.config.max_position_embeddings, model.config.max_position_embeddings)
+    corpora = [Corpus(name) for name in flags.data]
+    if max(len(corpus.splits["val"]) for corpus in corpora) <= context:
+        raise ValueError(f"{' '.join(flags.data)}: no val.bin has {context + 1} tokens; give a smaller --context")
     if not flags.json:
         width = 2 + max(map(len, ["corpus", *flags.data]))
         print(f"{'corpus':<{width}}{'tokens':>10}{'loss':>9}{'+-':>8}{'perplexity':>12}{'bits/byte':>11}")
-    for name in flags.data:
-        corpus = Corpus(name)
+    for name, corpus in zip(flags.data, corpora, strict=True):
+        if len(corpus.splits["val"]) <= context:
+            print(f"data/{name}/val.bin is shorter than {context + 1} tokens; passed over", file=sys.stderr)
+            continue
         check_tokenizer(folder, corpus)
         if corpus.vocab_size > model.config.vocab_size:
             raise ValueError(f"data/{name} has {corpus.vocab_size} token ids, the model {model.config.vocab_size} rows")
         windows = fixed_windows(corpus, context, flags.eval_tokens)
         loss, error = validation_loss(model, windows, flags.micro_batch_size)
         row = {"corpus": name, "tokens": windows.shape[0] * context, "loss": loss, "standard_error": error}
-        row |= {"perplexity": math.exp(loss), "bits_per_byte": loss / math.log(2) / corpus.bytes_per_token}
+        row |= {"perplexity": math.exp(min(loss, 700)), "bits_per_byte": loss / math.log(2) / corpus.bytes_per_token}
         if flags.json:
             print(json.dumps(row))
         else:

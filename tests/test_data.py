@@ -1,7 +1,9 @@
 """data.py: token ids against the tokenizers package, corpora that are whole or absent, the order of the data."""
 
+import contextlib
 import gzip
 import json
+import math
 import os
 import random
 import signal
@@ -14,9 +16,10 @@ import numpy as np
 import pytest
 import torch
 import zstandard
-from conftest import ROOT, call, command, make_corpus, refused, texts
+from conftest import ROOT, call, make_corpus, refused, texts
 
 import data
+from model import GPTNeoX, config_of
 
 REAL = Path(os.environ.get("REWARM_TEST_DATA", "nowhere"))
 
@@ -272,22 +275,82 @@ def test_a_decompression_bomb_does_not_fill_memory(tmp_path, monkeypatch):
         data.prepare("mine", ["bomb.jsonl.zst"], "bytes")
 
 
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-def test_an_interrupted_corpus_is_absent_and_the_same_command_begins_again(how, tmp_path):
-    (tmp_path / "a.jsonl").write_bytes(rows(texts("old", 400)) * 300)  # seconds of work
-    words = [sys.executable, ROOT / "data.py", "mine", "a.jsonl", "--tokenizer", "bytes", "--processes", "1"]
-    process = subprocess.Popen(words, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
-    while not (tmp_path / "data/.mine.partial/mine").exists() and process.poll() is None:
+def workers_of(pid):
+    """The processes that tokenize for this one."""
+    found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [int(child) for child in found if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+
+
+def alive(pid):
+    status = Path(f"/proc/{pid}/status")
+    with contextlib.suppress(OSError):
+        return "State:\tZ" not in status.read_text()
+    return False
+
+
+def preparing(tmp_path):
+    """A preparation that takes seconds, in the middle of its work: (process, its two workers)."""
+    (tmp_path / "a.jsonl").write_bytes(rows(texts("old", 400)) * 300)
+    words = [sys.executable, ROOT / "data.py", "mine", "a.jsonl", "--tokenizer", "bytes", "--processes", "2"]
+    process = subprocess.Popen(words, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    file = tmp_path / "data/.mine.partial/mine/train.bin"
+    while not (file.exists() and file.stat().st_size) and process.poll() is None:
         time.sleep(0.01)
-    process.send_signal(how)
-    said = process.communicate(timeout=60)[1]
+    return process, workers_of(process.pid)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+@pytest.mark.parametrize("how", ["TERM", "INT", "KILL"])
+def test_an_interrupted_corpus_is_absent_and_the_same_command_begins_again(how, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    process, workers = preparing(tmp_path)
+    assert len(workers) == 2
+    if how == "INT":
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does it: to the workers too
+    else:
+        process.send_signal(signal.Signals[f"SIG{how}"])
+    process.wait(timeout=60)
+    deadline = time.monotonic() + 60
+    while any(map(alive, workers)) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not any(map(alive, workers))  # nobody is left behind
+    said = process.stderr.read()
     assert process.returncode != 0 and "Traceback" not in said
-    if how != signal.SIGKILL:
-        assert "the same command begins again" in said
+    if how != "KILL":
+        assert said.splitlines() == ["data.py: stopped; the same command begins again"]
     assert not (tmp_path / "data/mine").exists()
     (tmp_path / "a.jsonl").write_bytes(rows(texts("old", 60)))
-    assert command(*words[1:], cwd=tmp_path).returncode == 0
+    assert call("data.py", "mine", "a.jsonl", "--tokenizer", "bytes", "--processes", "1").returncode == 0
     assert sorted(p.name for p in (tmp_path / "data").iterdir()) == [".mine.lock", "mine"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_a_worker_that_is_killed_is_one_line(tmp_path):
+    process, workers = preparing(tmp_path)
+    os.kill(workers[0], signal.SIGKILL)
+    said = process.communicate(timeout=60)[1].splitlines()
+    assert process.returncode == 1 and len(said) == 1 and "the same command begins again" in said[0], said
+    assert not list((tmp_path / "data").glob("[!.]*")) and not any(map(alive, workers))
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or sys.platform != "linux", reason="needs to mount a small file system")
+def test_a_full_disk_is_one_line_and_leaves_no_corpus(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("a.jsonl").write_bytes(rows(texts("old", 400)) * 60)  # 6 MB
+    Path("data").mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "none", "data"]).returncode:
+        pytest.skip("may not mount")
+    words = ["data.py", "mine", "a.jsonl", "--tokenizer", "bytes", "--processes", "1"]
+    try:
+        done = call(*words)
+        said = done.stderr.splitlines()
+        assert done.returncode == 1 and len(said) == 1, done.stderr
+        assert "data/mine" in said[0] and "No space left" in said[0] and "make room" in said[0]
+        assert [p.name for p in Path("data").iterdir()] == [".mine.lock"]
+        subprocess.run(["mount", "-o", "remount,size=99m", "data"], check=True)
+        assert call(*words).returncode == 0
+    finally:
+        subprocess.run(["umount", "data"], check=True)
 
 
 def test_two_at_once_on_one_name(tmp_path, monkeypatch):
@@ -349,6 +412,44 @@ def test_damaged_corpora_are_noticed(house, split, damage):
     assert "data/old" in str(caught.value)
 
 
+ODD = [[], {}, "7", None, True, 7.5, -1, 1e3, math.nan, math.inf, 2**70, "x" * 100, {"a": [1]}]
+
+
+@pytest.mark.parametrize("odd", ODD, ids=lambda odd: str(odd)[:12])
+def test_a_meta_of_wrong_types_is_one_line(house, odd):
+    file = Path("data/old/meta.json")
+    meta = json.loads(file.read_text())
+    wrong = [odd, *(meta | {key: odd} for key in ("vocab_size", "train", "val"))]
+    wrong += [meta | {"val": meta["val"] | {key: odd}} for key in data.COUNTS]
+    if not isinstance(odd, str):
+        wrong += [meta | {"tokenizer_sha256": odd}, meta | {"train": meta["train"] | {"sha256": odd}}]
+        wrong += [meta | {"val": meta["val"] | {"sample_sha256": odd}}]
+    for content in wrong:
+        file.write_text(json.dumps(content))
+        with pytest.raises(ValueError, match="data/old: damaged corpus .* prepare it again"):
+            data.Corpus("old")
+
+
+def test_a_token_id_without_a_row_is_named_before_it_meets_the_model(house):
+    make_corpus("long", "old", 6000)  # so long that the sampled blocks do not cover it
+    size = Path("data/long/train.bin").stat().st_size
+    with open("data/long/train.bin", "r+b") as file:
+        file.seek((size - 2**16) // 15 // 2 * 2 - 2)  # before the second block
+        file.write(b"\xff\xff")
+    stream = data.Mixture({data.Corpus("long"): 1}, 32, seed=0)  # opens: its samples are what was written
+    with pytest.raises(ValueError, match=r"data/long: damaged corpus \(train.bin holds token id 65535, of 257\)"):
+        for update in range(stream.sizes[0] // 8 + 1):
+            stream.batch(update, 8)
+    with open("data/long/train.bin", "r+b") as file:  # no rest of a token
+        file.truncate(90_001)
+    with pytest.raises(ValueError, match="90001 bytes"):
+        data.Corpus("long")
+    meta = json.loads(Path("data/new/meta.json").read_text())
+    Path("data/new/meta.json").write_text(json.dumps(meta | {"vocab_size": 9999}))
+    with pytest.raises(ValueError, match="data/new"):
+        data.Mixture({data.Corpus("old"): 1, data.Corpus("new"): 1}, 32, seed=0)
+
+
 def test_embedded_corpora_are_real_text(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(data, "EMBEDDED_BYTES", 2_000_000)
@@ -358,6 +459,51 @@ def test_embedded_corpora_are_real_text(tmp_path, monkeypatch):
         assert "def " in text and "import " in text
         assert 1_000_000 < corpus.meta["train"]["tokens"] < 2_000_000 and corpus.meta["val"]["tokens"] > 1000
         assert np.array_equal(data.Corpus(name).splits["val"], corpus.splits["val"])  # opened, not made anew
+
+
+def test_perplexity_passes_over_domains_without_a_window(house):
+    GPTNeoX(config_of("tiny", 257)).save_pretrained("model")
+    for name in ("short", "shorter"):
+        documents = ((f"{name} {i}", None, "abc") for i in range(40))
+        data.write_corpus(name, documents, data.load_tokenizer("bytes"), ["made up"], val_share=0.3)
+    words = ["eval.py", "perplexity", "model", "--context", "200", "--eval-tokens", "400", "--json", "--data"]
+    done = call(*words, "short", "old")
+    assert done.returncode == 0 and [json.loads(row)["corpus"] for row in done.stdout.splitlines()] == ["old"]
+    assert len(done.stderr.splitlines()) == 1 and "data/short/val.bin" in done.stderr
+    refused(call(*words, "short", "shorter"), "short shorter", "--context")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not REAL.exists(), reason="REWARM_TEST_DATA is not set")
+def test_the_whole_way_on_real_text(tmp_path, monkeypatch):
+    """Samples of the Pile and of RedPajama: prepared whole and by domain, continued on, measured, drawn."""
+    monkeypatch.chdir(tmp_path)
+    options = ["--tokenizer", REAL / "20B_tokenizer.json", "--val-share", "0.2", "--processes", "1"]
+    for name, extra in (("pile", []), ("pile", ["--by-domain"]), ("redpajama", ["--by-domain"])):
+        done = call("data.py", f"{name}-sample", REAL / f"{name}_sample.jsonl.zst", *options, *extra)
+        assert done.returncode == 0, done.stderr
+    domains = {name: sorted(p.name for p in Path("data").glob(f"{name}-sample-*")) for name in ("pile", "redpajama")}
+    assert len(domains["pile"]) > 10 and len(domains["redpajama"]) == 7
+    for split in ("train", "val"):
+        whole, *parts = (data.Corpus(n).meta[split]["tokens"] for n in ("pile-sample", *domains["pile"]))
+        assert whole == sum(parts)
+
+    mixture = "redpajama-sample-redpajamac4=15,redpajama-sample-redpajamaarxiv=2.5"
+    words = ["--init", "scratch", "--model", "14m", "--context", "128", "--batch-size", "2", "--tokens", "1024"]
+    words += ["--upstream", "pile-sample", "--downstream", mixture, "--eval-tokens", "256", "--overlap", "0"]
+    done = call("train.py", *words, "--device", "cpu", "--out", "r")
+    assert done.returncode == 0, done.stderr
+    records = [json.loads(line) for line in Path("r/metrics.jsonl").read_text().splitlines()]
+    first, *_, last = (r for r in records if r["kind"] == "eval")
+    for side in ("upstream", "downstream"):
+        assert 10 < first[f"{side}_loss"] < 12 and last[f"{side}_loss"] < first[f"{side}_loss"] - 0.2
+    assert Path("r/perplexity.png").stat().st_size > 10_000
+    names = ["pile-sample", *domains["pile"], *domains["redpajama"]]
+    done = call("eval.py", "perplexity", "r", "--context", "128", "--eval-tokens", "128", "--data", *names)
+    assert done.returncode == 0, done.stderr
+    measured = [line.split()[0] for line in done.stdout.splitlines()[1:]]
+    passed_over = [line.split("/")[1] for line in done.stderr.splitlines()]
+    assert sorted(measured + passed_over) == sorted(names) and len(measured) > 15 and passed_over
 
 
 # ---------------------------------------------------------------- the order of the data

@@ -1,15 +1,20 @@
 """The hub, without network: the real client against a small server on the loopback, in processes of their own."""
 
+import functools
 import json
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
 import zstandard
 from conftest import SHORT, command, refused, texts
 from test_data import REAL, small_spec, tokenizer_file
+from tqdm import tqdm
 
 import data
 from data import byte_tokenizer
@@ -27,7 +32,8 @@ class Hub(ThreadingHTTPServer):
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Answer)
         self.repos = {}  # "owner/name" -> {revision: {file: bytes}}
-        self.gated, self.cuts, self.downloads = set(), {}, []
+        self.gated, self.downloads = set(), []
+        self.cuts, self.shorts = {}, {}  # file: how many answers hang up half-way, how many are half as long as asked
 
     @property
     def url(self):
@@ -99,6 +105,9 @@ class Answer(BaseHTTPRequestHandler):
         hub.downloads.append(file)
         start, _, end = self.headers.get("Range", "bytes=0-").removeprefix("bytes=").partition("-")
         start, end = int(start), int(end) if end else len(body) - 1
+        if hub.shorts.get(file, 0) > 0:
+            hub.shorts[file] -= 1
+            end = (start + end) // 2
         part = body[start : end + 1]
         if len(part) < len(body):
             headers["Content_Range"] = f"bytes {start}-{end}/{len(body)}"
@@ -240,7 +249,7 @@ def corpora_hub(hub, tmp_path):
 
 def test_the_pile_comes_in_pythias_own_rows(corpora_hub, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    corpora_hub.cuts["document-00000-of-00020.bin"] = 1
+    corpora_hub.cuts["document-00000-of-00020.bin"] = corpora_hub.shorts["document-00001-of-00020.bin"] = 1
     words = ["data.py", "pile", "--train-tokens", str(50 * 2048), "--val-tokens", "3000"]
     done = command(*words, cwd=tmp_path, **env(corpora_hub, tmp_path))
     assert done.returncode == 0, done.stderr
@@ -254,6 +263,24 @@ def test_the_pile_comes_in_pythias_own_rows(corpora_hub, tmp_path, monkeypatch):
         "EleutherAI/pile_val_test/val.jsonl",
         "EleutherAI/pile-deduped-pythia-preshuffled/document-00000-of-00020.bin",
     ]
+
+
+@pytest.mark.parametrize("short", [0, 2, 99])
+def test_ranges_are_exact_and_asked_for_again_after_growing_waits(hub, monkeypatch, short):
+    waits, body = [], bytes(range(256)) * 100
+    hub.repos["me/corpus"], hub.shorts["a.bin"] = {"main": {"a.bin": body}}, short
+    connect = functools.partial(huggingface_hub.HfFileSystem, endpoint=hub.url, skip_instance_cache=True)
+    monkeypatch.setattr(huggingface_hub, "HfFileSystem", connect)
+    monkeypatch.setattr(time, "sleep", waits.append)
+    monkeypatch.setattr(data, "RANGE", 10_000)
+    parts = data.read_hub(Path("me/corpus/a.bin"), tqdm(disable=True))
+    if short == 99:
+        with pytest.raises(OSError, match="me/corpus/a.bin: 5000 bytes came instead of 10000"):
+            next(parts)
+        assert waits == sorted(set(waits)) and sum(waits) > 60
+        return
+    assert b"".join(parts) == body
+    assert len(hub.downloads) == 3 + short and len(waits) == short and waits == sorted(set(waits))
 
 
 def test_slimpajama_falls_back_and_is_split_by_domain(corpora_hub, tmp_path, monkeypatch):
@@ -270,6 +297,7 @@ def test_slimpajama_falls_back_and_is_split_by_domain(corpora_hub, tmp_path, mon
     assert found == {"train": len(corpora_hub.pajama) - 40, "val": 40}  # the official validation files, and only they
     domain = corpora_hub.pajama[0]["meta"]["redpajama_set_name"]
     assert (tmp_path / f"data/slimpajama-{domain.lower()}/meta.json").exists()
+    assert not list((tmp_path / "cache").rglob("*.zst"))  # shards are read, not kept
 
 
 def test_a_corpus_that_the_hub_does_not_have(hub, tmp_path):
