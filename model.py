@@ -381,13 +381,16 @@ class GPTNeoX(nn.Module):
             raise ValueError(f"{folder}: no tensor {name} ({len(missing)} missing); fetch or save it again")
         return model
 
-    def save_pretrained(self, folder):
-        """Writes config.json and model.safetensors, which transformers reads, into a folder that exists or not."""
+    def save_pretrained(self, folder, weights=None):
+        """Writes config.json and model.safetensors, which transformers reads, into a folder that exists or not.
+
+        weights: {name: tensor} to write in place of the model's own, where those are spread over processes."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.json").write_text(json.dumps(self.config.to_dict(), indent=2) + "\n")
-        state = {name: parameter.detach().contiguous() for name, parameter in self.named_parameters()}
-        save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+        weights = weights or {name: parameter.detach() for name, parameter in self.named_parameters()}
+        weights = {name: tensor.contiguous() for name, tensor in weights.items()}
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def model_folder(id_or_folder, revision=None):

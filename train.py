@@ -4,12 +4,14 @@
     python train.py --max-lr 2e-4 --schedule constant --warmup 0         the paper's baseline
     python train.py --init EleutherAI/pythia-410m-deduped --upstream mine-old --downstream mine-new
     python train.py --resume runs/NAME               go on where a run was cut
+    torchrun --nproc_per_node=8 train.py ...         the same on eight devices; with --shard for models too big for one
     python train.py --help                           every flag
 
 Sections 3 and 4 of "How to (re)warm your model?" (arXiv 2308.04014): AdamW (betas 0.9 / 0.95, eps 1e-8, weight
 decay 0.1, clip 1.0), fresh optimiser state, a linear warm-up, a decay, and two validation sets in one run.
 """
 
+import contextlib
 import hashlib
 import inspect
 import json
@@ -23,17 +25,19 @@ import sys
 import time
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields, replace
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
 import torch
+import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
 
 import data
 import schedule
-from eval import check_tokenizer, draw_curves, newest_checkpoint, read_run, validation_loss
+from eval import check_tokenizer, draw_curves, newest_checkpoint, read_run, token_losses
 from model import SIZES, GPTNeoX, config_of, model_folder, pretraining_peak, read_json
 
 BETAS, EPS, WEIGHT_DECAY, CLIP = (0.9, 0.95), 1e-8, 0.1, 1.0  # Pythia's and the paper's
@@ -69,6 +73,7 @@ class Flags:
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
     precision: str = "auto"  # auto (bf16 where the GPU or the processor computes it, else fp32), fp32, bf16, fp16
     compile: bool = False  # torch.compile the model
+    shard: bool = False  # under torchrun, spread weights and optimiser over the processes: for models too big for one
     activation_checkpointing: bool = False  # recompute activations in the backward pass: less memory, more time
     # Run
     eval_every: int | None = None  # updates between evaluations; default: a twentieth of the run
@@ -83,7 +88,7 @@ class Flags:
 
 # What may differ when a run is resumed: where and how it computes, not what.
 RESUMABLE = ("resume", "out", "device", "compile", "micro_batch_size", "activation_checkpointing", "save_every", "keep")
-RESUMABLE += ("stop_tokens", "dry_run")
+RESUMABLE += ("stop_tokens", "shard", "dry_run")
 
 
 class AdamW(torch.optim.Optimizer):
@@ -153,18 +158,22 @@ def train(flags):
             lr = learning_rate(flags, run, step + 1)
             for group in optimizer.param_groups:
                 group["lr"] = lr
-            batch = run.mixture.batch(step, flags.batch_size)  # (B, T + 1)
-            loss = 0.0
-            for rows in batch.split(flags.micro_batch_size):
+            batch = run.mixture.batch(step, flags.batch_size, run.rank, run.ranks)  # (B / ranks, T + 1)
+            loss, micro_batches = 0.0, batch.split(flags.micro_batch_size)
+            for number, rows in enumerate(micro_batches, 1):
                 rows = rows.to(run.device, non_blocking=True)
+                run.share_gradients(number == len(micro_batches))
                 with run.autocast():
                     # A share of the batch's mean, so that the gradients of micro-batches add up to the whole one's.
+                    # Between processes, whose batches are alike in size, gradients are averaged.
                     part = run.forward(rows[:, :-1], rows[:, 1:]) * (len(rows) / len(batch))
                 scaler.scale(part).backward()
                 loss += part.detach()
             scaler.unscale_(optimizer)
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
-            log.update(step + 1, lr, loss.item(), norm.item())  # stops the run if not finite, before the weights see it
+            loss, signals = sum_over_processes(loss, run.signalled)
+            run.interrupted = signals > 0  # by all processes after the same update
+            log.update(step + 1, lr, loss / run.ranks, norm.item())  # stops if not finite, before the weights see it
             scaler.step(optimizer)
             scaler.update()
             optimizer.zero_grad()
@@ -181,10 +190,14 @@ def evaluate(run):
 
     The mean loss on a mixture is the mean of the losses on its parts, weighted by their shares.
     """
-    losses = {
-        name: validation_loss(run.model, windows, run.flags.micro_batch_size, run.autocast_dtype)[0]
-        for name, windows in run.windows.items()
-    }
+    losses = {}
+    for name, windows in run.windows.items():
+        # A share for each process. Equal ones, for sharded models compute together: what is too much is not counted.
+        share = torch.arange(run.rank, -(-len(windows) // run.ranks) * run.ranks, run.ranks)
+        rows = windows[share % len(windows)]
+        by_token = token_losses(run.model, rows, run.flags.micro_batch_size, run.autocast_dtype)
+        by_window = by_token.double().mean(dim=1)
+        losses[name] = sum_over_processes(by_window[share < len(windows)].sum())[0] / len(windows)
     upstream = losses[run.flags.upstream]
     downstream = sum(share * losses[name] for name, share in run.distribution.items())
     return {"upstream_loss": upstream, "downstream_loss": downstream, "losses": losses}
@@ -197,15 +210,93 @@ def evaluation_steps(stop, warmup, every):
     return {0, stop} | early | {min(warmup, stop)} | set(range(0, stop, every))
 
 
+# ---------------------------------------------------------------- many processes
+
+
+@contextlib.contextmanager
+def processes():
+    """Under torchrun, joins the group of its processes, of which rank 0 alone speaks and writes."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        yield
+        return
+    try:  # what the processes agree on travels through gloo, gradients between GPUs through nccl
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(hours=6))  # rank 0 may fetch a model while the others wait
+    except (ValueError, RuntimeError) as fault:
+        sys.exit(f"train.py: cannot join the other processes ({data.one_line(fault)}); start it with torchrun")
+    with ExitStack() as quiet:
+        if dist.get_rank():
+            nowhere = quiet.enter_context(open(os.devnull, "w"))
+            quiet.enter_context(contextlib.redirect_stdout(nowhere))
+            quiet.enter_context(contextlib.redirect_stderr(nowhere))
+        yield
+    dist.destroy_process_group()
+
+
+def rank_and_ranks():
+    """The number of this process, and how many there are."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def sum_over_processes(*values):
+    """Sums of numbers or one-element tensors over all processes, as floats."""
+    values = [float(value) for value in values]
+    if dist.is_initialized():
+        sums = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(sums)
+        values = sums.tolist()
+    return values
+
+
+def agree(fault=None):
+    """Every process comes by here. If some have a fault, the first of those raises it and all others leave: none
+    waits for ever for one that is gone, and what went wrong is told once."""
+    rank, ranks = rank_and_ranks()
+    if ranks > 1:
+        first = torch.tensor(ranks if fault is None else rank)
+        dist.all_reduce(first, dist.ReduceOp.MIN)
+        if first not in (rank, ranks):
+            sys.exit(0)
+    if fault is not None:
+        raise fault
+
+
+def in_turn(work):
+    """The result of work(), which rank 0 does first: the others then find what it has fetched or prepared."""
+    rank, ranks = rank_and_ranks()
+    for turn in range(min(ranks, 2)):
+        fault = None
+        if turn == min(rank, 1):
+            try:
+                result = work()
+            except Exception as problem:
+                fault = problem
+        agree(fault)
+    return result
+
+
+def tell(_, fault, __):
+    """As the last thing in a process that otherwise keeps silent: what went wrong here and nowhere else."""
+    if rank_and_ranks()[0] and isinstance(fault, Exception):
+        print(f"train.py: process {dist.get_rank()}: {data.one_line(fault)}", file=sys.__stderr__)
+
+
 # ---------------------------------------------------------------- setting up
 
 
-def set_up(flags, cleanup):
-    """Everything the loop needs, in one namespace; whatever is wrong with the flags is found here."""
+def resolve(flags):
+    """What a run computes: all flags filled in, the data and the model. Whatever is wrong with the flags is found
+    here, before anything is written."""
     check_flags(flags)
+    rank, ranks = rank_and_ranks()
     device = pick_device(flags.device)
-    flags = replace(flags, device=str(device), precision=pick_precision(flags.precision, device))
-    precision = AUTOCAST[flags.precision]
+    # Under torchrun each process has a GPU of its own, so the record says "cuda" rather than which.
+    name = device.type if ranks > 1 else str(device)
+    flags = replace(flags, device=name, precision=pick_precision(flags.precision, device))
+    if flags.batch_size % ranks:
+        raise ValueError(f"--batch-size {flags.batch_size} is not a multiple of the {ranks} processes; choose one")
+    if flags.shard and ranks == 1:
+        raise ValueError("--shard needs several processes: torchrun --nproc_per_node=N train.py --shard ...")
     if flags.resume:
         out = Path(flags.resume)
         saved = read_json(out / "config.json").get("corpora")
@@ -259,7 +350,7 @@ def set_up(flags, cleanup):
         max_lr=peak,
         min_lr=peak * MIN_LR_SHARE if flags.min_lr is None else flags.min_lr,
         context=context,
-        micro_batch_size=min(flags.batch_size, flags.micro_batch_size or 8),
+        micro_batch_size=min(flags.batch_size // ranks, flags.micro_batch_size or 8),
         out=str(out),
         resume=None,
     )
@@ -274,48 +365,90 @@ def set_up(flags, cleanup):
     evaluated = dict.fromkeys([flags.upstream, *distribution])
     windows = {name: data.fixed_windows(corpora[name], context, flags.eval_tokens) for name in evaluated}
 
-    # The machine.
-    torch.manual_seed(flags.seed)
-    model.to(device).train()
-    model.activation_checkpointing = flags.activation_checkpointing
-    optimizer = AdamW(parameter_groups(model), lr=0.0)
-    # The paper's fp16: loss scale doubled after 1,000 good updates. The weights themselves stay fp32.
-    scaler = torch.amp.GradScaler(device.type, growth_interval=1000, enabled=precision == torch.float16)
-    if state:
-        load_optimizer(folder, model, optimizer, state)
-        scaler.load_state_dict(state["scaler"])
+    return SimpleNamespace(
+        flags=flags, out=out, model=model, mixture=mixture, windows=windows, distribution=distribution, hashes=hashes,
+        tokenizer=one.tokenizer(), device=device, rank=rank, ranks=ranks, updates=updates, stop=stop, start=start,
+        folder=folder, state=state,
+    )  # fmt: skip
 
+
+def set_up(flags, cleanup):
+    """Everything the loop needs, in one namespace: what resolve() found, ready on the machine, and the run's folder."""
+    cleanup.push(tell)
+    run = in_turn(lambda: resolve(flags))
+    flags, model, state = run.flags, run.model, run.state
     if flags.dry_run:
         print(json.dumps(asdict(flags), indent=2))
         sys.exit(0)
 
+    # The machine.
+    torch.manual_seed(flags.seed)
+    precision = run.autocast_dtype = AUTOCAST[flags.precision]
+    run.autocast = lambda: torch.autocast(run.device.type, precision or torch.bfloat16, enabled=precision is not None)
+    model.activation_checkpointing = flags.activation_checkpointing
+    spread(run)
+    run.optimizer = AdamW(parameter_groups(model), lr=0.0)
+    # The paper's fp16: loss scale doubled after 1,000 good updates. The weights themselves stay fp32.
+    run.scaler = torch.amp.GradScaler(run.device.type, growth_interval=1000, enabled=precision == torch.float16)
+    if state:
+        load_optimizer(run.folder, model, run.optimizer, state)
+        run.scaler.load_state_dict(state["scaler"])
+    run.saved = run.evaluated = run.start if state else -1
+    warmup = schedule.warmup_updates(run.updates, flags.warmup)
+    run.evaluations = evaluation_steps(run.stop, warmup, flags.eval_every)
+    run.saves = {warmup, *range(flags.save_every, run.stop, flags.save_every)} - {0}
+
     # The folder, from here on ours.
-    out.mkdir(parents=True, exist_ok=True)
-    cleanup.enter_context(data.locked(out / ".lock", f"{out}: another process runs it; wait or choose another --out"))
-    versions = {"python": platform.python_version(), "torch": torch.__version__}
-    record = {"flags": asdict(flags), "versions": versions, "corpora": hashes, "parameters": config.parameters}
-    partial = out / ".config.json"
-    data.write_file(partial, (json.dumps(record, indent=2) + "\n").encode())
-    os.replace(partial, out / "config.json")
-    run = SimpleNamespace(
-        flags=flags, out=out, model=model, optimizer=optimizer, scaler=scaler, mixture=mixture, windows=windows,
-        distribution=distribution, device=device, tokenizer=one.tokenizer(), updates=updates, stop=stop, start=start,
-        saved=start if state else -1, evaluated=start if state else -1, interrupted=False,
-        autocast_dtype=precision, forward=torch.compile(model) if flags.compile else model,
-    )  # fmt: skip
-    warmup = schedule.warmup_updates(updates, flags.warmup)
-    run.autocast = lambda: torch.autocast(device.type, precision or torch.bfloat16, enabled=precision is not None)
-    run.evaluations = evaluation_steps(stop, warmup, flags.eval_every)
-    run.saves = {warmup, *range(flags.save_every, stop, flags.save_every)} - {0}
-    run.log = Log(run, state.get("metrics_bytes", 0))
-    cleanup.callback(run.log.file.close)
+    fault = None
+    try:
+        if run.rank == 0:
+            open_folder(run, cleanup)
+        run.log = Log(run, state.get("metrics_bytes", 0))
+        cleanup.callback(run.log.file.close)
+    except (ValueError, OSError) as problem:
+        fault = problem
+    agree(fault)
+    run.signalled = run.interrupted = False
     for number in (signal.SIGINT, signal.SIGTERM):  # finish the update, save, leave
 
         def interrupt(*_):
-            run.interrupted = True
+            run.signalled = True
 
         cleanup.callback(signal.signal, number, signal.signal(number, interrupt))
     return run
+
+
+def spread(run):
+    """Moves the model to the device, or spreads it over those of all processes: a copy on each (DDP), or with --shard
+    a share of each parameter on each, whole only for as long as its layer computes (FSDP)."""
+    model, flags = run.model, run.flags
+    run.forward, run.share_gradients = model, lambda last: None
+    if flags.shard:
+        from torch.distributed.fsdp import fully_shard  # late: takes a second or two
+
+        mesh = dist.init_device_mesh(run.device.type, (run.ranks,))
+        for part in (*model.gpt_neox.layers, model):  # layer by layer, moved to the device as each is cut up
+            fully_shard(part, mesh=mesh)
+    else:
+        model.to(run.device)
+        if run.ranks > 1:
+            run.forward = torch.nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)
+            # Micro-batches add up where they are; only the last sends gradients round.
+            run.share_gradients = lambda last: setattr(run.forward, "require_backward_grad_sync", last)
+    model.train()
+
+
+def open_folder(run, cleanup):
+    """Makes the run's folder, locks it, and records every flag."""
+    out = run.out
+    out.mkdir(parents=True, exist_ok=True)
+    cleanup.enter_context(data.locked(out / ".lock", f"{out}: another process runs it; wait or choose another --out"))
+    versions = {"python": platform.python_version(), "torch": torch.__version__}
+    record = {"flags": asdict(run.flags), "versions": versions, "corpora": run.hashes}
+    record["parameters"] = run.model.config.parameters
+    partial = out / ".config.json"
+    data.write_file(partial, (json.dumps(record, indent=2) + "\n").encode())
+    os.replace(partial, out / "config.json")
 
 
 def length(flags):
@@ -350,10 +483,16 @@ def check_flags(flags):
 
 
 def pick_device(name):
+    alone = not dist.is_initialized()
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        mps = alone and torch.backends.mps.is_available()
+        name = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
+    if name.startswith("cuda") and not alone:
+        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     try:
         torch.empty(1, device=name)
+        if name.startswith("cuda:"):
+            torch.cuda.set_device(name)
         return torch.device(name)
     except (RuntimeError, AssertionError):
         raise ValueError(f"--device {name} is not to be had on this machine; try --device cpu") from None
@@ -380,14 +519,15 @@ class Log:
     def __init__(self, run, metrics_bytes):
         self.run, self.path = run, run.out / "metrics.jsonl"
         # Append-only but for this: what came after the checkpoint that a resumed run starts from is done again.
-        self.file = open(self.path, "ab")
-        if self.file.tell() < metrics_bytes:
-            raise ValueError(f"{self.path} is shorter than at the checkpoint; start a new run with --init")
-        self.file.truncate(metrics_bytes)
+        self.file = open(os.devnull if run.rank else self.path, "ab")
         self.before = None
-        if metrics_bytes:
-            self.before = read_run(run.out)["eval"][0]
-        self.tty = sys.stderr.isatty()
+        if run.rank == 0:
+            if self.file.tell() < metrics_bytes:
+                raise ValueError(f"{self.path} is shorter than at the checkpoint; start a new run with --init")
+            self.file.truncate(metrics_bytes)
+            if metrics_bytes:
+                self.before = read_run(run.out)["eval"][0]
+        self.tty = run.rank == 0 and sys.stderr.isatty()
         shape = "{desc} {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} [{elapsed}, left {remaining}{postfix}]"
         bar = {"total": run.stop, "initial": run.start, "desc": run.out.name[:24], "bar_format": shape}
         self.bar = tqdm(**bar, disable=not self.tty, dynamic_ncols=True)
@@ -406,10 +546,11 @@ class Log:
         overflow = self.run.scaler.is_enabled() and math.isfinite(loss)  # the scaler's normal business
         if not math.isfinite(loss) or not (math.isfinite(norm) or overflow):
             good = sorted((self.run.out / "checkpoints").glob("step_*"))
-            raise RuntimeError(
+            fault = (
                 f"loss {loss} and gradient norm {norm} at update {step} (lr {lr:.2e}); the weights were left alone; "
                 f"last good checkpoint: {good[-1] if good else 'none'}; try a lower --max-lr or --precision fp32"
             )
+            agree(RuntimeError(fault))
         now = time.perf_counter()
         seconds, self.clock = now - self.clock, now
         self.spent, self.done = self.spent + seconds, self.done + 1
@@ -451,6 +592,8 @@ class Log:
     def close(self, step):
         self.bar.close()
         run, out = self.run, self.run.out
+        if run.rank:
+            return
         draw_curves([out], out / "perplexity.png")
         if step < run.stop:
             print(f"stopped at update {step} of {run.stop}; go on with: python train.py --resume {out}")
@@ -468,16 +611,38 @@ def checkpoint_folder(out, step):
 def save_checkpoint(run, step):
     """A Hugging Face model folder, the tokenizer, the moments, and the little else that a resumed run needs.
 
-    Written under a hidden name, made durable, then renamed: it is there whole or not at all.
+    Written by one process, under a hidden name, made durable, then renamed: it is there whole or not at all.
     """
+    weights, moments, fault = {}, {}, None
+    if run.flags.shard:
+        run.model.reshard()  # an evaluation leaves the embeddings whole
+    for name, p in run.model.named_parameters():
+        weights[name] = gathered(p.detach(), run.rank)
+        for kind, moment in run.optimizer.state.get(p, {}).items():
+            moments[f"{kind}.{name}"] = gathered(moment, run.rank)
+    if run.rank == 0:
+        try:
+            write_checkpoint(run, step, weights, moments)
+        except RuntimeError as problem:
+            fault = problem
+    agree(fault)
+
+
+def gathered(tensor, rank):
+    """A tensor as it is; if it is sharded, the whole of it in rank 0's memory (the GPU holds one such at a time)."""
+    if not hasattr(tensor, "full_tensor"):
+        return tensor
+    whole = tensor.full_tensor()  # all processes take part
+    return whole.cpu() if rank == 0 else None
+
+
+def write_checkpoint(run, step, weights, moments):
     final = checkpoint_folder(run.out, step)
     partial = final.with_name(f".{final.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        run.model.save_pretrained(partial)
+        run.model.save_pretrained(partial, weights)
         run.tokenizer.save(partial)
-        names = {parameter: name for name, parameter in run.model.named_parameters()}
-        moments = {f"{kind}.{names[p]}": m for p, pair in run.optimizer.state.items() for kind, m in pair.items()}
         save_file(moments, partial / "optimizer.safetensors")
         state = {"step": step, "tokens": step * run.log.per_update, "metrics_bytes": run.log.file.tell()}
         state |= {"adam_t": run.optimizer.param_groups[0]["t"], "scaler": run.scaler.state_dict()}
@@ -533,13 +698,23 @@ def load_optimizer(folder, model, optimizer, state):
             for name, p in model.named_parameters():
                 if moments.keys():  # a checkpoint before the first update has none
                     optimizer.state[p] = {
-                        kind: moments.get_tensor(f"{kind}.{name}").to(p.device, copy=True)
-                        for kind in ("exp_avg", "exp_avg_sq")
+                        kind: like(p, moments.get_tensor(f"{kind}.{name}")) for kind in ("exp_avg", "exp_avg_sq")
                     }
         for group in optimizer.param_groups:
             group["t"] = state["adam_t"]
     except (SafetensorError, KeyError) as fault:
         raise ValueError(f"{folder}/optimizer.safetensors: damaged ({fault}); remove this checkpoint") from None
+
+
+def like(parameter, tensor):
+    """A copy of a tensor where the parameter is; if that is sharded, the same share of it."""
+    tensor = tensor.to(parameter.device, copy=True)
+    if hasattr(parameter, "full_tensor"):
+        from torch.distributed.tensor import distribute_tensor
+
+        mesh, placements = parameter.device_mesh, parameter.placements
+        tensor = distribute_tensor(tensor, mesh, placements, src_data_rank=None)  # each takes its own, none is sent
+    return tensor
 
 
 # ---------------------------------------------------------------- the command line
@@ -661,4 +836,5 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    data.run_command(main)
+    with processes():
+        data.run_command(main)
