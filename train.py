@@ -42,6 +42,7 @@ from model import SIZES, GPTNeoX, config_of, model_folder, pretraining_peak, rea
 
 BETAS, EPS, WEIGHT_DECAY, CLIP = (0.9, 0.95), 1e-8, 0.1, 1.0  # Pythia's and the paper's
 MIN_LR_SHARE = 0.1  # min = 0.1 x max
+SKIPS = 20  # overflows of fp16 in a row that end a run: the loss scale is then a millionth of what it was
 
 
 @dataclass
@@ -295,7 +296,7 @@ def resolve(flags):
     flags = replace(flags, device=name, precision=pick_precision(flags.precision, device))
     if flags.batch_size % ranks:
         raise ValueError(f"--batch-size {flags.batch_size} is not a multiple of the {ranks} processes; choose one")
-    if flags.shard and ranks == 1:
+    if flags.shard and ranks == 1 and not flags.resume:
         raise ValueError("--shard needs several processes: torchrun --nproc_per_node=N train.py --shard ...")
     if flags.resume:
         out = Path(flags.resume)
@@ -351,6 +352,7 @@ def resolve(flags):
         min_lr=peak * MIN_LR_SHARE if flags.min_lr is None else flags.min_lr,
         context=context,
         micro_batch_size=min(flags.batch_size // ranks, flags.micro_batch_size or 8),
+        shard=flags.shard and ranks > 1,  # resumed by one process, it no longer is
         out=str(out),
         resume=None,
     )
@@ -388,7 +390,9 @@ def set_up(flags, cleanup):
     model.activation_checkpointing = flags.activation_checkpointing
     spread(run)
     run.optimizer = AdamW(parameter_groups(model), lr=0.0)
-    # The paper's fp16: loss scale doubled after 1,000 good updates. The weights themselves stay fp32.
+    # The paper's fp16: the loss scale halves when gradients overflow (that update is skipped), and doubles after 1,000
+    # good ones. GPT-NeoX also forgives one overflow (hysteresis 2) and stops halving at 1; torch's scaler does neither.
+    # The weights themselves stay fp32.
     run.scaler = torch.amp.GradScaler(run.device.type, growth_interval=1000, enabled=precision == torch.float16)
     if state:
         load_optimizer(run.folder, model, run.optimizer, state)
@@ -533,7 +537,8 @@ class Log:
         self.bar = tqdm(**bar, disable=not self.tty, dynamic_ncols=True)
         self.per_update = run.flags.batch_size * run.flags.context
         self.every = max(1, run.stop // 20)
-        self.clock, self.spent, self.done, self.skipped = time.perf_counter(), 0.0, 0, 0
+        self.clock, self.spent, self.done = time.perf_counter(), 0.0, 0
+        self.skipped, self.in_a_row = run.state.get("skipped", (0, 0))  # updates that overflowed in fp16
 
     def write(self, record):
         self.file.write((json.dumps(record) + "\n").encode())
@@ -543,14 +548,19 @@ class Log:
         self.bar.write(line) if self.tty else print(line, flush=True)
 
     def update(self, step, lr, loss, norm):
-        overflow = self.run.scaler.is_enabled() and math.isfinite(loss)  # the scaler's normal business
-        if not math.isfinite(loss) or not (math.isfinite(norm) or overflow):
+        fp16, fault = self.run.scaler.is_enabled(), None
+        skipped = fp16 and math.isfinite(loss) and not math.isfinite(norm)  # the scaler's normal business, at times
+        self.skipped, self.in_a_row = self.skipped + skipped, self.in_a_row + 1 if skipped else 0
+        if not math.isfinite(loss) or not (math.isfinite(norm) or skipped):
+            fault = f"loss {loss} and gradient norm {norm} at update {step} (lr {lr:.2e}); the weights were left alone"
+            way_out = "--precision fp32"
+        elif self.in_a_row == SKIPS:
+            fault = f"the gradients overflowed fp16 in {SKIPS} updates in a row, the last of them {step} (lr {lr:.2e})"
+            way_out = "--precision bf16 or fp32"
+        if fault:
             good = sorted((self.run.out / "checkpoints").glob("step_*"))
-            fault = (
-                f"loss {loss} and gradient norm {norm} at update {step} (lr {lr:.2e}); the weights were left alone; "
-                f"last good checkpoint: {good[-1] if good else 'none'}; try a lower --max-lr or --precision fp32"
-            )
-            agree(RuntimeError(fault))
+            good = f"last good checkpoint: {good[-1] if good else 'none'}"
+            agree(RuntimeError(f"{fault}; {good}; try a lower --max-lr or {way_out}"))
         now = time.perf_counter()
         seconds, self.clock = now - self.clock, now
         self.spent, self.done = self.spent + seconds, self.done + 1
@@ -558,13 +568,16 @@ class Log:
         record = {"kind": "train", "step": step, "tokens": step * self.per_update, "lr": lr, "loss": loss}
         # JSON has no infinity: an fp16 overflow, which the scaler skips, has no norm.
         record |= {"grad_norm": norm if math.isfinite(norm) else None, "tokens_per_second": self.per_update / seconds}
+        if fp16:
+            record["skipped"] = self.skipped
         self.write(record)
         self.bar.update()
         self.bar.set_postfix_str(f"loss {loss:.3f}, lr {lr:.1e}, {rate / 1e3:.1f}k tok/s", refresh=False)
         if not self.tty and (step % self.every == 0 or step == self.run.stop):
             left = int((self.run.stop - step) * self.per_update / rate)
+            skips = f"skipped {self.skipped} | " if self.skipped else ""
             self.say(
-                f"step {self.place(step)} | loss {loss:.4f} | lr {lr:.2e} | norm {norm:.2f} | "
+                f"step {self.place(step)} | loss {loss:.4f} | lr {lr:.2e} | norm {norm:.2f} | {skips}"
                 f"{rate / 1e3:.1f}k tok/s | left {left // 60}m{left % 60:02d}s"
             )
 
@@ -646,6 +659,7 @@ def write_checkpoint(run, step, weights, moments):
         save_file(moments, partial / "optimizer.safetensors")
         state = {"step": step, "tokens": step * run.log.per_update, "metrics_bytes": run.log.file.tell()}
         state |= {"adam_t": run.optimizer.param_groups[0]["t"], "scaler": run.scaler.state_dict()}
+        state["skipped"] = run.log.skipped, run.log.in_a_row
         files = ("config.json", "model.safetensors", "optimizer.safetensors", "tokenizer.json")
         state["sha256"] = {name: file_hash(partial / name) for name in files}
         for name in files:
