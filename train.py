@@ -12,6 +12,7 @@ decay 0.1, clip 1.0), fresh optimiser state, a linear warm-up, a decay, and two 
 """
 
 import contextlib
+import copy
 import hashlib
 import inspect
 import json
@@ -38,7 +39,7 @@ from tqdm import tqdm
 import data
 import schedule
 from eval import check_tokenizer, draw_curves, newest_checkpoint, read_run, token_losses
-from model import SIZES, GPTNeoX, config_of, model_folder, pretraining_peak, read_json
+from model import SIZES, GPTNeoX, config_of, model_folder, pretraining_peak, read_json, rotary_tables
 
 BETAS, EPS, WEIGHT_DECAY, CLIP = (0.9, 0.95), 1e-8, 0.1, 1.0  # Pythia's and the paper's
 MIN_LR_SHARE = 0.1  # min = 0.1 x max
@@ -427,6 +428,8 @@ def spread(run):
     a share of each parameter on each, whole only for as long as its layer computes (FSDP)."""
     model, flags = run.model, run.flags
     run.forward, run.share_gradients = model, lambda last: None
+    if flags.compile:
+        compile_layers(run)
     if flags.shard:
         from torch.distributed.fsdp import fully_shard  # late: takes a second or two
 
@@ -440,6 +443,24 @@ def spread(run):
             # Micro-batches add up where they are; only the last sends gradients round.
             run.share_gradients = lambda last: setattr(run.forward, "require_backward_grad_sync", last)
     model.train()
+
+
+def compile_layers(run):
+    """torch.compile, layer by layer: all layers share one compiled graph, whatever their number, and the hooks that
+    spread them over processes stay outside. Where it does not work, one line says so and the run goes on without."""
+    layers, config, flags = run.model.gpt_neox.layers, run.model.config, run.flags
+    try:
+        shape = (flags.micro_batch_size, flags.context, config.hidden_size)
+        x = torch.zeros(shape, device=run.device, requires_grad=True)
+        trial = copy.deepcopy(layers[0]).to(run.device)
+        for layer in (trial, *layers):
+            layer.forward = torch.compile(layer.forward)
+        with run.autocast():  # nothing is compiled before the first call
+            trial(x, *rotary_tables(flags.context, config, run.device)).sum().backward()
+    except Exception as fault:
+        for layer in layers:
+            vars(layer).pop("forward", None)
+        print(f"--compile does not work here ({data.one_line(fault)[:200]}); going on without", file=sys.stderr)
 
 
 def open_folder(run, cleanup):

@@ -195,3 +195,27 @@ def test_fp16_that_always_overflows_stops_with_advice(house, monkeypatch):
     assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
     for words in ("20 updates in a row", "--precision bf16 or fp32", "--max-lr"):
         assert words in done.stderr
+
+
+# ---------------------------------------------------------------- torch.compile
+
+
+@pytest.mark.parametrize("when", ["at once", "at the first call"])
+def test_where_compiling_fails_the_run_goes_on_without(house, monkeypatch, when):
+    def fails(*_):
+        raise RuntimeError("no C++ compiler")
+
+    monkeypatch.setattr(torch, "compile", fails if when == "at once" else lambda _: fails)
+    words = [*FEW, "--micro-batch-size", "4"]
+    done = call("train.py", *words, "--compile", "--out", "r")
+    assert done.returncode == 0 and done.stderr.count("\n") == 1, done.stderr
+    assert "no C++ compiler" in done.stderr and "without" in done.stderr
+    assert Path("r/checkpoints/step_00000008").is_dir()
+
+
+@pytest.mark.slow
+def test_compiled_losses_are_the_same(house):
+    train.main([*FEW, "--micro-batch-size", "3", "--out", "eager"])  # 3 and 1: two shapes
+    done = call("train.py", *FEW, "--micro-batch-size", "3", "--compile", "--out", "compiled")
+    assert done.returncode == 0 and "without" not in done.stderr, done.stderr
+    near("eager", "compiled")
