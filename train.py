@@ -86,11 +86,12 @@ class Flags:
     out: str | None = None  # folder of the run; default: runs/ and a name made from the flags
     resume: str | None = None  # continue the run of this folder; without a folder, of --out
     dry_run: bool = False  # print the resolved flags and stop
+    profile: bool = False  # time 30 updates, print where a step's time goes and stop; writes nothing
 
 
 # What may differ when a run is resumed: where and how it computes, not what.
 RESUMABLE = ("resume", "out", "device", "compile", "micro_batch_size", "activation_checkpointing", "save_every", "keep")
-RESUMABLE += ("stop_tokens", "shard", "dry_run")
+RESUMABLE += ("stop_tokens", "shard", "dry_run", "profile")
 
 
 class AdamW(torch.optim.Optimizer):
@@ -160,7 +161,7 @@ def train(flags):
             lr = learning_rate(flags, run, step + 1)
             for group in optimizer.param_groups:
                 group["lr"] = lr
-            batch = run.mixture.batch(step, flags.batch_size, run.rank, run.ranks)  # (B / ranks, T + 1)
+            batch = read_batch(run, step)  # (B / ranks, T + 1)
             loss, micro_batches = 0.0, batch.split(flags.micro_batch_size)
             for number, rows in enumerate(micro_batches, 1):
                 rows = rows.to(run.device, non_blocking=True)
@@ -187,6 +188,12 @@ def learning_rate(flags, run, update):
     return schedule.learning_rate(update, run.updates, flags.max_lr, flags.min_lr, flags.warmup, flags.schedule)
 
 
+def read_batch(run, step):
+    """This process's share of an update's sequences, (B / ranks, T + 1). A GPU copies pinned memory without a wait."""
+    batch = run.mixture.batch(step, run.flags.batch_size, run.rank, run.ranks)
+    return batch.pin_memory() if run.device.type == "cuda" else batch
+
+
 def evaluate(run):
     """Validation loss of both distributions, from one pass over the fixed windows of each corpus.
 
@@ -210,6 +217,65 @@ def evaluation_steps(stop, warmup, every):
     learning rate, at even steps after, at the end."""
     early = {2**k for k in range(32) if 2**k < min(every, stop)}
     return {0, stop} | early | {min(warmup, stop)} | set(range(0, stop, every))
+
+
+def profile(run, updates=30):
+    """Prints where the time of an update goes, and writes nothing. The pieces are the loop's, each waited for.
+
+    The share of evaluation is what it would be over the whole run. Backward includes what processes exchange."""
+    flags, spent = run.flags, {}
+    clock = 0.0
+
+    def lap(piece):
+        nonlocal clock
+        if run.device.type != "cpu":
+            getattr(torch, run.device.type).synchronize()
+        spent[piece] = spent.get(piece, 0.0) + time.perf_counter() - clock
+        clock = time.perf_counter()
+
+    for step in range(updates + 2):
+        if step == 2:  # the first two, which allocate and compile, are not counted
+            spent.clear()
+        clock = time.perf_counter()
+        batch = read_batch(run, step)
+        lap("data")
+        micro_batches = batch.split(flags.micro_batch_size)
+        for number, rows in enumerate(micro_batches, 1):
+            rows = rows.to(run.device, non_blocking=True)
+            run.share_gradients(number == len(micro_batches))
+            with run.autocast():
+                loss = run.forward(rows[:, :-1], rows[:, 1:]) * (len(rows) / len(batch))
+            lap("forward")
+            run.scaler.scale(loss).backward()
+            lap("backward")
+        run.scaler.unscale_(run.optimizer)
+        torch.nn.utils.clip_grad_norm_(run.model.parameters(), CLIP)
+        run.scaler.step(run.optimizer)
+        run.scaler.update()
+        run.optimizer.zero_grad()
+        lap("optimiser")
+    seconds = sum(spent.values()) / updates
+    evaluate(run)
+    lap("evaluation")
+    spent["evaluation"] *= updates * len(run.evaluations) / run.stop
+    total = sum(spent.values())
+    for piece, time_spent in spent.items():
+        print(f"{piece:<12}{1e3 * time_spent / updates:10.2f} ms an update{time_spent / total:8.1%}")
+    rate = flags.batch_size * flags.context / seconds
+    print(f"{rate:,.0f} tokens/s without evaluation{share_of_peak(run, rate)}")
+
+
+# What the makers promise for dense 16-bit matrices, in FLOP/s. The first name that fits counts.
+PEAKS = {"B200": 2250e12, "H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12}
+PEAKS |= {"V100": 125e12}
+
+
+def share_of_peak(run, rate):
+    """ ", 41 % MFU" at this rate in tokens a second; nothing where the device's peak is not known."""
+    name = torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else ""
+    peak = next((peak for known, peak in PEAKS.items() if known in name), None)
+    flops = rate * run.model.config.flops_per_token(run.flags.context)
+    return f", {100 * flops / peak / run.ranks:.0f} % MFU" if peak else ""
 
 
 # ---------------------------------------------------------------- many processes
@@ -304,7 +370,7 @@ def resolve(flags):
         saved = read_json(out / "config.json").get("corpora")
     else:
         out, saved = Path(flags.out), {}
-        if (out / "config.json").exists() or (out / "metrics.jsonl").exists():
+        if not flags.profile and ((out / "config.json").exists() or (out / "metrics.jsonl").exists()):
             raise ValueError(f"{out} already holds a run; continue it with --resume {out}, or choose another --out")
 
     # The data.
@@ -402,6 +468,10 @@ def set_up(flags, cleanup):
     warmup = schedule.warmup_updates(run.updates, flags.warmup)
     run.evaluations = evaluation_steps(run.stop, warmup, flags.eval_every)
     run.saves = {warmup, *range(flags.save_every, run.stop, flags.save_every)} - {0}
+
+    if flags.profile:
+        profile(run)
+        sys.exit(0)
 
     # The folder, from here on ours.
     fault = None
@@ -599,7 +669,7 @@ class Log:
             skips = f"skipped {self.skipped} | " if self.skipped else ""
             self.say(
                 f"step {self.place(step)} | loss {loss:.4f} | lr {lr:.2e} | norm {norm:.2f} | {skips}"
-                f"{rate / 1e3:.1f}k tok/s | left {left // 60}m{left % 60:02d}s"
+                f"{rate / 1e3:.1f}k tok/s{share_of_peak(self.run, rate)} | left {left // 60}m{left % 60:02d}s"
             )
 
     def place(self, step):
@@ -853,7 +923,7 @@ def main(argv=None):
         flags = Flags(**given)
         check_flags(flags)
         flags.out = flags.out or str(run_name(given))
-        if flags.init == "upstream" and not flags.dry_run:
+        if flags.init == "upstream" and not (flags.dry_run or flags.profile):
             if (Path(flags.out) / "config.json").exists():
                 raise ValueError(f"{flags.out} already holds a run; continue it with --resume, or choose another --out")
             before = upstream_run(flags)

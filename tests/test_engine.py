@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from safetensors.torch import load_file
 
 import data
 import train
+from model import config_of
 
 # Workers of several-process tests come from a server that has imported torch once.
 WORKERS = multiprocessing.get_context("forkserver")
@@ -219,3 +221,27 @@ def test_compiled_losses_are_the_same(house):
     done = call("train.py", *FEW, "--micro-batch-size", "3", "--compile", "--out", "compiled")
     assert done.returncode == 0 and "without" not in done.stderr, done.stderr
     near("eager", "compiled")
+
+
+# ---------------------------------------------------------------- where the time goes
+
+
+def test_profile_writes_nothing(house):
+    before = sorted(Path(".").rglob("*"))
+    done = call("train.py", *FEW, "--init", "upstream", "--profile")
+    assert done.returncode == 0, done.stderr
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert [words[0] for words in lines[:-1]] == ["data", "forward", "backward", "optimiser", "evaluation"]
+    assert sum(float(words[-1].rstrip("%")) for words in lines[:-1]) == pytest.approx(100, abs=0.5)
+    assert "tokens/s" in lines[-1] and "MFU" not in done.stdout
+    assert sorted(Path(".").rglob("*")) == before
+
+
+def test_share_of_peak_only_where_the_peak_is_known(monkeypatch):
+    run = SimpleNamespace(device=torch.device("cuda:0"), ranks=2, flags=train.Flags(context=2048))
+    run.model = SimpleNamespace(config=config_of("410m"))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
+    flops = 6 * (405_334_016 - 50304 * 1024) + 12 * 24 * 1024 * 2048  # 2.7e9 a token
+    assert train.share_of_peak(run, 0.4 * 2 * 989e12 / flops) == ", 40 % MFU"
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA GeForce")
+    assert train.share_of_peak(run, 1e5) == ""
