@@ -163,7 +163,8 @@ def read_run(folder):
         for number, line in enumerate(file, 1):
             try:
                 record = json.loads(line)
-                run[record["kind"]].append({k: v if k == "kind" else float(v) for k, v in record.items()})
+                told = {"kind", "grad_norm"} if record.get("grad_norm") is None else {"kind"}  # an overflow has no norm
+                run[record["kind"]].append({k: v if k in told else float(v) for k, v in record.items()})
             except (ValueError, KeyError, TypeError, RecursionError, AttributeError):
                 if line.endswith(b"\n"):
                     raise ValueError(f"{folder}/metrics.jsonl:{number}: damaged line; remove it") from None

@@ -4,6 +4,7 @@
     python train.py --max-lr 2e-4 --schedule constant --warmup 0         the paper's baseline
     python train.py --init EleutherAI/pythia-410m-deduped --upstream mine-old --downstream mine-new
     python train.py --resume runs/NAME               go on where a run was cut
+    torchrun --nproc_per_node=8 train.py ...         the same on eight devices; with --shard for models too big for one
     python train.py --experiment all --seeds 3       every experiment of the paper, and what it leaves open, in small
     python train.py --help                           every flag
 
@@ -11,6 +12,8 @@ Sections 3 and 4 of "How to (re)warm your model?" (arXiv 2308.04014): AdamW (bet
 decay 0.1, clip 1.0), fresh optimiser state, a linear warm-up, a decay, and two validation sets in one run.
 """
 
+import contextlib
+import copy
 import hashlib
 import inspect
 import json
@@ -24,21 +27,33 @@ import sys
 import time
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields, replace
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
 import torch
+import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
 
 import data
 import schedule
-from eval import SIDES, check_tokenizer, draw_curves, newest_checkpoint, read_run, validation_loss
-from model import SIZES, GPTNeoX, GPTNeoXConfig, config_of, model_folder, pretraining_peak, read_json
+from eval import SIDES, check_tokenizer, draw_curves, newest_checkpoint, read_run, token_losses
+from model import (
+    SIZES,
+    GPTNeoX,
+    GPTNeoXConfig,
+    config_of,
+    model_folder,
+    pretraining_peak,
+    read_json,
+    rotary_tables,
+)  # fmt: skip
 
 BETAS, EPS, WEIGHT_DECAY, CLIP = (0.9, 0.95), 1e-8, 0.1, 1.0  # Pythia's and the paper's
 MIN_LR_SHARE = 0.1  # min = 0.1 x max
+SKIPS = 20  # overflows of fp16 in a row that end a run: the loss scale is then a millionth of what it was
 EMBEDDED_OVERLAP = 0.25  # of stdlib and torch: this shows the whole stability gap
 ADVISED_REPLAY = 0.05  # the follow-up's (arXiv 2403.08763) for a shift like Pile to SlimPajama
 
@@ -56,9 +71,7 @@ class Flags:
     upstream: str = "stdlib"  # corpus of the pre-training: NAME
     downstream: str = "torch"  # corpus to continue on: NAME, or a mixture NAME=WEIGHT,NAME=WEIGHT
     overlap: float | None = None  # share of upstream text in the downstream distribution; default: 0 (embedded: 0.25)
-    replay: float | None = (
-        None  # share of a batch taken from upstream, in place of new text; default: 0 (a hub id: 0.05)
-    )
+    replay: float | None = None  # share of upstream text in a batch, in place of new text; default: 0 (a hub id: 0.05)
     # Learning rate
     schedule: str = "cosine"  # cosine, cosine-clipped, linear, constant, infinite-cosine, infinite-rsqrt
     max_lr: float | None = None  # peak; default: the peak of this model's own pre-training
@@ -76,6 +89,7 @@ class Flags:
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
     precision: str = "auto"  # auto (bf16 where the GPU or the processor computes it, else fp32), fp32, bf16, fp16
     compile: bool = False  # torch.compile the model
+    shard: bool = False  # under torchrun, spread weights and optimiser over the processes: for models too big for one
     activation_checkpointing: bool = False  # recompute activations in the backward pass: less memory, more time
     # Run
     eval_every: int | None = None  # updates between evaluations; default: a twentieth of the run
@@ -86,6 +100,7 @@ class Flags:
     out: str | None = None  # folder of the run; default: runs/ and a name made from the flags
     resume: str | None = None  # continue the run of this folder; without a folder, of --out
     dry_run: bool = False  # print the resolved flags, or the plan of --experiment, and stop
+    profile: bool = False  # time 30 updates, print where a step's time goes and stop; writes nothing
     # Experiments
     experiment: str | None = None  # warmup-length, max-lr, same-data, checkpoints, schedules, replay, ... or all
     seeds: int = 1  # how often each arm of --experiment runs, from --seed on
@@ -93,7 +108,7 @@ class Flags:
 
 # What may differ when a run is resumed: where and how it computes, not what.
 RESUMABLE = ("resume", "out", "device", "compile", "micro_batch_size", "activation_checkpointing", "save_every", "keep")
-RESUMABLE += ("stop_tokens", "dry_run", "experiment", "seeds")
+RESUMABLE += ("stop_tokens", "shard", "dry_run", "profile", "experiment", "seeds")
 
 
 class AdamW(torch.optim.Optimizer):
@@ -169,18 +184,22 @@ def train(flags, bar=None):
             lr = learning_rate(flags, run, step + 1)
             for group in optimizer.param_groups:
                 group["lr"] = lr
-            batch = run.mixture.batch(step, flags.batch_size)  # (B, T + 1)
-            loss = 0.0
-            for rows in batch.split(flags.micro_batch_size):
+            batch = read_batch(run, step)  # (B / ranks, T + 1)
+            loss, micro_batches = 0.0, batch.split(flags.micro_batch_size)
+            for number, rows in enumerate(micro_batches, 1):
                 rows = rows.to(run.device, non_blocking=True)
+                run.share_gradients(number == len(micro_batches))
                 with run.autocast():
                     # A share of the batch's mean, so that the gradients of micro-batches add up to the whole one's.
+                    # Between processes, whose batches are alike in size, gradients are averaged.
                     part = run.forward(rows[:, :-1], rows[:, 1:]) * (len(rows) / len(batch))
                 scaler.scale(part).backward()
                 loss += part.detach()
             scaler.unscale_(optimizer)
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
-            log.update(step + 1, lr, loss.item(), norm.item())  # stops the run if not finite, before the weights see it
+            loss, signals = sum_over_processes(loss, run.signalled)
+            run.interrupted = signals > 0  # by all processes after the same update
+            log.update(step + 1, lr, loss / run.ranks, norm.item())  # stops if not finite, before the weights see it
             scaler.step(optimizer)
             scaler.update()
             optimizer.zero_grad()
@@ -192,15 +211,25 @@ def learning_rate(flags, run, update):
     return schedule.learning_rate(update, run.updates, flags.max_lr, flags.min_lr, flags.warmup, flags.schedule)
 
 
+def read_batch(run, step):
+    """This process's share of an update's sequences, (B / ranks, T + 1). A GPU copies pinned memory without a wait."""
+    batch = run.mixture.batch(step, run.flags.batch_size, run.rank, run.ranks)
+    return batch.pin_memory() if run.device.type == "cuda" else batch
+
+
 def evaluate(run):
     """Validation loss of both distributions, from one pass over the fixed windows of each corpus.
 
     The mean loss on a mixture is the mean of the losses on its parts, weighted by their shares.
     """
-    losses = {
-        name: validation_loss(run.model, windows, run.flags.micro_batch_size, run.autocast_dtype)[0]
-        for name, windows in run.windows.items()
-    }
+    losses = {}
+    for name, windows in run.windows.items():
+        # A share for each process. Equal ones, for sharded models compute together: what is too much is not counted.
+        share = torch.arange(run.rank, -(-len(windows) // run.ranks) * run.ranks, run.ranks)
+        rows = windows[share % len(windows)]
+        by_token = token_losses(run.model, rows, run.flags.micro_batch_size, run.autocast_dtype)
+        by_window = by_token.double().mean(dim=1)
+        losses[name] = sum_over_processes(by_window[share < len(windows)].sum())[0] / len(windows)
     upstream = losses[run.flags.upstream]
     downstream = sum(share * losses[name] for name, share in run.distribution.items())
     return {"upstream_loss": upstream, "downstream_loss": downstream, "losses": losses}
@@ -214,21 +243,158 @@ def evaluation_steps(updates, stop, warmup, every):
     return {0, stop} | early | {min(step, stop) for step in moments} | set(range(0, stop, every))
 
 
+def profile(run, updates=30):
+    """Prints where the time of an update goes, and writes nothing. The pieces are the loop's, each waited for.
+
+    The share of evaluation is what it would be over the whole run. Backward includes what processes exchange."""
+    flags, spent = run.flags, {}
+    clock = 0.0
+
+    def lap(piece):
+        nonlocal clock
+        if run.device.type != "cpu":
+            getattr(torch, run.device.type).synchronize()
+        spent[piece] = spent.get(piece, 0.0) + time.perf_counter() - clock
+        clock = time.perf_counter()
+
+    for step in range(updates + 2):
+        if step == 2:  # the first two, which allocate and compile, are not counted
+            spent.clear()
+        clock = time.perf_counter()
+        batch = read_batch(run, step)
+        lap("data")
+        micro_batches = batch.split(flags.micro_batch_size)
+        for number, rows in enumerate(micro_batches, 1):
+            rows = rows.to(run.device, non_blocking=True)
+            run.share_gradients(number == len(micro_batches))
+            with run.autocast():
+                loss = run.forward(rows[:, :-1], rows[:, 1:]) * (len(rows) / len(batch))
+            lap("forward")
+            run.scaler.scale(loss).backward()
+            lap("backward")
+        run.scaler.unscale_(run.optimizer)
+        torch.nn.utils.clip_grad_norm_(run.model.parameters(), CLIP)
+        run.scaler.step(run.optimizer)
+        run.scaler.update()
+        run.optimizer.zero_grad()
+        lap("optimiser")
+    seconds = sum(spent.values()) / updates
+    evaluate(run)
+    lap("evaluation")
+    spent["evaluation"] *= updates * len(run.evaluations) / run.stop
+    total = sum(spent.values())
+    for piece, time_spent in spent.items():
+        print(f"{piece:<12}{1e3 * time_spent / updates:10.2f} ms an update{time_spent / total:8.1%}")
+    rate = flags.batch_size * flags.context / seconds
+    print(f"{rate:,.0f} tokens/s without evaluation{share_of_peak(run, rate)}")
+
+
+# What the makers promise for dense 16-bit matrices, in FLOP/s. The first name that fits counts.
+PEAKS = {"B200": 2250e12, "H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12}
+PEAKS |= {"V100": 125e12}
+
+
+def share_of_peak(run, rate):
+    """ ", 41 % MFU" at this rate in tokens a second; nothing where the device's peak is not known."""
+    name = torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else ""
+    peak = next((peak for known, peak in PEAKS.items() if known in name), None)
+    flops = rate * run.model.config.flops_per_token(run.flags.context)
+    return f", {100 * flops / peak / run.ranks:.0f} % MFU" if peak else ""
+
+
+# ---------------------------------------------------------------- many processes
+
+
+@contextlib.contextmanager
+def processes():
+    """Under torchrun, joins the group of its processes, of which rank 0 alone speaks and writes."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        yield
+        return
+    try:  # what the processes agree on travels through gloo, gradients between GPUs through nccl
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(hours=6))  # rank 0 may fetch a model while the others wait
+    except (ValueError, RuntimeError) as fault:
+        sys.exit(f"train.py: cannot join the other processes ({data.one_line(fault)}); start it with torchrun")
+    with ExitStack() as quiet:
+        if dist.get_rank():
+            nowhere = quiet.enter_context(open(os.devnull, "w"))
+            quiet.enter_context(contextlib.redirect_stdout(nowhere))
+            quiet.enter_context(contextlib.redirect_stderr(nowhere))
+        yield
+    dist.destroy_process_group()
+
+
+def rank_and_ranks():
+    """The number of this process, and how many there are."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def sum_over_processes(*values):
+    """Sums of numbers or one-element tensors over all processes, as floats."""
+    values = [float(value) for value in values]
+    if dist.is_initialized():
+        sums = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(sums)
+        values = sums.tolist()
+    return values
+
+
+def agree(fault=None):
+    """Every process comes by here. If some have a fault, the first of those raises it and all others leave: none
+    waits for ever for one that is gone, and what went wrong is told once."""
+    rank, ranks = rank_and_ranks()
+    if ranks > 1:
+        first = torch.tensor(ranks if fault is None else rank)
+        dist.all_reduce(first, dist.ReduceOp.MIN)
+        if first not in (rank, ranks):
+            sys.exit(0)
+    if fault is not None:
+        raise fault
+
+
+def in_turn(work):
+    """The result of work(), which rank 0 does first: the others then find what it has fetched or prepared."""
+    rank, ranks = rank_and_ranks()
+    for turn in range(min(ranks, 2)):
+        fault = None
+        if turn == min(rank, 1):
+            try:
+                result = work()
+            except Exception as problem:
+                fault = problem
+        agree(fault)
+    return result
+
+
+def tell(_, fault, __):
+    """As the last thing in a process that otherwise keeps silent: what went wrong here and nowhere else."""
+    if rank_and_ranks()[0] and isinstance(fault, Exception):
+        print(f"train.py: process {dist.get_rank()}: {data.one_line(fault)}", file=sys.__stderr__)
+
+
 # ---------------------------------------------------------------- setting up
 
 
-def set_up(flags, cleanup, bar=None):
-    """Everything the loop needs, in one namespace; whatever is wrong with the flags is found here."""
+def resolve(flags):
+    """What a run computes: all flags filled in, the data and the model. Whatever is wrong with the flags is found
+    here, before anything is written."""
     check_flags(flags)
+    rank, ranks = rank_and_ranks()
     device = pick_device(flags.device)
-    flags = replace(with_advice(flags), device=str(device), precision=pick_precision(flags.precision, device))
-    precision = AUTOCAST[flags.precision]
+    # Under torchrun each process has a GPU of its own, so the record says "cuda" rather than which.
+    name = device.type if ranks > 1 else str(device)
+    flags = replace(with_advice(flags), device=name, precision=pick_precision(flags.precision, device))
+    if flags.batch_size % ranks:
+        raise ValueError(f"--batch-size {flags.batch_size} is not a multiple of the {ranks} processes; choose one")
+    if flags.shard and ranks == 1 and not flags.resume:
+        raise ValueError("--shard needs several processes: torchrun --nproc_per_node=N train.py --shard ...")
     if flags.resume:
         out = Path(flags.resume)
         saved = read_json(out / "config.json").get("corpora")
     else:
         out, saved = Path(flags.out), {}
-        if (out / "config.json").exists() or (out / "metrics.jsonl").exists():
+        if not flags.profile and ((out / "config.json").exists() or (out / "metrics.jsonl").exists()):
             raise ValueError(f"{out} already holds a run; continue it with --resume {out}, or choose another --out")
 
     # The data.
@@ -250,14 +416,14 @@ def set_up(flags, cleanup, bar=None):
     if flags.resume:
         folder, state = last_whole_checkpoint(out)
         start = state.get("step", 0)
-    if folder is None or flags.decay_to_start:
-        model = starting_model(flags, one)
-    if flags.decay_to_start:
-        begun = model
+    begun = starting_model(flags, one) if folder is None or flags.decay_to_start else None
+    model = begun
     if folder is not None:
         model = GPTNeoX.from_pretrained(folder)
         check_tokenizer(folder, one)
     config = model.config
+    # The weights that --decay-to-start pulls towards, by name.
+    begun = {n: p.detach().clone() for n, p in begun.named_parameters()} if flags.decay_to_start else None
     if one.vocab_size > config.vocab_size:
         raise ValueError(
             f"data/{one.name} has {one.vocab_size} token ids, {flags.init} {config.vocab_size} embedding rows; "
@@ -274,7 +440,8 @@ def set_up(flags, cleanup, bar=None):
         max_lr=peak,
         min_lr=peak * MIN_LR_SHARE if flags.min_lr is None else flags.min_lr,
         context=context,
-        micro_batch_size=min(flags.batch_size, flags.micro_batch_size or 8),
+        micro_batch_size=min(flags.batch_size // ranks, flags.micro_batch_size or 8),
+        shard=flags.shard and ranks > 1,  # resumed by one process, it no longer is
         out=str(out),
         resume=None,
     )
@@ -289,50 +456,61 @@ def set_up(flags, cleanup, bar=None):
     evaluated = dict.fromkeys([flags.upstream, *distribution])
     windows = {name: data.fixed_windows(corpora[name], context, flags.eval_tokens) for name in evaluated}
 
-    # The machine.
-    torch.manual_seed(flags.seed)
-    model.to(device).train()
-    model.activation_checkpointing = flags.activation_checkpointing
-    towards = None
-    if flags.decay_to_start:
-        starts = begun.to(device).parameters()
-        towards = {p: start.detach().clone() for p, start in zip(model.parameters(), starts, strict=True)}
-    optimizer = AdamW(parameter_groups(model), lr=0.0, weight_decay=flags.weight_decay, towards=towards)
-    # The paper's fp16: loss scale doubled after 1,000 good updates. The weights themselves stay fp32.
-    scaler = torch.amp.GradScaler(device.type, growth_interval=1000, enabled=precision == torch.float16)
-    if state:
-        load_optimizer(folder, model, optimizer, state)
-        scaler.load_state_dict(state["scaler"])
+    return SimpleNamespace(
+        flags=flags, out=out, model=model, begun=begun, mixture=mixture, windows=windows, distribution=distribution,
+        hashes=hashes, tokenizer=one.tokenizer(), device=device, rank=rank, ranks=ranks, updates=updates, stop=stop,
+        start=start, folder=folder, state=state,
+    )  # fmt: skip
 
+
+def set_up(flags, cleanup, bar=None):
+    """Everything the loop needs, in one namespace: what resolve() found, ready on the machine, and the run's folder."""
+    cleanup.push(tell)
+    run = in_turn(lambda: resolve(flags))
+    flags, model, state = run.flags, run.model, run.state
     if flags.dry_run:
         print(json.dumps(asdict(flags), indent=2))
         sys.exit(0)
 
+    # The machine.
+    torch.manual_seed(flags.seed)
+    precision = run.autocast_dtype = AUTOCAST[flags.precision]
+    run.autocast = lambda: torch.autocast(run.device.type, precision or torch.bfloat16, enabled=precision is not None)
+    model.activation_checkpointing = flags.activation_checkpointing
+    spread(run)
+    towards = {p: like(p, run.begun[n]) for n, p in model.named_parameters()} if flags.decay_to_start else None
+    run.optimizer = AdamW(parameter_groups(model), lr=0.0, weight_decay=flags.weight_decay, towards=towards)
+    # The paper's fp16: the loss scale halves when gradients overflow (that update is skipped), and doubles after 1,000
+    # good ones. GPT-NeoX also forgives one overflow (hysteresis 2) and stops halving at 1; torch's scaler does neither.
+    # The weights themselves stay fp32.
+    run.scaler = torch.amp.GradScaler(run.device.type, growth_interval=1000, enabled=precision == torch.float16)
+    if state:
+        load_optimizer(run.folder, model, run.optimizer, state)
+        run.scaler.load_state_dict(state["scaler"])
+    run.saved = run.evaluated = run.start if state else -1
+    warmup = schedule.warmup_updates(run.updates, flags.warmup)
+    run.evaluations = evaluation_steps(run.updates, run.stop, warmup, flags.eval_every)
+    run.saves = {warmup, *range(flags.save_every, run.stop, flags.save_every)} - {0}
+
+    if flags.profile:
+        profile(run)
+        sys.exit(0)
+
     # The folder, from here on ours.
-    out.mkdir(parents=True, exist_ok=True)
-    cleanup.enter_context(data.locked(out / ".lock", f"{out}: another process runs it; wait or choose another --out"))
-    versions = {"python": platform.python_version(), "torch": torch.__version__}
-    record = {"flags": asdict(flags), "versions": versions, "corpora": hashes, "parameters": config.parameters}
-    record["pretraining_peak"] = pretraining_peak(config) or flags.max_lr
-    partial = out / ".config.json"
-    data.write_file(partial, (json.dumps(record, indent=2) + "\n").encode())
-    os.replace(partial, out / "config.json")
-    run = SimpleNamespace(
-        flags=flags, out=out, model=model, optimizer=optimizer, scaler=scaler, mixture=mixture, windows=windows,
-        distribution=distribution, device=device, tokenizer=one.tokenizer(), updates=updates, stop=stop, start=start,
-        saved=start if state else -1, evaluated=start if state else -1, interrupted=False,
-        autocast_dtype=precision, forward=torch.compile(model) if flags.compile else model,
-    )  # fmt: skip
-    warmup = schedule.warmup_updates(updates, flags.warmup)
-    run.autocast = lambda: torch.autocast(device.type, precision or torch.bfloat16, enabled=precision is not None)
-    run.evaluations = evaluation_steps(updates, stop, warmup, flags.eval_every)
-    run.saves = {warmup, *range(flags.save_every, stop, flags.save_every)} - {0}
-    run.log = Log(run, state.get("metrics_bytes", 0), bar)
-    cleanup.callback(run.log.file.close)
+    fault = None
+    try:
+        if run.rank == 0:
+            open_folder(run, cleanup)
+        run.log = Log(run, state.get("metrics_bytes", 0), bar)
+        cleanup.callback(run.log.file.close)
+    except (ValueError, OSError) as problem:
+        fault = problem
+    agree(fault)
+    run.signalled = run.interrupted = False
     for number in (signal.SIGINT, signal.SIGTERM):  # finish the update, save, leave
 
         def interrupt(*_):
-            run.interrupted = True
+            run.signalled = True
 
         cleanup.callback(signal.signal, number, signal.signal(number, interrupt))
     return run
@@ -357,6 +535,60 @@ def starting_model(flags, corpus):
     # For Pythia's tokenizer as many embedding rows as Pythia has, for another as many as it needs.
     rows = None if corpus.vocab_size == 50277 else corpus.vocab_size
     return GPTNeoX(config_of(flags.model, rows), seed=flags.seed)
+
+
+def spread(run):
+    """Moves the model to the device, or spreads it over those of all processes: a copy on each (DDP), or with --shard
+    a share of each parameter on each, whole only for as long as its layer computes (FSDP)."""
+    model, flags = run.model, run.flags
+    run.forward, run.share_gradients = model, lambda last: None
+    if flags.compile:
+        compile_layers(run)
+    if flags.shard:
+        from torch.distributed.fsdp import fully_shard  # late: takes a second or two
+
+        mesh = dist.init_device_mesh(run.device.type, (run.ranks,))
+        for part in (*model.gpt_neox.layers, model):  # layer by layer, moved to the device as each is cut up
+            fully_shard(part, mesh=mesh)
+    else:
+        model.to(run.device)
+        if run.ranks > 1:
+            run.forward = torch.nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)
+            # Micro-batches add up where they are; only the last sends gradients round.
+            run.share_gradients = lambda last: setattr(run.forward, "require_backward_grad_sync", last)
+    model.train()
+
+
+def compile_layers(run):
+    """torch.compile, layer by layer: all layers share one compiled graph, whatever their number, and the hooks that
+    spread them over processes stay outside. Where it does not work, one line says so and the run goes on without."""
+    layers, config, flags = run.model.gpt_neox.layers, run.model.config, run.flags
+    try:
+        shape = (flags.micro_batch_size, flags.context, config.hidden_size)
+        x = torch.zeros(shape, device=run.device, requires_grad=True)
+        trial = copy.deepcopy(layers[0]).to(run.device)
+        for layer in (trial, *layers):
+            layer.forward = torch.compile(layer.forward)
+        with run.autocast():  # nothing is compiled before the first call
+            trial(x, *rotary_tables(flags.context, config, run.device)).sum().backward()
+    except Exception as fault:
+        for layer in layers:
+            vars(layer).pop("forward", None)
+        print(f"--compile does not work here ({data.one_line(fault)[:200]}); going on without", file=sys.stderr)
+
+
+def open_folder(run, cleanup):
+    """Makes the run's folder, locks it, and records every flag."""
+    out = run.out
+    out.mkdir(parents=True, exist_ok=True)
+    cleanup.enter_context(data.locked(out / ".lock", f"{out}: another process runs it; wait or choose another --out"))
+    versions = {"python": platform.python_version(), "torch": torch.__version__}
+    record = {"flags": asdict(run.flags), "versions": versions, "corpora": run.hashes}
+    config = run.model.config
+    record |= {"parameters": config.parameters, "pretraining_peak": pretraining_peak(config) or run.flags.max_lr}
+    partial = out / ".config.json"
+    data.write_file(partial, (json.dumps(record, indent=2) + "\n").encode())
+    os.replace(partial, out / "config.json")
 
 
 def length(flags):
@@ -393,10 +625,16 @@ def check_flags(flags):
 
 
 def pick_device(name):
+    alone = not dist.is_initialized()
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        mps = alone and torch.backends.mps.is_available()
+        name = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
+    if name.startswith("cuda") and not alone:
+        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     try:
         torch.empty(1, device=name)
+        if name.startswith("cuda:"):
+            torch.cuda.set_device(name)
         return torch.device(name)
     except (RuntimeError, AssertionError):
         raise ValueError(f"--device {name} is not to be had on this machine; try --device cpu") from None
@@ -423,18 +661,20 @@ class Log:
     def __init__(self, run, metrics_bytes, bar=None):
         self.run, self.path, self.alone = run, run.out / "metrics.jsonl", bar is None
         # Append-only but for this: what came after the checkpoint that a resumed run starts from is done again.
-        self.file = open(self.path, "ab")
-        if self.file.tell() < metrics_bytes:
-            raise ValueError(f"{self.path} is shorter than at the checkpoint; start a new run with --init")
-        self.file.truncate(metrics_bytes)
+        self.file = open(os.devnull if run.rank else self.path, "ab")
         self.before = None
-        if metrics_bytes:
-            self.before = read_run(run.out)["eval"][0]
-        self.tty = sys.stderr.isatty()
-        self.bar = bar if bar is not None else progress_bar(run.out.name[:24], run.stop, run.start)
+        if run.rank == 0:
+            if self.file.tell() < metrics_bytes:
+                raise ValueError(f"{self.path} is shorter than at the checkpoint; start a new run with --init")
+            self.file.truncate(metrics_bytes)
+            if metrics_bytes:
+                self.before = read_run(run.out)["eval"][0]
+        self.tty = run.rank == 0 and sys.stderr.isatty()
+        self.bar = bar if bar is not None else progress_bar(run.out.name[:24], run.stop, run.start, self.tty)
         self.per_update = run.flags.batch_size * run.flags.context
         self.every = max(1, run.stop // 20)
-        self.clock, self.spent, self.done, self.skipped = time.perf_counter(), 0.0, 0, 0
+        self.clock, self.spent, self.done = time.perf_counter(), 0.0, 0
+        self.skipped, self.in_a_row = run.state.get("skipped", (0, 0))  # updates that overflowed in fp16
 
     def write(self, record):
         self.file.write((json.dumps(record) + "\n").encode())
@@ -445,13 +685,19 @@ class Log:
             self.bar.write(line) if self.tty else print(line, flush=True)
 
     def update(self, step, lr, loss, norm):
-        overflow = self.run.scaler.is_enabled() and math.isfinite(loss)  # the scaler's normal business
-        if not math.isfinite(loss) or not (math.isfinite(norm) or overflow):
+        fp16, fault = self.run.scaler.is_enabled(), None
+        skipped = fp16 and math.isfinite(loss) and not math.isfinite(norm)  # the scaler's normal business, at times
+        self.skipped, self.in_a_row = self.skipped + skipped, self.in_a_row + 1 if skipped else 0
+        if not math.isfinite(loss) or not (math.isfinite(norm) or skipped):
+            fault = f"loss {loss} and gradient norm {norm} at update {step} (lr {lr:.2e}); the weights were left alone"
+            way_out = "--precision fp32"
+        elif self.in_a_row == SKIPS:
+            fault = f"the gradients overflowed fp16 in {SKIPS} updates in a row, the last of them {step} (lr {lr:.2e})"
+            way_out = "--precision bf16 or fp32"
+        if fault:
             good = sorted((self.run.out / "checkpoints").glob("step_*"))
-            raise RuntimeError(
-                f"loss {loss} and gradient norm {norm} at update {step} (lr {lr:.2e}); the weights were left alone; "
-                f"last good checkpoint: {good[-1] if good else 'none'}; try a lower --max-lr or --precision fp32"
-            )
+            good = f"last good checkpoint: {good[-1] if good else 'none'}"
+            agree(RuntimeError(f"{fault}; {good}; try a lower --max-lr or {way_out}"))
         now = time.perf_counter()
         seconds, self.clock = now - self.clock, now
         self.spent, self.done = self.spent + seconds, self.done + 1
@@ -459,14 +705,17 @@ class Log:
         record = {"kind": "train", "step": step, "tokens": step * self.per_update, "lr": lr, "loss": loss}
         # JSON has no infinity: an fp16 overflow, which the scaler skips, has no norm.
         record |= {"grad_norm": norm if math.isfinite(norm) else None, "tokens_per_second": self.per_update / seconds}
+        if fp16:
+            record["skipped"] = self.skipped
         self.write(record)
         self.bar.update(1 if self.alone else self.per_update)
         self.bar.set_postfix_str(f"loss {loss:.3f}, lr {lr:.1e}, {rate / 1e3:.1f}k tok/s", refresh=False)
         if not self.tty and (step % self.every == 0 or step == self.run.stop):
             left = int((self.run.stop - step) * self.per_update / rate)
+            skips = f"skipped {self.skipped} | " if self.skipped else ""
             self.say(
-                f"step {self.place(step)} | loss {loss:.4f} | lr {lr:.2e} | norm {norm:.2f} | "
-                f"{rate / 1e3:.1f}k tok/s | left {left // 60}m{left % 60:02d}s"
+                f"step {self.place(step)} | loss {loss:.4f} | lr {lr:.2e} | norm {norm:.2f} | {skips}"
+                f"{rate / 1e3:.1f}k tok/s{share_of_peak(self.run, rate)} | left {left // 60}m{left % 60:02d}s"
             )
 
     def place(self, step):
@@ -492,6 +741,8 @@ class Log:
 
     def close(self, step):
         run, out = self.run, self.run.out
+        if run.rank:
+            return
         if self.alone:
             self.bar.close()
         draw_curves([out], out / "perplexity.png")
@@ -502,11 +753,11 @@ class Log:
             print(f"figure      {out / 'perplexity.png'}\ncheckpoint  {checkpoint_folder(out, step)}")
 
 
-def progress_bar(name, total, done=0):
+def progress_bar(name, total, done=0, shown=None):
     """One line on a terminal, with the time left; nothing in a file."""
     shape = "{desc} {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} [{elapsed}, left {remaining}{postfix}]"
     options = {"total": total, "initial": done, "desc": name, "bar_format": shape, "unit_scale": total > 10**5}
-    return tqdm(**options, disable=not sys.stderr.isatty(), dynamic_ncols=True)
+    return tqdm(**options, disable=not (sys.stderr.isatty() if shown is None else shown), dynamic_ncols=True)
 
 
 # ---------------------------------------------------------------- checkpoints
@@ -519,19 +770,42 @@ def checkpoint_folder(out, step):
 def save_checkpoint(run, step):
     """A Hugging Face model folder, the tokenizer, the moments, and the little else that a resumed run needs.
 
-    Written under a hidden name, made durable, then renamed: it is there whole or not at all.
+    Written by one process, under a hidden name, made durable, then renamed: it is there whole or not at all.
     """
+    weights, moments, fault = {}, {}, None
+    if run.flags.shard:
+        run.model.reshard()  # an evaluation leaves the embeddings whole
+    for name, p in run.model.named_parameters():
+        weights[name] = gathered(p.detach(), run.rank)
+        for kind, moment in run.optimizer.state.get(p, {}).items():
+            moments[f"{kind}.{name}"] = gathered(moment, run.rank)
+    if run.rank == 0:
+        try:
+            write_checkpoint(run, step, weights, moments)
+        except RuntimeError as problem:
+            fault = problem
+    agree(fault)
+
+
+def gathered(tensor, rank):
+    """A tensor as it is; if it is sharded, the whole of it in rank 0's memory (the GPU holds one such at a time)."""
+    if not hasattr(tensor, "full_tensor"):
+        return tensor
+    whole = tensor.full_tensor()  # all processes take part
+    return whole.cpu() if rank == 0 else None
+
+
+def write_checkpoint(run, step, weights, moments):
     final = checkpoint_folder(run.out, step)
     partial = final.with_name(f".{final.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        run.model.save_pretrained(partial)
+        run.model.save_pretrained(partial, weights)
         run.tokenizer.save(partial)
-        names = {parameter: name for name, parameter in run.model.named_parameters()}
-        moments = {f"{kind}.{names[p]}": m for p, pair in run.optimizer.state.items() for kind, m in pair.items()}
         save_file(moments, partial / "optimizer.safetensors")
         state = {"step": step, "tokens": step * run.log.per_update, "metrics_bytes": run.log.file.tell()}
         state |= {"adam_t": run.optimizer.param_groups[0]["t"], "scaler": run.scaler.state_dict()}
+        state["skipped"] = run.log.skipped, run.log.in_a_row
         files = ("config.json", "model.safetensors", "optimizer.safetensors", "tokenizer.json")
         state["sha256"] = {name: file_hash(partial / name) for name in files}
         for name in files:
@@ -584,8 +858,7 @@ def load_optimizer(folder, model, optimizer, state):
             for name, p in model.named_parameters():
                 if moments.keys():  # a checkpoint before the first update has none
                     optimizer.state[p] = {
-                        kind: moments.get_tensor(f"{kind}.{name}").to(p.device, copy=True)
-                        for kind in ("exp_avg", "exp_avg_sq")
+                        kind: like(p, moments.get_tensor(f"{kind}.{name}")) for kind in ("exp_avg", "exp_avg_sq")
                     }
         for group in optimizer.param_groups:
             group["t"] = state["adam_t"]
@@ -593,17 +866,28 @@ def load_optimizer(folder, model, optimizer, state):
         raise ValueError(f"{folder}/optimizer.safetensors: damaged ({fault}); remove this checkpoint") from None
 
 
+def like(parameter, tensor):
+    """A copy of a tensor where the parameter is; if that is sharded, the same share of it."""
+    tensor = tensor.to(parameter.device, copy=True)
+    if hasattr(parameter, "full_tensor"):
+        from torch.distributed.tensor import distribute_tensor
+
+        mesh, placements = parameter.device_mesh, parameter.placements
+        tensor = distribute_tensor(tensor, mesh, placements, src_data_rank=None)  # each takes its own, none is sent
+    return tensor
+
+
 # ---------------------------------------------------------------- the experiments
 
 # An arm is what differs from the base run: a run that anyone can start by hand. Learning rates are multiples of the
 # peak of the model's own pre-training: for Pythia 410M they are the paper's 1.5e-4, 3e-4, 6e-4, and constant 3e-5.
-PEAKS = ({"max_lr": 0.5}, {}, {"max_lr": 2.0})
+RATES = ({"max_lr": 0.5}, {}, {"max_lr": 2.0})
 BASELINE = {"schedule": "constant", "max_lr": 0.1, "warmup": 0.0}
 LAST_STEP = 143_000  # of Pythia's pre-training; `start` is one of its steps, or the same share of another's
 EXPERIMENTS = {
     "warmup-length": [{"warmup": share} for share in (0.0, 0.005, 0.01, 0.02)],  # section 4.1
-    "max-lr": [*PEAKS, BASELINE, {"init": "scratch"}],  # sections 4.2 and 4.3
-    "same-data": [arm | {"replay": 1.0} for arm in (*PEAKS, BASELINE)],  # section 4.4: nothing but old text
+    "max-lr": [*RATES, BASELINE, {"init": "scratch"}],  # sections 4.2 and 4.3
+    "same-data": [arm | {"replay": 1.0} for arm in (*RATES, BASELINE)],  # section 4.4: nothing but old text
     "checkpoints": [  # section 4.5
         {"start": step, "warmup": share} for step in (10_000, 27_000, LAST_STEP) for share in (0.0, 0.01)
     ],
@@ -760,13 +1044,18 @@ def interpolate(out):
     flags = Flags(**read_json(out / "config.json")["flags"])
     with ExitStack() as cleanup:
         run = set_up(replace(flags, resume=str(out)), cleanup, bar=tqdm(disable=True))
-        start = starting_model(flags, data.Corpus(flags.upstream)).to(run.device).state_dict()
-        end = {name: weight.clone() for name, weight in run.model.state_dict().items()}
+        parameters = dict(run.model.named_parameters())
+        start = dict(starting_model(flags, data.Corpus(flags.upstream)).named_parameters())
+        start = {name: like(p, start[name].detach()) for name, p in parameters.items()}
+        end = {name: p.detach().clone() for name, p in parameters.items()}
         lines = []
         for share in INTERPOLATED:
-            run.model.load_state_dict({name: start[name].lerp(end[name], share) for name in end})
+            for name, p in parameters.items():
+                p.data.copy_(start[name] * (1 - share) + end[name] * share)
             losses = evaluate(run)
             lines.append(json.dumps({"share": share} | {f"{s}_loss": losses[f"{s}_loss"] for s in SIDES}) + "\n")
+        if run.rank:
+            return
         data.write_file(out / ".interpolation.jsonl", "".join(lines).encode())
         os.replace(out / ".interpolation.jsonl", out / "interpolation.jsonl")
 
@@ -875,7 +1164,7 @@ def begin(given, bar=None):
     exists = (Path(flags.out) / "config.json").exists()
     if exists and bar is None:
         raise ValueError(f"{flags.out} already holds a run; continue it with --resume, or choose another --out")
-    if flags.init == "upstream" and not flags.dry_run:
+    if flags.init == "upstream" and not (flags.dry_run or flags.profile):
         flags.init = pretrained(flags, bar)
         if flags.init is None:
             return None
@@ -906,4 +1195,5 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    data.run_command(main)
+    with processes():
+        data.run_command(main)

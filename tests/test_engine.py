@@ -1,0 +1,247 @@
+"""What crosses the files when a run computes: several processes, sharded models, fp16 that overflows, torch.compile."""
+
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import ROOT, SHORT, call
+from safetensors.torch import load_file
+
+import data
+import train
+from model import config_of
+
+# Workers of several-process tests come from a server that has imported torch once.
+WORKERS = multiprocessing.get_context("forkserver")
+WORKERS.set_forkserver_preload(["train"])
+
+
+def metrics(out, kind=None):
+    records = [json.loads(line) for line in (Path(out) / "metrics.jsonl").read_text().splitlines()]
+    return [r for r in records if kind in (None, r["kind"])]
+
+
+def worker(rank, ranks, port, folder, words, change):
+    os.chdir(folder)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    sys.stdout = sys.__stdout__ = open(f"said-{rank}", "w")
+    sys.stderr = sys.__stderr__ = open(f"complained-{rank}", "w")
+    data.ROOT = Path("data")
+    if change:
+        change(rank)
+    with train.processes():
+        data.run_command(lambda: train.main(words))
+
+
+def together(ranks, *words, change=None, timeout=100):
+    """Runs train.py in several processes, as torchrun does: (exit codes, what each said, what each complained)."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    arguments = [(rank, ranks, port, os.getcwd(), [str(w) for w in words], change) for rank in range(ranks)]
+    started = [WORKERS.Process(target=worker, args=each) for each in arguments]
+    for process in started:
+        process.start()
+    end = time.monotonic() + timeout
+    for process in started:
+        process.join(max(0, end - time.monotonic()))
+    hanging = [process for process in started if process.is_alive()]
+    for process in hanging:
+        process.kill()
+    assert not hanging, "a process waits for ever"
+    said, complained = ([Path(f"{what}-{r}").read_text() for r in range(ranks)] for what in ("said", "complained"))
+    return [process.exitcode for process in started], said, complained
+
+
+def last_files(out):
+    last = sorted(Path(out, "checkpoints").glob("step_*"))[-1]
+    return [load_file(last / file) for file in ("model.safetensors", "optimizer.safetensors")]
+
+
+def near(one, two, tolerance=1e-4):
+    """Two runs with the same losses, and the same last checkpoint up to rounding."""
+    for a, b in zip(metrics(one), metrics(two), strict=True):
+        assert a.keys() == b.keys()
+        for key in a.keys() - {"kind", "tokens_per_second"}:
+            assert a[key] == pytest.approx(b[key], rel=tolerance), (a["step"], key)
+    for first, second in zip(last_files(one), last_files(two), strict=True):
+        assert {k: t.shape for k, t in first.items()} == {k: t.shape for k, t in second.items()}
+        # Together: the gradient of the keys' biases is rounding alone, which Adam makes as large as any other.
+        for kind in ("gpt_neox", "embed_out", "exp_avg.", "exp_avg_sq."):
+            pairs = [(tensor, second[name]) for name, tensor in first.items() if name.startswith(kind)]
+            off = sum((a - b).square().sum() for a, b in pairs)
+            assert off <= (10 * tolerance) ** 2 * sum(a.square().sum() for a, _ in pairs), kind
+
+
+FEW = [*SHORT, "--tokens", str(8 * 128), "--eval-every", "4", "--micro-batch-size", "1"]
+
+
+def test_two_processes_equal_one(house):
+    train.main([*FEW, "--out", "one"])
+    codes, said, complained = together(2, *FEW, "--out", "two")  # two micro-batches for each process
+    assert codes == [0, 0], complained
+    assert "checkpoint" in said[0] and said[1] == complained[1] == ""
+    near("one", "two")
+
+
+def test_a_sharded_run_equals_one_that_is_not_and_goes_on_as_such(house):
+    train.main([*FEW, "--out", "one", "--save-every", "4"])
+    codes, _, complained = together(2, *FEW, "--save-every", "4", "--stop-tokens", 4 * 128, "--shard", "--out", "two")
+    assert codes == [0, 0], complained
+    for first, second in zip(last_files("one"), last_files("two"), strict=True):
+        assert {k: (t.shape, t.dtype) for k, t in first.items()} == {k: (t.shape, t.dtype) for k, t in second.items()}
+    train.main(["--resume", "two", "--stop-tokens", str(8 * 128)])
+    near("one", "two")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("extra", [[], ["--shard"]], ids=["copies", "shards"])
+def test_what_one_process_began_several_go_on_with(house, extra):
+    train.main([*FEW, "--precision", "fp16", "--out", "one", "--save-every", "4"])
+    shutil.copytree("one", "two")
+    shutil.rmtree("two/checkpoints/step_00000008")
+    codes, _, complained = together(2, "--resume", "two", *extra)
+    assert codes == [0, 0], complained
+    near("one", "two", 3e-3)
+
+
+def disk_full(rank):
+    def write_checkpoint(*_):
+        raise RuntimeError("could not save: no space left")
+
+    train.write_checkpoint = write_checkpoint
+
+
+def second_one_fails(rank):
+    def step(self):
+        raise MemoryError("no memory")
+
+    if rank == 1:
+        train.AdamW.step = step
+
+
+def test_a_fault_of_one_process_ends_all(house):
+    codes, _, complained = together(2, *FEW, "--out", "r", change=disk_full)
+    assert codes == [1, 0] and complained[0].count("no space left") == 1 and complained[1] == ""
+    codes, _, complained = together(2, *FEW, "--out", "s", change=second_one_fails)
+    assert codes == [1, 1] and complained[1] == "train.py: process 1: no memory\n"
+    assert "Traceback" not in complained[0]
+    codes, _, complained = together(2, *FEW, "--batch-size", "5", "--out", "t")
+    assert codes == [2, 0] and "--batch-size 5" in complained[0] and complained[1] == ""
+    assert complained[0].count("\n") == 1 and not Path("t").exists()
+
+
+@pytest.mark.slow
+def test_under_torchrun_a_signal_saves(house):
+    words = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_addr=127.0.0.1"]
+    words += ["--master_port=0", "--rdzv_endpoint=127.0.0.1:0", "--rdzv_backend=c10d", ROOT / "train.py", *SHORT]
+    words += ["--tokens", str(400 * 128), "--eval-every", "100", "--save-every", "10", "--out", "r"]
+    process = subprocess.Popen([str(w) for w in words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    end = time.monotonic() + 120
+    while process.poll() is None and not list(Path("r/checkpoints").glob("step_*")) and time.monotonic() < end:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=100)[0]
+    assert said.count("go on with: python train.py --resume r") == 1, said
+    last = metrics("r")[-1]["step"]
+    assert Path(f"r/checkpoints/step_{last:08d}").is_dir() and last < 400
+
+
+# ---------------------------------------------------------------- fp16
+
+
+def huge_scale(monkeypatch, scale):
+    scaler = torch.amp.GradScaler
+    monkeypatch.setattr(torch.amp, "GradScaler", lambda device, **k: scaler(device, init_scale=scale, **k))
+
+
+def test_fp16_overflows_are_skipped_counted_and_resumed(house, monkeypatch):
+    huge_scale(monkeypatch, 2.0**30)  # the first updates overflow until it has halved often enough
+    words = [*SHORT, "--precision", "fp16", "--eval-every", "20", "--save-every", "3"]
+    done = call("train.py", *words, "--out", "whole")
+    assert done.returncode == 0, done.stderr
+    updates = metrics("whole", "train")
+    skips = updates[-1]["skipped"]
+    assert 3 < skips < 20 and f"| skipped {skips} |" in done.stdout
+    assert [r["grad_norm"] is None for r in updates] == [True] * skips + [False] * (20 - skips)
+    states = [
+        json.loads(Path(f"whole/checkpoints/step_000000{s}/trainer_state.json").read_text()) for s in ("03", "20")
+    ]
+    assert states[0]["scaler"]["scale"] == 2.0**27 and states[0]["skipped"] == [3, 3] and states[0]["adam_t"] == 0
+    assert states[1]["scaler"]["scale"] == 2.0 ** (30 - skips) and states[1]["skipped"] == [skips, 0]
+    assert states[1]["adam_t"] == 20 - skips
+    shutil.copytree("whole", "cut")
+    for folder in sorted(Path("cut/checkpoints").iterdir())[1:]:
+        shutil.rmtree(folder)
+    train.main(["--resume", "cut"])  # from among the skipped updates
+    for a, b in zip(last_files("whole"), last_files("cut"), strict=True):
+        assert all(torch.equal(tensor, b[name]) for name, tensor in a.items())
+    assert [r["skipped"] for r in metrics("cut", "train")] == [r["skipped"] for r in updates]
+
+
+def test_fp16_that_always_overflows_stops_with_advice(house, monkeypatch):
+    huge_scale(monkeypatch, 2.0**100)
+    done = call("train.py", *SHORT, "--tokens", 40 * 128, "--precision", "fp16", "--eval-every", "40", "--out", "r")
+    assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
+    for words in ("20 updates in a row", "--precision bf16 or fp32", "--max-lr"):
+        assert words in done.stderr
+
+
+# ---------------------------------------------------------------- torch.compile
+
+
+@pytest.mark.parametrize("when", ["at once", "at the first call"])
+def test_where_compiling_fails_the_run_goes_on_without(house, monkeypatch, when):
+    def fails(*_):
+        raise RuntimeError("no C++ compiler")
+
+    monkeypatch.setattr(torch, "compile", fails if when == "at once" else lambda _: fails)
+    words = [*FEW, "--micro-batch-size", "4"]
+    done = call("train.py", *words, "--compile", "--out", "r")
+    assert done.returncode == 0 and done.stderr.count("\n") == 1, done.stderr
+    assert "no C++ compiler" in done.stderr and "without" in done.stderr
+    assert Path("r/checkpoints/step_00000008").is_dir()
+
+
+@pytest.mark.slow
+def test_compiled_losses_are_the_same(house):
+    train.main([*FEW, "--micro-batch-size", "3", "--out", "eager"])  # 3 and 1: two shapes
+    done = call("train.py", *FEW, "--micro-batch-size", "3", "--compile", "--out", "compiled")
+    assert done.returncode == 0 and "without" not in done.stderr, done.stderr
+    near("eager", "compiled")
+
+
+# ---------------------------------------------------------------- where the time goes
+
+
+def test_profile_writes_nothing(house):
+    before = sorted(Path(".").rglob("*"))
+    done = call("train.py", *FEW, "--init", "upstream", "--profile")
+    assert done.returncode == 0, done.stderr
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert [words[0] for words in lines[:-1]] == ["data", "forward", "backward", "optimiser", "evaluation"]
+    assert sum(float(words[-1].rstrip("%")) for words in lines[:-1]) == pytest.approx(100, abs=0.5)
+    assert "tokens/s" in lines[-1] and "MFU" not in done.stdout
+    assert sorted(Path(".").rglob("*")) == before
+
+
+def test_share_of_peak_only_where_the_peak_is_known(monkeypatch):
+    run = SimpleNamespace(device=torch.device("cuda:0"), ranks=2, flags=train.Flags(context=2048))
+    run.model = SimpleNamespace(config=config_of("410m"))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
+    flops = 6 * (405_334_016 - 50304 * 1024) + 12 * 24 * 1024 * 2048  # 2.7e9 a token
+    assert train.share_of_peak(run, 0.4 * 2 * 989e12 / flops) == ", 40 % MFU"
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA GeForce")
+    assert train.share_of_peak(run, 1e5) == ""
