@@ -131,9 +131,9 @@ class AdamW(torch.optim.Optimizer):
                 torch._foreach_addcdiv_(p, m_p, denominator, -lr / (1 - beta1**t))
 
 
-def pieces(tensors, size=2**16):
+def pieces(tensors, size=2**18):
     """Lists of tensors to work on one after the other. A GPU gets all at once, to keep it busy; a processor gets
-    flat pieces of 256 KiB, which stay in its cache from the first line of the formula to the last."""
+    flat pieces of 1 MiB, which stay in its cache from the first line of the formula to the last."""
     if tensors[0].device.type != "cpu" or hasattr(tensors[0], "full_tensor"):
         return [tensors]
     return [[piece] for tensor in tensors for piece in tensor.view(-1).split(size)]
