@@ -279,16 +279,16 @@ class LinearCrossEntropy(torch.autograd.Function):
                 else:
                     grad_hidden[part] = product.copy_(error) @ rows
                     grad_weight += product.T @ hidden[part]
-        ctx.save_for_backward(grad_hidden, grad_weight)
+        ctx.gradients = grad_hidden, grad_weight
         ctx.dtypes = hidden_like.dtype, weight.dtype
         ctx.mark_non_differentiable(losses)
         return losses.mean(), losses
 
     @staticmethod
     def backward(ctx, grad_mean, _):
-        grad_hidden, grad_weight = ctx.saved_tensors
+        (grad_hidden, grad_weight), ctx.gradients = ctx.gradients, None  # scaled in place, so good for one pass only
         scale = grad_mean.float() / len(grad_hidden)
-        return (grad_hidden * scale).to(ctx.dtypes[0]), (grad_weight * scale).to(ctx.dtypes[1]), None, None
+        return grad_hidden.mul_(scale).to(ctx.dtypes[0]), grad_weight.mul_(scale).to(ctx.dtypes[1]), None, None
 
 
 class Body(nn.Module):
