@@ -288,24 +288,26 @@ def alive(pid):
     return False
 
 
-def preparing(tmp_path):
-    """A preparation that takes seconds, in the middle of its work: (process, its two workers)."""
+def preparing(tmp_path, at_once=False):
+    """A preparation that takes seconds, in the middle of its work or at its start: (process, its two workers)."""
     (tmp_path / "a.jsonl").write_bytes(rows(texts("old", 400)) * 300)
     words = [sys.executable, ROOT / "data.py", "mine", "a.jsonl", "--tokenizer", "bytes", "--processes", "2"]
     process = subprocess.Popen(words, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True)
     file = tmp_path / "data/.mine.partial/mine/train.bin"
-    while not (file.exists() and file.stat().st_size) and process.poll() is None:
+    while not (at_once or (file.exists() and file.stat().st_size)) and process.poll() is None:
         time.sleep(0.01)
-    return process, workers_of(process.pid)
+    while len(workers := workers_of(process.pid)) < 2 and process.poll() is None:
+        time.sleep(0.3)
+    return process, workers
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
-@pytest.mark.parametrize("how", ["TERM", "INT", "KILL"])
+@pytest.mark.parametrize("how", ["TERM", "INT", "INT at once", "KILL"])
 def test_an_interrupted_corpus_is_absent_and_the_same_command_begins_again(how, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    process, workers = preparing(tmp_path)
+    process, workers = preparing(tmp_path, how == "INT at once")
     assert len(workers) == 2
-    if how == "INT":
+    if "INT" in how:
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does it: to the workers too
     else:
         process.send_signal(signal.Signals[f"SIG{how}"])
