@@ -309,6 +309,8 @@ def set_up(flags, cleanup):
     run.saves = {warmup, *range(flags.save_every, stop, flags.save_every)} - {0}
     run.log = Log(run, state.get("metrics_bytes", 0))
     cleanup.callback(run.log.file.close)
+    if state:
+        prune(run, start)  # what a killed run did not get round to
     for number in (signal.SIGINT, signal.SIGTERM):  # finish the update, save, leave
 
         def interrupt(*_):
@@ -498,11 +500,21 @@ def save_checkpoint(run, step):
         raise RuntimeError(
             f"could not save {final}: {data.one_line(fault)}; make room, then: python train.py --resume {run.out}"
         ) from None
+    prune(run, step)
+
+
+def prune(run, step):
+    """With --keep N, removes all but the N newest checkpoints up to `step`, which is known to be whole.
+
+    Never the one at the peak of the learning rate, where later questions start. Hidden before it is removed, so that
+    half of a checkpoint never looks like one; what a killed run left hidden goes too."""
+    final = checkpoint_folder(run.out, step)
     if run.flags.keep:
-        # Never the one at the peak of the learning rate, where later questions start, nor the last ones.
         peak = checkpoint_folder(run.out, schedule.warmup_updates(run.updates, run.flags.warmup))
-        for old in sorted(p for p in final.parent.glob("step_*") if p != peak)[: -run.flags.keep]:
-            shutil.rmtree(old)
+        for old in sorted(p for p in final.parent.glob("step_*") if p <= final and p != peak)[: -run.flags.keep]:
+            os.replace(old, old.with_name(f".{old.name}.partial"))
+    for hidden in final.parent.glob(".step_*.partial"):
+        shutil.rmtree(hidden)
 
 
 def file_hash(path):
