@@ -121,7 +121,7 @@ class Tokenizer:
                 raise ValueError("its ids are not different whole numbers")
             self.eot = added[END]
             self.bpe = tiktoken.Encoding("rewarm", pat_str=GPT2_SPLIT, mergeable_ranks=ranks, special_tokens=added)
-            self.vocab_size = 1 + max(ids)
+            self.known, self.vocab_size = set(ids), 1 + max(ids)
             identity = json.dumps([sorted(vocab.items()), sorted(added.items()), self.normalize])
             self.sha256 = hashlib.sha256(identity.encode()).hexdigest()
         except (KeyError, TypeError, AttributeError, IndexError) as fault:
@@ -158,7 +158,7 @@ class Tokenizer:
         return ids
 
     def decode(self, ids):
-        known = [int(i) for i in ids if int(i) < self.vocab_size]  # Pythia has more embedding rows than tokens
+        known = [int(i) for i in ids if int(i) in self.known]  # Pythia has more embedding rows than tokens
         return self.bpe.decode(known, errors="replace")
 
     @functools.cached_property
@@ -607,12 +607,16 @@ class Corpus:
             self.splits = {}
             for split in ("train", "val"):
                 file, says = self.folder / f"{split}.bin", self.meta[split]
+                if not isinstance(says["sha256"], str) or says["bytes_of_text"] < (says["tokens"] > 0):
+                    raise ValueError("meta.json is damaged")
                 if file.stat().st_size != 2 * says["tokens"]:
                     raise ValueError(f"{split}.bin has {file.stat().st_size} bytes, not 2 x {says['tokens']} tokens")
                 if says["largest_id"] >= self.vocab_size or sample_hash(file) != says["sample_sha256"]:
                     raise ValueError(f"{split}.bin is not the file that was written")
                 self.splits[split] = np.memmap(file, "<u2", "r") if says["tokens"] else np.empty(0, "<u2")
-        except (ValueError, KeyError, TypeError, RecursionError) as fault:
+            if not 0 < self.vocab_size <= 2**16:
+                raise ValueError(f"{self.vocab_size} token ids do not fit 16 bits")
+        except (ValueError, KeyError, TypeError, RecursionError, OverflowError) as fault:
             raise ValueError(f"{self.folder}: damaged corpus ({fault}); {again}") from None
         except OSError as fault:
             raise ValueError(f"{fault.filename or self.folder}: {fault.strerror}; {again}") from None
