@@ -21,7 +21,7 @@ import shutil
 import signal
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -134,8 +134,23 @@ def parameter_groups(model):
 # ---------------------------------------------------------------- the loop
 
 
+@contextmanager
+def memory_advice():
+    """Says in one line what to try where torch says that memory ran out."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as fault:
+        if not isinstance(fault, MemoryError | torch.OutOfMemoryError) and "allocate memory" not in str(fault):
+            raise
+        raise RuntimeError(
+            f"out of memory ({data.one_line(fault)[:100]}); try a smaller --micro-batch-size or "
+            "--activation-checkpointing, with --resume if the run had begun"
+        ) from None
+
+
+@memory_advice()
 def train(flags):
-    """One run, from its first update or from its last whole checkpoint to its end. Returns its folder.
+    """One run, from its first update or from its last whole checkpoint to its end. Returns whether it got there.
 
     Raises ValueError or OSError for bad input, before anything is written; RuntimeError for a failure on the way.
     """
@@ -169,7 +184,7 @@ def train(flags):
             scaler.update()
             optimizer.zero_grad()
         log.close(step)
-    return run.out
+    return step == run.stop
 
 
 def learning_rate(flags, run, update):
@@ -211,8 +226,7 @@ def set_up(flags, cleanup):
         saved = read_json(out / "config.json").get("corpora")
     else:
         out, saved = Path(flags.out), {}
-        if (out / "config.json").exists() or (out / "metrics.jsonl").exists():
-            raise ValueError(f"{out} already holds a run; continue it with --resume {out}, or choose another --out")
+        refuse_to_overwrite(out)
 
     # The data.
     distribution = data.parse_shares(flags.downstream)
@@ -266,6 +280,8 @@ def set_up(flags, cleanup):
     updates, stop = length(flags)
     flags.eval_every = flags.eval_every or max(1, stop // 20)
     flags.save_every = flags.save_every or max(1, stop // 4)
+    if stop > 10**6 * min(flags.eval_every, flags.save_every):
+        raise ValueError(f"{stop} updates with so small an --eval-every or --save-every stop a million times; raise it")
     if start > stop:
         raise ValueError(f"{out} is at update {start} already, past --stop-tokens; leave that out")
     if flags.min_lr > flags.max_lr:
@@ -282,8 +298,7 @@ def set_up(flags, cleanup):
     # The paper's fp16: loss scale doubled after 1,000 good updates. The weights themselves stay fp32.
     scaler = torch.amp.GradScaler(device.type, growth_interval=1000, enabled=precision == torch.float16)
     if state:
-        load_optimizer(folder, model, optimizer, state)
-        scaler.load_state_dict(state["scaler"])
+        load_optimizer(folder, model, optimizer, scaler, state)
 
     if flags.dry_run:
         print(json.dumps(asdict(flags), indent=2))
@@ -292,6 +307,8 @@ def set_up(flags, cleanup):
     # The folder, from here on ours.
     out.mkdir(parents=True, exist_ok=True)
     cleanup.enter_context(data.locked(out / ".lock", f"{out}: another process runs it; wait or choose another --out"))
+    if not saved:
+        refuse_to_overwrite(out)  # another process may have come and gone since
     versions = {"python": platform.python_version(), "torch": torch.__version__}
     record = {"flags": asdict(flags), "versions": versions, "corpora": hashes, "parameters": config.parameters}
     partial = out / ".config.json"
@@ -320,6 +337,11 @@ def set_up(flags, cleanup):
     return run
 
 
+def refuse_to_overwrite(out):
+    if (out / "config.json").exists() or (out / "metrics.jsonl").exists():
+        raise ValueError(f"{out} already holds a run; continue it with --resume {out}, or choose another --out")
+
+
 def length(flags):
     """(updates of the whole schedule, updates until this run stops)"""
     per_update = flags.batch_size * flags.context
@@ -329,6 +351,12 @@ def length(flags):
 
 def check_flags(flags):
     """Raises ValueError for the first value that cannot be."""
+    for f in fields(Flags):  # a config.json can hold anything
+        value, whole = getattr(flags, f.name), type(getattr(flags, f.name)) is int
+        if not isinstance(value, f.type) and not (whole and isinstance(0.0, f.type)):
+            raise ValueError(f"--{f.name.replace('_', '-')} {value!r:.60} is of another kind; see train.py --help")
+        if (type(value) is bool and f.type is not bool) or (whole and abs(value) > 10**15):
+            raise ValueError(f"--{f.name.replace('_', '-')} {value!r:.60} is no number up to 10^15")
     for name in ("tokens", "upstream_tokens", "batch_size", "eval_tokens"):
         if getattr(flags, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1")
@@ -337,8 +365,8 @@ def check_flags(flags):
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1")
     for name in ("max_lr", "min_lr"):
         value = getattr(flags, name)
-        if value is not None and not (0 if name == "min_lr" else 1e-30) <= value < math.inf:
-            raise ValueError(f"--{name.replace('_', '-')} {value} is not a positive number")
+        if value is not None and not (0 if name == "min_lr" else 1e-30) <= value < 1e9:
+            raise ValueError(f"--{name.replace('_', '-')} {value} is not a positive number (below 1e9)")
     for name in ("overlap", "replay", "warmup"):
         if not 0 <= getattr(flags, name) <= 1:
             raise ValueError(f"--{name} {getattr(flags, name)} is not a share between 0 and 1")
@@ -347,6 +375,8 @@ def check_flags(flags):
         if getattr(flags, name) not in values:
             raise ValueError(f"--{name} {getattr(flags, name)} is unknown; known: {', '.join(values)}")
     data.corpus_folder(flags.upstream)  # also a part of folder names
+    if flags.batch_size > 2**16:
+        raise ValueError(f"--batch-size {flags.batch_size} is more than {2**16}")
     if flags.keep < 0:
         raise ValueError(f"--keep {flags.keep} is negative; 0 keeps all checkpoints")
 
@@ -355,7 +385,7 @@ def pick_device(name):
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
-        torch.empty(1, device=name)
+        torch.zeros(1, device=name).item()
         return torch.device(name)
     except (RuntimeError, AssertionError):
         raise ValueError(f"--device {name} is not to be had on this machine; try --device cpu") from None
@@ -382,10 +412,12 @@ class Log:
     def __init__(self, run, metrics_bytes):
         self.run, self.path = run, run.out / "metrics.jsonl"
         # Append-only but for this: what came after the checkpoint that a resumed run starts from is done again.
-        self.file = open(self.path, "ab")
-        if self.file.tell() < metrics_bytes:
-            raise ValueError(f"{self.path} is shorter than at the checkpoint; start a new run with --init")
+        self.file = open(self.path, "a+b", buffering=0)  # a line is one write
+        self.file.seek(max(0, metrics_bytes - 1))
+        if metrics_bytes and self.file.read(1) != b"\n":
+            raise ValueError(f"{self.path} is not as at the checkpoint; restore it, or start a new run with --init")
         self.file.truncate(metrics_bytes)
+        self.file.seek(0, os.SEEK_END)
         self.before = None
         if metrics_bytes:
             self.before = read_run(run.out)["eval"][0]
@@ -398,8 +430,13 @@ class Log:
         self.clock, self.spent, self.done, self.skipped = time.perf_counter(), 0.0, 0, 0
 
     def write(self, record):
-        self.file.write((json.dumps(record) + "\n").encode())
-        self.file.flush()
+        line = (json.dumps(record) + "\n").encode()
+        try:
+            if self.file.write(line) < len(line):
+                raise OSError("No space left on device")
+        except OSError as fault:
+            again = f"make room, then: python train.py --resume {self.run.out}"
+            raise RuntimeError(f"could not write {self.path}: {data.one_line(fault)}; {again}") from None
 
     def say(self, line):
         self.bar.write(line) if self.tty else print(line, flush=True)
@@ -413,7 +450,7 @@ class Log:
                 f"last good checkpoint: {good[-1] if good else 'none'}; try a lower --max-lr or --precision fp32"
             )
         now = time.perf_counter()
-        seconds, self.clock = now - self.clock, now
+        seconds, self.clock = max(1e-9, now - self.clock), now  # a coarse clock can stand still
         self.spent, self.done = self.spent + seconds, self.done + 1
         rate = self.done * self.per_update / self.spent
         record = {"kind": "train", "step": step, "tokens": step * self.per_update, "lr": lr, "loss": loss}
@@ -463,6 +500,9 @@ class Log:
 # ---------------------------------------------------------------- checkpoints
 
 
+CHECKPOINT_FILES = ("config.json", "model.safetensors", "optimizer.safetensors", "tokenizer.json")
+
+
 def checkpoint_folder(out, step):
     return Path(out) / "checkpoints" / f"step_{step:08d}"
 
@@ -483,9 +523,9 @@ def save_checkpoint(run, step):
         save_file(moments, partial / "optimizer.safetensors")
         state = {"step": step, "tokens": step * run.log.per_update, "metrics_bytes": run.log.file.tell()}
         state |= {"adam_t": run.optimizer.param_groups[0]["t"], "scaler": run.scaler.state_dict()}
-        files = ("config.json", "model.safetensors", "optimizer.safetensors", "tokenizer.json")
-        state["sha256"] = {name: file_hash(partial / name) for name in files}
-        for name in files:
+        state["sha256"] = {name: file_hash(partial / name) for name in CHECKPOINT_FILES}
+        state["sha256"]["trainer_state.json"] = state_hash(state)
+        for name in CHECKPOINT_FILES:
             with open(partial / name, "rb") as file:
                 os.fsync(file.fileno())
         data.write_file(partial / "trainer_state.json", (json.dumps(state, indent=2) + "\n").encode())
@@ -518,8 +558,15 @@ def prune(run, step):
 
 
 def file_hash(path):
+    if not path.is_file():  # a pipe or a device would never end
+        raise ValueError(f"no file {path.name}")
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def state_hash(state):
+    """SHA-256 of all that a trainer_state.json holds beside hashes."""
+    return hashlib.sha256(json.dumps(state | {"sha256": None}).encode()).hexdigest()
 
 
 def last_whole_checkpoint(out):
@@ -527,19 +574,24 @@ def last_whole_checkpoint(out):
     for folder in sorted((Path(out) / "checkpoints").glob("step_*"), reverse=True):
         try:
             state = read_json(folder / "trainer_state.json")
-            damaged = [name for name, digest in state["sha256"].items() if file_hash(folder / name) != digest]
+            counts, scale = (state["step"], state["metrics_bytes"], state["adam_t"]), state["scaler"].values()
+            if not all(type(n) is int for n in counts) or not all(0 <= n < 1e15 for n in (*counts, *scale)):
+                raise ValueError("trainer_state.json holds what cannot be")
+            damaged = [name for name in CHECKPOINT_FILES if file_hash(folder / name) != state["sha256"][name]]
+            if state["sha256"].get("trainer_state.json", state_hash(state)) != state_hash(state):
+                damaged.append("trainer_state.json")
             if not damaged and folder == checkpoint_folder(out, state["step"]):
                 return folder, state
             fault = f"{damaged[0]} is not what was written" if damaged else "trainer_state.json is of another step"
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
-            fault = problem
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as problem:
+            fault = data.one_line(problem)
         print(f"{folder}: damaged ({fault}); using the checkpoint before it", file=sys.stderr)
     print(f"{out}: no whole checkpoint; beginning again", file=sys.stderr)
     return None, {}
 
 
-def load_optimizer(folder, model, optimizer, state):
-    """The moments of AdamW from optimizer.safetensors."""
+def load_optimizer(folder, model, optimizer, scaler, state):
+    """The moments of AdamW from optimizer.safetensors, its count of updates, and the loss scale of fp16."""
     try:
         with safe_open(folder / "optimizer.safetensors", framework="pt") as moments:
             for name, p in model.named_parameters():
@@ -548,10 +600,16 @@ def load_optimizer(folder, model, optimizer, state):
                         kind: moments.get_tensor(f"{kind}.{name}").to(p.device, copy=True)
                         for kind in ("exp_avg", "exp_avg_sq")
                     }
+                    if any(m.shape != p.shape or m.dtype != p.dtype for m in optimizer.state[p].values()):
+                        raise ValueError(f"{name} has another shape or type")
         for group in optimizer.param_groups:
             group["t"] = state["adam_t"]
-    except (SafetensorError, KeyError) as fault:
-        raise ValueError(f"{folder}/optimizer.safetensors: damaged ({fault}); remove this checkpoint") from None
+        if scaler.is_enabled():
+            varying = {"scale": float, "_growth_tracker": int}
+            varying = {name: kind(state["scaler"][name]) for name, kind in varying.items()}
+            scaler.load_state_dict(scaler.state_dict() | varying)
+    except (SafetensorError, KeyError, ValueError) as fault:
+        raise ValueError(f"{folder}: damaged ({data.one_line(fault)}); remove this checkpoint") from None
 
 
 # ---------------------------------------------------------------- the command line
@@ -582,6 +640,7 @@ def finished(out):
     """Whether a run's folder holds the checkpoint of its last update."""
     try:
         flags = Flags(**read_json(Path(out) / "config.json")["flags"])
+        check_flags(flags)
         last = checkpoint_folder(out, length(flags)[1])
         return last.is_dir() and last_whole_checkpoint(out)[0] == last
     except (OSError, KeyError, TypeError, ValueError):
@@ -650,7 +709,7 @@ def resumed_flags(given):
 def main(argv=None):
     given = parse_flags(argv)
     if "resume" in given:
-        out = train(resumed_flags(given))
+        flags = resumed_flags(given)
     else:
         flags = Flags(**given)
         check_flags(flags)
@@ -663,13 +722,11 @@ def main(argv=None):
                 print(f"pre-training {flags.model} on {flags.upstream} (once; cached in {before.out})")
                 if (Path(before.out) / "config.json").is_file():
                     before = resumed_flags({"resume": before.out, "device": flags.device})
-                train(before)
-                if not finished(before.out):
+                if not train(before):
                     return
             flags.init = before.out
-        out = train(flags)
-    if finished(out):
-        print(f"next        python eval.py sample {out} --prompt 'def '")
+    if train(flags):
+        print(f"next        python eval.py sample {flags.out} --prompt 'def '")
 
 
 if __name__ == "__main__":
