@@ -124,7 +124,7 @@ class Tokenizer:
                 raise ValueError("its ids are not different whole numbers")
             self.eot = added[END]
             self.bpe = tiktoken.Encoding("rewarm", pat_str=GPT2_SPLIT, mergeable_ranks=ranks, special_tokens=added)
-            self.vocab_size = 1 + max(ids)
+            self.known, self.vocab_size = set(ids), 1 + max(ids)
             identity = json.dumps([sorted(vocab.items()), sorted(added.items()), self.normalize])
             self.sha256 = hashlib.sha256(identity.encode()).hexdigest()
         except (KeyError, TypeError, AttributeError, IndexError) as fault:
@@ -161,7 +161,7 @@ class Tokenizer:
         return ids
 
     def decode(self, ids):
-        known = [int(i) for i in ids if int(i) < self.vocab_size]  # Pythia has more embedding rows than tokens
+        known = [int(i) for i in ids if int(i) in self.known]  # Pythia has more embedding rows than tokens
         return self.bpe.decode(known, errors="replace")
 
     @functools.cached_property
@@ -629,12 +629,14 @@ class Corpus:
             self.splits = {}
             for split in ("train", "val"):
                 file, says = self.folder / f"{split}.bin", meta[split]
+                if says["bytes_of_text"] < (says["tokens"] > 0):
+                    raise ValueError("meta.json is damaged")
                 if file.stat().st_size != 2 * says["tokens"]:
                     raise ValueError(f"{split}.bin has {file.stat().st_size} bytes, not 2 x {says['tokens']} tokens")
                 if not says["largest_id"] < self.vocab_size <= 2**16 or sample_hash(file) != says["sample_sha256"]:
                     raise ValueError(f"{split}.bin is not the file that was written")
                 self.splits[split] = np.memmap(file, "<u2", "r") if says["tokens"] else np.empty(0, "<u2")
-        except (ValueError, KeyError, TypeError, RecursionError) as fault:
+        except (ValueError, KeyError, TypeError, RecursionError, OverflowError) as fault:
             raise self.damaged(fault) from None
         except OSError as fault:
             raise self.damaged(one_line(fault)) from None

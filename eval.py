@@ -123,6 +123,8 @@ def lambada(flags):
         ids, start = tokenizer.encode(text), len(tokenizer.encode(context))
         if not 0 < start < len(ids):
             raise ValueError(f"{file}: a text without a last word: {text[:40]!r}")
+        if max(ids) >= model.config.vocab_size:
+            raise ValueError(f"the tokenizer gives id {max(ids)}, the model has {model.config.vocab_size} rows")
         cut = max(0, len(ids) - 1 - model.config.max_position_embeddings)  # what does not fit goes, on the left
         rows.append((ids[cut:], max(1, start - cut)))
     if not rows:
@@ -140,11 +142,14 @@ def lambada(flags):
             scores = scores[start - 1 : len(ids) - 1]
             total += scores.gather(1, target[:, None]).sum().item()
             right += torch.equal(scores.argmax(dim=1), target)
-    result = {"texts": len(rows), "perplexity": math.exp(-total / len(rows)), "accuracy": right / len(rows)}
+    result = {"texts": len(rows), "perplexity": math.exp(min(-total / len(rows), 700)), "accuracy": right / len(rows)}
     print(json.dumps(result) if flags.json else "  ".join(f"{name} {value:.5g}" for name, value in result.items()))
 
 
 # ---------------------------------------------------------------- reading runs
+
+
+NEEDED = {"train": ["loss"], "eval": [f"{s}_{what}" for s in SIDES for what in ("loss", "perplexity")]}
 
 
 def read_run(folder):
@@ -155,7 +160,14 @@ def read_run(folder):
     config = read_json(folder / "config.json")
     if not isinstance(config, dict) or not isinstance(config.get("flags"), dict):
         raise ValueError(f"{folder}/config.json: not of a run; give a folder that train.py wrote")
-    run = {"folder": folder, "flags": config["flags"], "train": [], "eval": [], "interpolation": []}
+    flags = config["flags"]
+    fits = all(isinstance(flags.get(flag), str) for flag in ("upstream", "downstream"))
+    fits = fits and all(isinstance(flags.get(flag), int | float) for flag in ("warmup", "tokens"))
+    for value in flags.values():
+        fits = fits and (isinstance(value, str | None) or (isinstance(value, int | float) and abs(value) < 1e30))
+    if not fits:
+        raise ValueError(f"{folder}/config.json: its flags are damaged; restore it, or begin a new run")
+    run = {"folder": folder, "flags": flags, "train": [], "eval": [], "interpolation": []}
     run |= {name: config.get(name) for name in ("parameters", "pretraining_peak")}
     if (folder / "interpolation.jsonl").is_file():
         run["interpolation"] = [json.loads(line) for line in open(folder / "interpolation.jsonl")]
@@ -163,9 +175,16 @@ def read_run(folder):
         for number, line in enumerate(file, 1):
             try:
                 record = json.loads(line)
-                told = {"kind", "grad_norm"} if record.get("grad_norm") is None else {"kind"}  # an overflow has no norm
-                run[record["kind"]].append({k: v if k in told else float(v) for k, v in record.items()})
-            except (ValueError, KeyError, TypeError, RecursionError, AttributeError):
+                kind = record.pop("kind")
+                # JSON has no infinity: the norm of an fp16 overflow is null. What is not finite is not drawn.
+                record = {
+                    name: math.nan if value in (None, math.inf) else float(value) for name, value in record.items()
+                }
+                for name in ("step", "tokens", "lr", *NEEDED[kind]):
+                    if record[name] < name.endswith("perplexity") or record[name] > 1e305:  # a perplexity is 1 or more
+                        raise ValueError
+                run[kind].append({"kind": kind} | record)
+            except (ValueError, KeyError, TypeError, RecursionError, AttributeError, OverflowError):
                 if line.endswith(b"\n"):
                     raise ValueError(f"{folder}/metrics.jsonl:{number}: damaged line; remove it") from None
     if not run["eval"]:
@@ -176,14 +195,14 @@ def read_run(folder):
 def name_of(flag, value):
     """A flag and its value as a legend says it."""
     words = flag.replace("_", " ").replace(" lr", " LR").replace("warmup", "warm-up")
+    if not isinstance(value, int | float):
+        return f"{value}"[:80] if flag in ("schedule", "init", "downstream") else f"{words} {value}"[:80]
     if flag in ("warmup", "overlap", "replay"):
         return f"{words} {100 * value:g} %"
-    if flag in ("schedule", "init", "downstream"):
-        return f"{value}"
     if flag == "max_lr":
         digits, power = f"{value:e}".split("e")
         return f"{words} {float(digits):g}e{int(power)}"
-    return f"{words} {value:g}" if isinstance(value, (int, float)) else f"{words} {value}"
+    return f"{words} {value:g}"
 
 
 def label_runs(runs):

@@ -13,6 +13,7 @@ The parameters have the names they have on the hub, so loading and saving rename
 import json
 import math
 import re
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
@@ -99,6 +100,10 @@ class GPTNeoXConfig:
         config = cls(**{k: v for k, v in hub.items() if k in names})
         config.extra = {k: v for k, v in hub.items() if k not in names}
         config.check(where)
+        try:
+            json.dumps(config.to_dict(), indent=2)  # as every checkpoint will
+        except RecursionError:
+            raise ValueError(f"{where}: nested too deeply; restore it or choose another folder") from None
         return config
 
     def check(self, where="config"):
@@ -108,17 +113,22 @@ class GPTNeoXConfig:
         for name, limit in limits.items():
             value = getattr(self, name)
             if type(value) is not int or not 0 < value <= limit:
-                raise ValueError(f"{where}: {name} is {value!r}; expected a whole number from 1 to {limit}")
+                raise ValueError(f"{where}: {name} is {value!r:.60}; expected a whole number from 1 to {limit}")
         for name in ("rotary_pct", "rotary_emb_base", "layer_norm_eps"):
             value = getattr(self, name)
-            if type(value) not in (int, float) or not 0 < value < math.inf or (name == "rotary_pct" and value > 1):
-                raise ValueError(f"{where}: {name} is {value!r}; expected a positive number (rotary_pct: at most 1)")
+            if type(value) not in (int, float) or not 0 < value < 1e30 or (name == "rotary_pct" and value > 1):
+                raise ValueError(
+                    f"{where}: {name} is {value!r:.60}; expected a positive number (rotary_pct: at most 1)"
+                )
+        for name in ("use_parallel_residual", "attention_bias"):
+            if type(getattr(self, name)) is not bool:
+                raise ValueError(f"{where}: {name} is {getattr(self, name)!r:.60}; expected true or false")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(f"{where}: {self.num_attention_heads} heads do not divide a width of {self.hidden_size}")
         if self.rotary_size < 2 or self.rotary_size % 2:
             raise ValueError(f"{where}: rotary_pct {self.rotary_pct} rotates {self.rotary_size} values, not pairs")
-        if self.hidden_act not in ACTIVATIONS:
-            raise ValueError(f"{where}: hidden_act {self.hidden_act!r} is unknown; known: {', '.join(ACTIVATIONS)}")
+        if not isinstance(self.hidden_act, str) or self.hidden_act not in ACTIVATIONS:
+            raise ValueError(f"{where}: hidden_act {self.hidden_act!r:.60} is unknown; known: {', '.join(ACTIVATIONS)}")
         if self.extra.get("tie_word_embeddings"):
             raise ValueError(f"{where}: tied embeddings are not supported; Pythia's are untied")
 
@@ -377,27 +387,43 @@ class GPTNeoX(nn.Module):
         """
         folder = model_folder(id_or_folder, revision)
         config = GPTNeoXConfig.from_dict(read_json(folder / "config.json"), folder / "config.json")
-        files = weight_files(folder)
-        model = cls(config, seed=None).to_empty(device="cpu")
-        missing = dict(model.named_parameters())
-        for file in files:
+        found, file = {}, None  # {name of a tensor: (its file, the file's tensors)}
+        with ExitStack() as stack:
             try:
-                with safe_open(file, framework="pt") as tensors:  # memory-mapped: read as it is copied
-                    names = tensors.keys()
-                    for name in names:
-                        if OLD_BUFFERS.fullmatch(name):
-                            continue
-                        if name not in missing:
-                            raise ValueError(f"{file}: unexpected (or repeated) tensor {name}")
-                        parameter, shape = missing.pop(name), list(tensors.get_slice(name).get_shape())
-                        if shape != list(parameter.shape):
-                            raise ValueError(f"{file}: {name} is {shape}, config.json asks {list(parameter.shape)}")
-                        parameter.data.copy_(tensors.get_tensor(name))  # fp16 on the hub, fp32 master weights here
+                for file in weight_files(folder):
+                    tensors = stack.enter_context(safe_open(file, framework="pt"))  # mapped: read as it is copied
+                    for name in tensors.keys():  # noqa: SIM118 (no mapping)
+                        if name in found:
+                            raise ValueError(f"{file}: repeated tensor {name}; fetch or save it again")
+                        if not OLD_BUFFERS.fullmatch(name):
+                            found[name] = file, tensors
+                # A config.json can ask for terabytes: nothing is allocated before every shape is what a file holds.
+                if config.num_hidden_layers > len(found):
+                    raise ValueError(
+                        f"{folder}: {len(found)} tensors, config.json asks {config.num_hidden_layers} layers"
+                    )
+                model = cls(config, seed=None)
+                missing = [name for name, _ in model.named_parameters() if name not in found]
+                if missing:
+                    raise ValueError(
+                        f"{folder}: no tensor {missing[0]} ({len(missing)} missing); fetch or save it again"
+                    )
+                for name, parameter in model.named_parameters():
+                    file, tensors = found[name]
+                    shape, kind = list(tensors.get_slice(name).get_shape()), tensors.get_slice(name).get_dtype()
+                    if shape != list(parameter.shape):
+                        raise ValueError(f"{file}: {name} is {shape}, config.json asks {list(parameter.shape)}")
+                    if kind not in ("F64", "F32", "F16", "BF16"):
+                        raise ValueError(f"{file}: {name} holds {kind}, which are no weights; fetch or save it again")
+                unexpected = set(found) - {name for name, _ in model.named_parameters()}
+                if unexpected:
+                    raise ValueError(f"{found[min(unexpected)][0]}: unexpected tensor {min(unexpected)}")
+                model.to_empty(device="cpu")
+                for name, parameter in model.named_parameters():
+                    file, tensors = found[name]
+                    parameter.data.copy_(tensors.get_tensor(name))  # fp16 on the hub, fp32 master weights here
             except SafetensorError as fault:
                 raise ValueError(f"{file}: damaged ({fault}); fetch or save it again") from None
-        if missing:
-            name = next(iter(missing))
-            raise ValueError(f"{folder}: no tensor {name} ({len(missing)} missing); fetch or save it again")
         return model
 
     def save_pretrained(self, folder, weights=None):

@@ -25,7 +25,7 @@ import shutil
 import signal
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import timedelta
 from pathlib import Path
@@ -173,8 +173,23 @@ def parameter_groups(model):
 # ---------------------------------------------------------------- the loop
 
 
+@contextmanager
+def memory_advice():
+    """Says in one line what to try where torch says that memory ran out."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as fault:
+        if not isinstance(fault, MemoryError | torch.OutOfMemoryError) and "allocate memory" not in str(fault):
+            raise
+        raise RuntimeError(
+            f"out of memory ({data.one_line(fault)[:100]}); try a smaller --micro-batch-size or "
+            "--activation-checkpointing, with --resume if the run had begun"
+        ) from None
+
+
+@memory_advice()
 def train(flags, bar=None):
-    """One run, from its first update or from its last whole checkpoint to its end. Returns its folder.
+    """One run, from its first update or from its last whole checkpoint to its end. Returns whether it got there.
 
     bar: the progress bar, in tokens, of an experiment to which this run belongs.
 
@@ -214,7 +229,7 @@ def train(flags, bar=None):
             scaler.update()
             optimizer.zero_grad()
         log.close(step)
-    return run.out
+    return step == run.stop
 
 
 def learning_rate(flags, run, update):
@@ -404,8 +419,8 @@ def resolve(flags):
         saved = read_json(out / "config.json").get("corpora")
     else:
         out, saved = Path(flags.out), {}
-        if not flags.profile and ((out / "config.json").exists() or (out / "metrics.jsonl").exists()):
-            raise ValueError(f"{out} already holds a run; continue it with --resume {out}, or choose another --out")
+        if not flags.profile:
+            refuse_to_overwrite(out)
 
     # The data.
     distribution = data.parse_shares(flags.downstream)
@@ -458,6 +473,8 @@ def resolve(flags):
     updates, stop = length(flags)
     flags.eval_every = flags.eval_every or max(1, stop // 20)
     flags.save_every = flags.save_every or max(1, stop // 4)
+    if stop > 10**6 * min(flags.eval_every, flags.save_every):
+        raise ValueError(f"{stop} updates with so small an --eval-every or --save-every stop a million times; raise it")
     if start > stop:
         raise ValueError(f"{out} is at update {start} already, past --stop-tokens; leave that out")
     if flags.min_lr > flags.max_lr:
@@ -495,8 +512,7 @@ def set_up(flags, cleanup, bar=None):
     # The weights themselves stay fp32.
     run.scaler = torch.amp.GradScaler(run.device.type, growth_interval=1000, enabled=precision == torch.float16)
     if state:
-        load_optimizer(run.folder, model, run.optimizer, state)
-        run.scaler.load_state_dict(state["scaler"])
+        load_optimizer(run.folder, model, run.optimizer, run.scaler, state)
     run.saved = run.evaluated = run.start if state else -1
     warmup = schedule.warmup_updates(run.updates, flags.warmup)
     run.evaluations = evaluation_steps(run.updates, run.stop, warmup, flags.eval_every)
@@ -513,6 +529,8 @@ def set_up(flags, cleanup, bar=None):
             open_folder(run, cleanup)
         run.log = Log(run, state.get("metrics_bytes", 0), bar)
         cleanup.callback(run.log.file.close)
+        if state and run.rank == 0:
+            prune(run, run.start)  # what a killed run did not get round to
     except (ValueError, OSError) as problem:
         fault = problem
     agree(fault)
@@ -592,6 +610,8 @@ def open_folder(run, cleanup):
     out = run.out
     out.mkdir(parents=True, exist_ok=True)
     cleanup.enter_context(data.locked(out / ".lock", f"{out}: another process runs it; wait or choose another --out"))
+    if not run.state:
+        refuse_to_overwrite(out)  # another process may have come and gone since
     versions = {"python": platform.python_version(), "torch": torch.__version__}
     record = {"flags": asdict(run.flags), "versions": versions, "corpora": run.hashes}
     config = run.model.config
@@ -599,6 +619,11 @@ def open_folder(run, cleanup):
     partial = out / ".config.json"
     data.write_file(partial, (json.dumps(record, indent=2) + "\n").encode())
     os.replace(partial, out / "config.json")
+
+
+def refuse_to_overwrite(out):
+    if (out / "config.json").exists() or (out / "metrics.jsonl").exists():
+        raise ValueError(f"{out} already holds a run; continue it with --resume {out}, or choose another --out")
 
 
 def length(flags):
@@ -610,6 +635,12 @@ def length(flags):
 
 def check_flags(flags):
     """Raises ValueError for the first value that cannot be."""
+    for f in fields(Flags):  # a config.json can hold anything
+        value, whole = getattr(flags, f.name), type(getattr(flags, f.name)) is int
+        if not isinstance(value, f.type) and not (whole and isinstance(0.0, f.type)):
+            raise ValueError(f"--{f.name.replace('_', '-')} {value!r:.60} is of another kind; see train.py --help")
+        if (type(value) is bool and f.type is not bool) or (whole and abs(value) > 10**15):
+            raise ValueError(f"--{f.name.replace('_', '-')} {value!r:.60} is no number up to 10^15")
     for name in ("tokens", "upstream_tokens", "batch_size", "eval_tokens", "seeds"):
         if getattr(flags, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1")
@@ -618,8 +649,8 @@ def check_flags(flags):
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1")
     for name in ("max_lr", "min_lr", "weight_decay"):
         value = getattr(flags, name)
-        if value is not None and not (1e-30 if name == "max_lr" else 0) <= value < math.inf:
-            raise ValueError(f"--{name.replace('_', '-')} {value} is not a positive number")
+        if value is not None and not (1e-30 if name == "max_lr" else 0) <= value < 1e9:
+            raise ValueError(f"--{name.replace('_', '-')} {value} is not a positive number (below 1e9)")
     for name in ("overlap", "replay", "warmup"):
         if not 0 <= (getattr(flags, name) or 0) <= 1:
             raise ValueError(f"--{name} {getattr(flags, name)} is not a share between 0 and 1")
@@ -630,6 +661,8 @@ def check_flags(flags):
             names = ", ".join(filter(None, values))
             raise ValueError(f"--{name} {getattr(flags, name)} is unknown; known: {names}")
     data.corpus_folder(flags.upstream)  # also a part of folder names
+    if flags.batch_size > 2**16:
+        raise ValueError(f"--batch-size {flags.batch_size} is more than {2**16}")
     if flags.keep < 0:
         raise ValueError(f"--keep {flags.keep} is negative; 0 keeps all checkpoints")
 
@@ -642,7 +675,7 @@ def pick_device(name):
     if name.startswith("cuda") and not alone:
         name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     try:
-        torch.empty(1, device=name)
+        torch.zeros(1, device=name).item()
         if name.startswith("cuda:"):
             torch.cuda.set_device(name)
         return torch.device(name)
@@ -671,12 +704,14 @@ class Log:
     def __init__(self, run, metrics_bytes, bar=None):
         self.run, self.path, self.alone = run, run.out / "metrics.jsonl", bar is None
         # Append-only but for this: what came after the checkpoint that a resumed run starts from is done again.
-        self.file = open(os.devnull if run.rank else self.path, "ab")
+        self.file = open(os.devnull if run.rank else self.path, "a+b", buffering=0)  # a line is one write
         self.before = None
         if run.rank == 0:
-            if self.file.tell() < metrics_bytes:
-                raise ValueError(f"{self.path} is shorter than at the checkpoint; start a new run with --init")
+            self.file.seek(max(0, metrics_bytes - 1))
+            if metrics_bytes and self.file.read(1) != b"\n":
+                raise ValueError(f"{self.path} is not as at the checkpoint; restore it, or start a new run with --init")
             self.file.truncate(metrics_bytes)
+            self.file.seek(0, os.SEEK_END)
             if metrics_bytes:
                 self.before = read_run(run.out)["eval"][0]
         self.tty = run.rank == 0 and sys.stderr.isatty()
@@ -687,8 +722,13 @@ class Log:
         self.skipped, self.in_a_row = run.state.get("skipped", (0, 0))  # updates that overflowed in fp16
 
     def write(self, record):
-        self.file.write((json.dumps(record) + "\n").encode())
-        self.file.flush()
+        line = (json.dumps(record) + "\n").encode()
+        try:
+            if self.file.write(line) < len(line):
+                raise OSError("No space left on device")
+        except OSError as fault:
+            again = f"make room, then: python train.py --resume {self.run.out}"
+            raise RuntimeError(f"could not write {self.path}: {data.one_line(fault)}; {again}") from None
 
     def say(self, line):
         if self.alone:
@@ -709,7 +749,7 @@ class Log:
             good = f"last good checkpoint: {good[-1] if good else 'none'}"
             agree(RuntimeError(f"{fault}; {good}; try a lower --max-lr or {way_out}"))
         now = time.perf_counter()
-        seconds, self.clock = now - self.clock, now
+        seconds, self.clock = max(1e-9, now - self.clock), now  # a coarse clock can stand still
         self.spent, self.done = self.spent + seconds, self.done + 1
         rate = self.done * self.per_update / self.spent
         record = {"kind": "train", "step": step, "tokens": step * self.per_update, "lr": lr, "loss": loss}
@@ -773,6 +813,9 @@ def progress_bar(name, total, done=0, shown=None):
 # ---------------------------------------------------------------- checkpoints
 
 
+CHECKPOINT_FILES = ("config.json", "model.safetensors", "optimizer.safetensors", "tokenizer.json")
+
+
 def checkpoint_folder(out, step):
     return Path(out) / "checkpoints" / f"step_{step:08d}"
 
@@ -816,9 +859,9 @@ def write_checkpoint(run, step, weights, moments):
         state = {"step": step, "tokens": step * run.log.per_update, "metrics_bytes": run.log.file.tell()}
         state |= {"adam_t": run.optimizer.param_groups[0]["t"], "scaler": run.scaler.state_dict()}
         state["skipped"] = run.log.skipped, run.log.in_a_row
-        files = ("config.json", "model.safetensors", "optimizer.safetensors", "tokenizer.json")
-        state["sha256"] = {name: file_hash(partial / name) for name in files}
-        for name in files:
+        state["sha256"] = {name: file_hash(partial / name) for name in CHECKPOINT_FILES}
+        state["sha256"]["trainer_state.json"] = state_hash(state)
+        for name in CHECKPOINT_FILES:
             with open(partial / name, "rb") as file:
                 os.fsync(file.fileno())
         data.write_file(partial / "trainer_state.json", (json.dumps(state, indent=2) + "\n").encode())
@@ -833,16 +876,33 @@ def write_checkpoint(run, step, weights, moments):
         raise RuntimeError(
             f"could not save {final}: {data.one_line(fault)}; make room, then: python train.py --resume {run.out}"
         ) from None
+    prune(run, step)
+
+
+def prune(run, step):
+    """With --keep N, removes all but the N newest checkpoints up to `step`, which is known to be whole.
+
+    Never the one at the peak of the learning rate, where later questions start. Hidden before it is removed, so that
+    half of a checkpoint never looks like one; what a killed run left hidden goes too."""
+    final = checkpoint_folder(run.out, step)
     if run.flags.keep:
-        # Never the one at the peak of the learning rate, where later questions start, nor the last ones.
         peak = checkpoint_folder(run.out, schedule.warmup_updates(run.updates, run.flags.warmup))
-        for old in sorted(p for p in final.parent.glob("step_*") if p != peak)[: -run.flags.keep]:
-            shutil.rmtree(old)
+        for old in sorted(p for p in final.parent.glob("step_*") if p <= final and p != peak)[: -run.flags.keep]:
+            os.replace(old, old.with_name(f".{old.name}.partial"))
+    for hidden in final.parent.glob(".step_*.partial"):
+        shutil.rmtree(hidden)
 
 
 def file_hash(path):
+    if not path.is_file():  # a pipe or a device would never end
+        raise ValueError(f"no file {path.name}")
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def state_hash(state):
+    """SHA-256 of all that a trainer_state.json holds beside hashes."""
+    return hashlib.sha256(json.dumps(state | {"sha256": None}).encode()).hexdigest()
 
 
 def last_whole_checkpoint(out):
@@ -850,19 +910,24 @@ def last_whole_checkpoint(out):
     for folder in sorted((Path(out) / "checkpoints").glob("step_*"), reverse=True):
         try:
             state = read_json(folder / "trainer_state.json")
-            damaged = [name for name, digest in state["sha256"].items() if file_hash(folder / name) != digest]
+            counts, scale = (state["step"], state["metrics_bytes"], state["adam_t"]), state["scaler"].values()
+            if not all(type(n) is int for n in counts) or not all(0 <= n < 1e15 for n in (*counts, *scale)):
+                raise ValueError("trainer_state.json holds what cannot be")
+            damaged = [name for name in CHECKPOINT_FILES if file_hash(folder / name) != state["sha256"][name]]
+            if state["sha256"].get("trainer_state.json", state_hash(state)) != state_hash(state):
+                damaged.append("trainer_state.json")
             if not damaged and folder == checkpoint_folder(out, state["step"]):
                 return folder, state
             fault = f"{damaged[0]} is not what was written" if damaged else "trainer_state.json is of another step"
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
-            fault = problem
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as problem:
+            fault = data.one_line(problem)
         print(f"{folder}: damaged ({fault}); using the checkpoint before it", file=sys.stderr)
     print(f"{out}: no whole checkpoint; beginning again", file=sys.stderr)
     return None, {}
 
 
-def load_optimizer(folder, model, optimizer, state):
-    """The moments of AdamW from optimizer.safetensors."""
+def load_optimizer(folder, model, optimizer, scaler, state):
+    """The moments of AdamW from optimizer.safetensors, its count of updates, and the loss scale of fp16."""
     try:
         with safe_open(folder / "optimizer.safetensors", framework="pt") as moments:
             for name, p in model.named_parameters():
@@ -870,10 +935,16 @@ def load_optimizer(folder, model, optimizer, state):
                     optimizer.state[p] = {
                         kind: like(p, moments.get_tensor(f"{kind}.{name}")) for kind in ("exp_avg", "exp_avg_sq")
                     }
+                    if any(m.shape != p.shape or m.dtype != p.dtype for m in optimizer.state[p].values()):
+                        raise ValueError(f"{name} has another shape or type")
         for group in optimizer.param_groups:
             group["t"] = state["adam_t"]
-    except (SafetensorError, KeyError) as fault:
-        raise ValueError(f"{folder}/optimizer.safetensors: damaged ({fault}); remove this checkpoint") from None
+        if scaler.is_enabled():
+            varying = {"scale": float, "_growth_tracker": int}
+            varying = {name: kind(state["scaler"][name]) for name, kind in varying.items()}
+            scaler.load_state_dict(scaler.state_dict() | varying)
+    except (SafetensorError, KeyError, ValueError) as fault:
+        raise ValueError(f"{folder}: damaged ({data.one_line(fault)}); remove this checkpoint") from None
 
 
 def like(parameter, tensor):
@@ -1024,7 +1095,7 @@ def run_experiment(given):
         for number, (out, flags) in enumerate(runs.items(), 1):
             if out in to_do:
                 bar.write(f"run {number}/{len(runs)} {out}", file=sys.stdout)
-                if begin(flags, bar) is None or not finished(out, plan[out].stop_tokens):
+                if not begin(Flags(**flags), bar):
                     print("stopped; the same command goes on")
                     return
             if given["experiment"] in ("softening", "all") and out in bases:
@@ -1100,6 +1171,7 @@ def finished(out, stop_tokens=None):
     try:
         flags = Flags(**read_json(Path(out) / "config.json")["flags"])
         flags.stop_tokens = stop_tokens or flags.stop_tokens
+        check_flags(flags)
         last = checkpoint_folder(out, length(flags)[1])
         return last.is_dir() and last_whole_checkpoint(out)[0] == last
     except (OSError, KeyError, TypeError, ValueError):
@@ -1165,43 +1237,39 @@ def resumed_flags(given):
     return Flags(**(saved | changed | {"resume": str(out), "out": str(out)}))
 
 
-def begin(given, bar=None):
-    """Begins the run of these flags, or continues it where it was cut; before it, if need be, the pre-training behind
-    --init upstream. Returns its folder, or None if it was stopped before it began."""
-    flags = Flags(**given)
+def begin(flags, bar=None):
+    """Begins the run of these flags; before it, if need be, the pre-training behind --init upstream. In an experiment,
+    which has a progress bar, also continues it where it was cut. Returns whether it got to its end."""
     check_flags(flags)
-    flags.out = flags.out or str(run_name(given))
     exists = (Path(flags.out) / "config.json").exists()
-    if exists and bar is None:
-        raise ValueError(f"{flags.out} already holds a run; continue it with --resume, or choose another --out")
+    if exists and bar is None and not flags.profile:
+        refuse_to_overwrite(Path(flags.out))
     if flags.init == "upstream" and not (flags.dry_run or flags.profile):
-        flags.init = pretrained(flags, bar)
-        if flags.init is None:
-            return None
-    if exists:
+        before = upstream_run(flags)
+        if not finished(before.out):
+            if bar is None:
+                print(f"pre-training {flags.model} on {flags.upstream} (once; cached in {before.out})")
+            if (Path(before.out) / "config.json").is_file():
+                before = resumed_flags({"resume": before.out, "device": flags.device})
+            if not train(before, bar):
+                return False
+        flags.init = before.out
+    if exists and not flags.profile:
         flags = resumed_flags({"resume": flags.out, "stop_tokens": flags.stop_tokens or flags.tokens})
     return train(flags, bar)
-
-
-def pretrained(flags, bar=None):
-    """The folder of the pre-training behind --init upstream, done once; None if it was stopped."""
-    before = upstream_run(flags)
-    if not finished(before.out):
-        if bar is None:
-            print(f"pre-training {flags.model} on {flags.upstream} (once; cached in {before.out})")
-        if (Path(before.out) / "config.json").is_file():
-            before = resumed_flags({"resume": before.out, "device": flags.device})
-        train(before, bar)
-    return before.out if finished(before.out) else None
 
 
 def main(argv=None):
     given = parse_flags(argv)
     if "experiment" in given:
         return run_experiment(given)
-    out = train(resumed_flags(given)) if "resume" in given else begin(given)
-    if out and finished(out):
-        print(f"next        python eval.py sample {out} --prompt 'def '")
+    if "resume" in given:
+        flags = resumed_flags(given)
+    else:
+        flags = Flags(**given)
+        flags.out = flags.out or str(run_name(given))
+    if train(flags) if "resume" in given else begin(flags):
+        print(f"next        python eval.py sample {flags.out} --prompt 'def '")
 
 
 if __name__ == "__main__":

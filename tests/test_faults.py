@@ -1,0 +1,726 @@
+"""What crosses the files: kills at any instant, full and missing folders, jumping clocks, hostile files.
+
+REWARM_SOAK multiplies the kills and the mutations: 1 in the ordinary suite (some 20 and 600), 17 in the whole soak of
+hundreds of kills and ten thousand mutations, `pytest -m slow -s tests/test_faults.py`. What happens in a case depends
+on its number alone, so that a failure, which names it, can be repeated.
+"""
+
+import contextlib
+import copy
+import functools
+import gzip
+import inspect
+import itertools
+import json
+import math
+import os
+import random
+import resource
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import time
+import traceback
+from pathlib import Path
+
+import pytest
+import torch
+import zstandard
+from conftest import call, refused
+from test_train import metrics, same_end
+
+import data
+import model
+import train
+from model import GPTNeoX, GPTNeoXConfig
+
+SOAK = int(os.environ.get("REWARM_SOAK", "1"))
+KILLS, MUTATIONS = 6 * SOAK, 450 * SOAK  # the shares below add up to 1.35
+
+
+def micro(folder, **changes):
+    """A model folder of 9,500 parameters, with the tokenizer of the corpora: what a case costs is the machinery."""
+    shape = {"vocab_size": 257, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    shape |= {"intermediate_size": 32, "max_position_embeddings": 32}
+    GPTNeoX(GPTNeoXConfig(**(shape | changes)), seed=1).save_pretrained(folder)
+    data.load_tokenizer("bytes").save(folder)
+
+
+# 8 updates of 2 x 16 tokens; a checkpoint at the peak (2) and after every third update, the older ones pruned.
+MICRO = ["--init", "start", "--upstream", "old", "--downstream", "new", "--context", "16", "--batch-size", "2"]
+MICRO += ["--tokens", str(8 * 32), "--warmup", "0.25", "--eval-tokens", "32", "--max-lr", "1e-2", "--device", "cpu"]
+MICRO += ["--precision", "fp32", "--save-every", "3", "--eval-every", "4"]
+
+
+@pytest.fixture
+def start(house, monkeypatch):
+    """The corpora of `house`, a micro model in start/; what costs a micro run most and changes nothing is left out."""
+    micro("start")
+    monkeypatch.setattr(train, "draw_curves", lambda *_: None)
+    monkeypatch.setattr(inspect, "getsource", functools.cache(inspect.getsource))
+    monkeypatch.setattr(os, "fsync", lambda handle: None)  # a killed process, unlike a power cut, loses no page
+    return house
+
+
+def child(action):
+    """Runs action() in a process of its own; returns its id. A fork: no second spent on importing torch."""
+    pid = os.fork()
+    if pid:
+        return pid
+    try:
+        with open("said", "a") as said:
+            sys.stdout = sys.stderr = said
+            data.run_command(action)
+        os._exit(0)
+    except SystemExit as stop:
+        os._exit(stop.code or 0)
+    except BaseException:
+        traceback.print_exc(file=open("said", "a"))
+        os._exit(70)
+
+
+def ended(pid):
+    """The exit status of a child, as subprocess has it."""
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def go_on(words):
+    """What a person does after a crash: the same command if nothing began, --resume otherwise."""
+    out = words[words.index("--out") + 1]
+    done = call("train.py", *(["--resume", out] if Path(out, "config.json").exists() else words))
+    assert done.returncode == 0, done.stderr
+
+
+def same_run(a, b):
+    same_end(a, b)
+    names = [sorted(p.relative_to(run).as_posix() for p in Path(run).rglob("*")) for run in (a, b)]
+    assert names[0] == names[1]  # nothing half-written is left behind
+
+
+# ---------------------------------------------------------------- killed at any instant
+
+
+def dies_at(k, after):
+    """Makes this process die, as by kill -9, at its k-th touch of the disk: before, amid or after it."""
+    count = itertools.count()
+
+    def wrap(function, half):
+        def touched(*given, **named):
+            last = next(count) == k
+            if last and after == "before":
+                os._exit(9)
+            if last and after == "half":
+                half(function, *given, **named)
+                os._exit(9)
+            result = function(*given, **named)
+            if last:
+                os._exit(9)
+            return result
+
+        return touched
+
+    def not_at_all(function, *given, **named):
+        pass
+
+    def half_a_file(function, tensors, path, **named):
+        function(tensors, path, **named)
+        os.truncate(path, os.path.getsize(path) // 2)
+
+    def half_a_write(function, path, content):
+        Path(path).write_bytes(content[: len(content) // 2])
+
+    def half_a_record(function, log, record):
+        line = (json.dumps(record) + "\n").encode()
+        os.write(log.file.fileno(), line[: len(line) // 2])
+
+    def half_a_tree(function, path, **_):
+        for file in sorted(Path(path).glob("*"))[:2]:
+            file.unlink()
+
+    for place, name, half in (
+        (os, "replace", not_at_all), (os, "fsync", not_at_all), (shutil, "rmtree", half_a_tree),
+        (train, "save_file", half_a_file), (model, "save_file", half_a_file),
+        (data, "write_file", half_a_write), (train.Log, "write", half_a_record),
+    ):  # fmt: skip
+        setattr(place, name, wrap(getattr(place, name), half))
+    return count
+
+
+def test_killed_at_every_touch_of_the_disk(start):
+    """Every file that a run writes, syncs, renames or removes: killed before, in the middle of, and after it."""
+    words = [*MICRO, "--keep", "1"]
+    train.main([*words, "--out", "whole"])
+
+    def counted():
+        count = dies_at(-1, "before")
+        train.main([*words, "--out", "counted"])
+        os._exit(next(count))
+
+    touches = ended(child(counted))
+    assert 60 < touches < 200
+    moments = list(itertools.product(range(touches), ("before", "half", "after")))
+    if SOAK < 17:
+        moments = random.Random(0).sample(moments, 2 * KILLS)
+    for k, after in moments:
+
+        def killed(k=k, after=after):
+            dies_at(k, after)
+            train.main([*words, "--out", "cut"])
+
+        assert ended(child(killed)) == 9
+        go_on([*words, "--out", "cut"])
+        same_run("whole", "cut")
+        shutil.rmtree("cut")
+    print(f"killed at {len(moments)} moments around {touches} touches of the disk")
+
+
+def test_killed_again_and_again_at_random_instants(start):
+    words = [*MICRO, "--tokens", str(40 * 32)]
+    began = time.perf_counter()
+    train.main([*words, "--out", "whole"])
+    lasted, rng, kills, ends = time.perf_counter() - began, random.Random(1), 0, 0
+    while kills < KILLS:
+        alive = True
+        while alive and kills < KILLS:  # the same run, killed until it gets to its end between two kills
+            begun = Path("cut/config.json").exists()
+            pid = child(lambda begun=begun: train.main(["--resume", "cut"] if begun else [*words, "--out", "cut"]))
+            time.sleep(rng.uniform(0, 1.2 * lasted))
+            os.kill(pid, signal.SIGKILL)
+            code = ended(pid)
+            assert code in (0, -signal.SIGKILL), Path("said").read_text()
+            alive, kills = code != 0, kills + (code != 0)
+        go_on([*words, "--out", "cut"])
+        same_run("whole", "cut")
+        shutil.rmtree("cut")
+        ends += 1
+    print(f"{kills} kills at random instants, {ends} runs that ended as the one that was never killed")
+
+
+def test_the_upstream_pre_training_goes_on_by_the_same_command(start, monkeypatch):
+    monkeypatch.setitem(train.SIZES, "tiny", (1, 16, 2, 1e-2, 257, 32))
+    words = ["--upstream", "old", "--downstream", "new", "--upstream-tokens", str(40 * 256), "--tokens", str(4 * 256)]
+    words += ["--device", "cpu", "--eval-tokens", "256", "--out"]
+    train.main([*words, "never-killed"])
+    os.rename("runs", "runs-whole")
+    before = Path("runs/upstream-tiny-old-10240")
+    for step in (5, 15):
+        pid = child(lambda: train.main([*words, "killed"]))
+        with bounded(60):
+            while not (before / f"checkpoints/step_{step:08d}").exists():
+                time.sleep(0.005)
+        os.kill(pid, signal.SIGKILL)
+        assert ended(pid) == -signal.SIGKILL
+    assert not Path("killed").exists()
+    done = call("train.py", *words, "killed")
+    assert done.returncode == 0 and "pre-training tiny" in done.stdout, done.stderr
+    same_run(f"runs-whole/{before.name}", before)
+    same_run("never-killed", "killed")
+
+
+def test_pruning_counts_no_damaged_newer_checkpoint_as_one_to_keep(start):
+    train.main([*MICRO, "--out", "r"])
+    Path("r/checkpoints/step_00000008/model.safetensors").write_bytes(b"damaged")
+    words = ["--resume", "r", "--save-every", "7", "--keep", "1", "--stop-tokens", str(7 * 32)]
+    assert call("train.py", *words).returncode == 0
+    assert sorted(p.name[-1] for p in Path("r/checkpoints").iterdir()) == ["2", "7", "8"]
+    assert train.last_whole_checkpoint("r")[0].name == "step_00000007"
+
+
+# ---------------------------------------------------------------- no room, no right, no memory, no time
+
+
+@contextlib.contextmanager
+def mounted(folder, options):
+    """A small file system on a folder: root, as whom tests often run, is stopped by no permission bits."""
+    Path(folder).mkdir(exist_ok=True)
+    allowed = sys.platform == "linux" and os.geteuid() == 0
+    if not allowed or subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", folder]).returncode:
+        pytest.skip("may not mount")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+def test_folders_that_cannot_be_written(start):
+    Path("file").write_text("a file of the user's")
+    for out in ("file/r", "/dev/null/r", "/proc/r"):
+        refused(call("train.py", *MICRO, "--out", out), out.split("/")[1])
+    with mounted("fixed", "ro"):
+        refused(call("train.py", *MICRO, "--out", "fixed/r"), "fixed/r", "Read-only")
+    shutil.copytree("data", "saved")
+    Path("a.txt").write_text("some text")
+    with mounted("data", "ro"):
+        refused(call("data.py", "mine", "a.txt", "--tokenizer", "bytes"), "data/.mine.lock", "Read-only")
+        refused(call("train.py", *MICRO, "--upstream", "stdlib", "--out", "r"), "Read-only")
+    assert not Path("r").exists()
+
+
+def test_a_log_that_cannot_be_written_is_a_failure_on_the_way(start, monkeypatch):
+    train.main([*MICRO, "--out", "whole"])
+
+    class Full:
+        """A log on a disk that has room for some 600 bytes more."""
+
+        def __init__(self, *given, **named):
+            self.file, self.room = open(*given, **named), 600
+
+        def write(self, line):
+            kept, self.room = line[: self.room], max(0, self.room - len(line))
+            return self.file.write(kept)
+
+        def __getattr__(self, name):
+            return getattr(self.file, name)
+
+    with monkeypatch.context() as full:
+        full.setattr(train, "open", lambda *a, **n: (Full if "a+b" in a else open)(*a, **n), raising=False)
+        done = call("train.py", *MICRO, "--out", "r")
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, done.stderr
+    assert "metrics.jsonl: No space left" in done.stderr and "--resume r" in done.stderr
+    go_on([*MICRO, "--out", "r"])
+    same_run("whole", "r")
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:124] err == 0.\nDefaultCPUAllocator: can't allocate memory: you "),
+    ],
+    ids=lambda fault: type(fault).__name__,
+)
+def test_out_of_memory_is_one_line_and_keeps_the_last_checkpoint(start, monkeypatch, fault):
+    train.main([*MICRO, "--out", "whole"])
+    real, calls = GPTNeoX.forward, itertools.count()
+
+    def forward(*given, **named):
+        if next(calls) == 15:
+            raise fault
+        return real(*given, **named)
+
+    with monkeypatch.context() as scarce:
+        scarce.setattr(GPTNeoX, "forward", forward)
+        done = call("train.py", *MICRO, "--out", "r")
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, done.stderr
+    assert all(words in done.stderr for words in ("out of memory", "--micro-batch-size", "--activation-checkpointing"))
+    assert train.last_whole_checkpoint("r")[0] is not None
+    go_on([*MICRO, "--out", "r"])
+    same_run("whole", "r")
+
+
+def test_memory_that_cannot_be_had_for_a_batch(start):
+    """A real refusal by the allocator, not an imitated one."""
+
+    def starved():
+        real = train.set_up
+
+        def set_up(*given):
+            run = real(*given)
+            have = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+            resource.setrlimit(resource.RLIMIT_AS, (have + 2**20, have + 2**20))
+            return run
+
+        train.set_up = set_up
+        train.main([*MICRO, "--out", "r", "--batch-size", "4096", "--micro-batch-size", "4096", "--tokens", "1e6"])
+
+    assert ended(child(starved)) == 1
+    assert "Traceback" not in Path("said").read_text() and "--micro-batch-size" in Path("said").read_text()
+
+
+@pytest.mark.parametrize("tick", [0, -3600, 1e9])
+def test_a_clock_that_jumps_or_stands_still(start, monkeypatch, tick):
+    train.main([*MICRO, "--out", "whole"])
+    ticks = itertools.count()
+    with monkeypatch.context() as jumping:
+        for name in ("time", "perf_counter", "monotonic"):
+            jumping.setattr(time, name, lambda: 1e10 + tick * next(ticks))
+        train.main([*MICRO, "--out", "r"])
+    same_end("whole", "r")
+    assert all(0 < record["tokens_per_second"] < 1e13 for record in metrics("r", "train"))
+
+
+def test_a_run_that_came_and_went_meanwhile_is_not_overwritten(start, monkeypatch):
+    real = data.locked
+
+    def late(path, message):
+        """Between the look at the folder and the lock, another process made a whole run there."""
+        monkeypatch.setattr(data, "locked", real)
+        train.main([*MICRO, "--seed", "9", "--out", "r"])
+        shutil.copytree("r", "theirs")
+        return real(path, message)
+
+    monkeypatch.setattr(data, "locked", late)
+    refused(call("train.py", *MICRO, "--out", "r"), "already holds a run")
+    same_run("theirs", "r")
+
+
+def test_two_at_once_on_one_new_folder(start):
+    train.main([*MICRO, "--out", "whole"])
+    both = [child(lambda: train.main([*MICRO, "--out", "r"])) for _ in range(2)]
+    codes = sorted(ended(pid) for pid in both)
+    assert codes == [0, 2], Path("said").read_text()
+    same_run("whole", "r")
+
+
+def test_the_last_checkpoint_is_not_read_again_at_the_end(start, monkeypatch):
+    hashed = []
+    real = train.file_hash
+    monkeypatch.setattr(train, "file_hash", lambda path: hashed.append(path.parent.name) or real(path))
+    train.main([*MICRO, "--out", "r"])
+    assert len(hashed) == 4 * 4  # once each, when it was written
+
+
+# ---------------------------------------------------------------- hostile files
+
+HOSTILE = [None, [], {}, "", "x", "../../x", "/dev/zero", "\x00", "\ud800", "$\\frac$", "1", True, -1, 0, 1.5, 7, 2**31]
+HOSTILE += [2**63, 10**15, 10**400, 1e-300, 1e300, math.inf, math.nan, [[]], {"x": 1}, "x" * 5000, ["x", 1, None]]
+DEEP = "[" * 600 + "]" * 600  # what json reads and writes, but Python's own recursion hardly
+
+
+def mutated_json(rng, raw):
+    """One value of a JSON file replaced, removed, renamed, repeated or added."""
+    tree = json.loads(raw)
+    node, above, key = tree, None, None
+    while isinstance(node, dict | list) and node and (above is None or rng.random() < 0.7):
+        above, key = node, rng.choice(list(node) if isinstance(node, dict) else range(len(node)))
+        node = node[key]
+    value = copy.deepcopy(rng.choice(HOSTILE))
+    if rng.random() < 0.1:
+        value = "@deep"
+    if rng.random() < 0.05:
+        return json.dumps(value).replace('"@deep"', DEEP).encode()
+    how = rng.choice(("replace", "replace", "replace", "remove", "add", "near"))
+    if how == "replace":
+        above[key] = value
+    elif how == "remove":
+        del above[key]
+    elif how == "near":  # a value of the same kind
+        number = type(node) in (int, float) and math.isfinite(node)
+        above[key] = node * rng.choice((-1, 2, 10, 1000)) + rng.choice((0, 1)) if number else [node]
+    elif isinstance(above, dict):
+        above[rng.choice(("x", "kind", "rope_scaling", "tie_word_embeddings", "extra", "weight_map"))] = value
+    else:
+        above.insert(key, value)
+    return json.dumps(tree).replace('"@deep"', DEEP).encode()
+
+
+def mutated_bytes(rng, raw):
+    raw = bytearray(raw)
+    for _ in range(rng.choice((1, 1, 2, 8))):
+        start = rng.randrange(len(raw) + 1)
+        if rng.random() < 0.3:
+            start = min(start, rng.randrange(64))  # where headers are
+        end = min(len(raw), start + rng.choice((1, 2, 8, 100, 10**6)))
+        how = rng.choice(("flip", "flip", "cut", "remove", "double", "noise"))
+        if how == "flip" and start < len(raw):
+            raw[start] ^= 1 << rng.randrange(8)
+        elif how == "cut":
+            del raw[start:]
+        elif how == "remove":
+            del raw[start:end]
+        elif how == "double":
+            raw[start:start] = raw[start:end]
+        elif how == "noise":
+            raw[start:end] = rng.randbytes(end - start)
+    return bytes(raw)
+
+
+def mutated_tensors(rng, raw):
+    """A safetensors file whose header was changed as JSON, its length set right."""
+    size = struct.unpack("<Q", raw[:8])[0]
+    header = mutated_json(rng, raw[8 : 8 + size])
+    return struct.pack("<Q", len(header)) + header + raw[8 + size :]
+
+
+def mutated_lines(rng, raw):
+    lines = raw.splitlines(keepends=True)
+    at = rng.randrange(len(lines))
+    lines[at] = mutated_json(rng, lines[at]) + b"\n"
+    return b"".join(lines)
+
+
+def mutated(rng, path, raw):
+    name, by_kind = Path(path).name, mutated_bytes
+    if rng.random() < 0.65:
+        kinds = {".json": mutated_json, ".safetensors": mutated_tensors, ".jsonl": mutated_lines}
+        by_kind = kinds.get(Path(name).suffix, mutated_bytes)
+        for suffix, module in ((".gz", gzip), (".zst", zstandard)):
+            if name.endswith(f".jsonl{suffix}"):
+                return module.compress(mutated_lines(rng, module.decompress(raw)))
+    return by_kind(rng, raw)
+
+
+class TooSlow(BaseException):
+    pass
+
+
+@contextlib.contextmanager
+def bounded(seconds=20, more_bytes=2**30):
+    """Raises in the block what takes too long; refuses it more than 1 GiB of addresses beyond what it has."""
+
+    def too_slow(*_):
+        raise TooSlow
+
+    before = signal.signal(signal.SIGALRM, too_slow)
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    have = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (have + more_bytes, hard))
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+        signal.signal(signal.SIGALRM, before)
+
+
+def harmless_or_refused(words, case):
+    """Runs a command: exit code 0, or one line and 2; 1 only where damaged weights give no finite numbers."""
+    try:
+        with bounded():
+            done = call(*words)
+    except BaseException as fault:
+        where = traceback.extract_tb(fault.__traceback__)[-1]
+        raise AssertionError(f"{fault!r:.300} in {where.filename}:{where.lineno}: {case}: {words}") from None
+    passed_over = ("using the checkpoint before it", "no whole checkpoint; beginning again")
+    lines = [line for line in done.stderr.splitlines() if line.strip() and not line.endswith(passed_over)]
+    numbers = done.returncode == 1 and any(word in done.stderr for word in ("nan", "inf"))
+    assert done.returncode in (0, 2) or numbers, f"{done.stderr}: {case}: {words}"
+    assert done.returncode == 0 or (len(lines) == 1 and len(lines[0]) < 9000), f"{done.stderr}: {case}: {words}"
+    return done.returncode
+
+
+def fuzz(target, commands, seed, share, restore, then=lambda: None):
+    """Mutates one file again and again, runs one of the commands on it, and `then` if it was not refused.
+
+    Returns (cases, how many were refused)."""
+    target, refusals, failures = Path(target), 0, {}
+    raw = target.read_bytes()
+    count = max(3, round(MUTATIONS * share))
+    for number in range(count):
+        rng = random.Random(f"{target} {seed} {number}")
+        target.write_bytes(mutated(rng, target, raw))
+        try:
+            refused = harmless_or_refused(rng.choice(commands), f"{target}, case {number}")
+            refusals += refused != 0
+            if not refused:
+                then()
+        except AssertionError as failure:
+            failures.setdefault(str(failure)[:60], str(failure))
+        restore()
+        target.write_bytes(raw)
+    assert not failures, "\n".join(failures.values())
+    return count, refusals
+
+
+SAMPLE = ["--tokens", "3", "--seed", "1", "--device", "cpu"]
+PERPLEXITY = ["--eval-tokens", "64", "--device", "cpu", "--data", "old"]
+
+
+COUNTS = {}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def said_at_the_end():
+    yield
+    cases, refusals = (sum(column) for column in zip(*COUNTS.values(), strict=True)) if COUNTS else (0, 0)
+    print(f"\n{cases} mutations survived, {refusals} of them refused in one line: {COUNTS}")
+
+
+def test_hostile_model_folders(start):
+    micro("sharded")
+    os.rename("sharded/model.safetensors", "sharded/model-00001-of-00001.safetensors")
+    names = [name for name, _ in GPTNeoX.from_pretrained("start").named_parameters()]
+    index = {"metadata": {}, "weight_map": dict.fromkeys(names, "model-00001-of-00001.safetensors")}
+    Path("sharded/model.safetensors.index.json").write_text(json.dumps(index))
+    before = sorted(Path(".").rglob("*"))
+    targets = {"start/model.safetensors": 0.12, "start/config.json": 0.12, "start/tokenizer.json": 0.08}
+    targets |= {"sharded/model.safetensors.index.json": 0.05}
+    for target, share in targets.items():
+        folder = target.split("/")[0]
+        begin = [*MICRO, "--init", folder, "--stop-tokens", "32", "--out", "r"]
+        commands = [["eval.py", "sample", folder, *SAMPLE], ["eval.py", "perplexity", folder, *PERPLEXITY]]
+        commands += [["train.py", *begin], ["eval.py", "sample", folder, *SAMPLE, "--prompt", "a  b é"]]
+        COUNTS[target] = fuzz(target, commands, 0, share, lambda: shutil.rmtree("r", ignore_errors=True))
+    assert sorted(Path(".").rglob("*")) == before  # nothing written beside --out
+
+
+def hostile_run(targets, commands, seed, precision="fp32", then=lambda: None):
+    """A micro run, of which one file after the other is mutated."""
+    train.main([*MICRO, "--precision", precision, "--out", "r"])
+    shutil.copytree("r", "whole")
+    shutil.rmtree("r/checkpoints/step_00000008")  # two updates are left to do
+    shutil.copytree("r", "kept")
+    before = sorted(p for p in Path(".").rglob("*") if p.parts[0] != "data")
+
+    def restore():
+        shutil.rmtree("r")
+        shutil.copytree("kept", "r")
+        Path("r.svg").unlink(missing_ok=True)
+
+    for target, share in targets.items():
+        COUNTS[f"{target} {seed}"] = fuzz(target, commands, seed, share, restore, then)
+    assert sorted(p for p in Path(".").rglob("*") if p.parts[0] != "data") == before
+
+
+# The length is given anew, or a mutated one would make a long run, and torch.compile would take minutes.
+RESUME = ["train.py", "--resume", "r", "--stop-tokens", str(8 * 32)]
+LAST = "r/checkpoints/step_00000006"
+
+
+def test_hostile_runs(start, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda network: network)
+    monkeypatch.setattr(data, "EMBEDDED_BYTES", 10_000)
+    hostile_run({"r/config.json": 0.16, "r/metrics.jsonl": 0.08}, [RESUME], "resumed")
+
+
+def test_a_checkpoint_damaged_in_any_way_changes_nothing(start):
+    """The one before it is taken, and the run ends byte for byte as if nothing had happened."""
+    targets = {f"{LAST}/{name}": 0.01 for name in train.CHECKPOINT_FILES} | {f"{LAST}/trainer_state.json": 0.04}
+    hostile_run(targets, [RESUME], "damaged", then=lambda: same_end("whole", "r"))
+
+
+def test_hostile_runs_are_drawn_or_refused(start):
+    plot = ["eval.py", "plot", "r", "kept", "--out", "r.svg"]
+    hostile_run({"r/config.json": 0.01, "r/metrics.jsonl": 0.01}, [plot], "drawn")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_hostile_checkpoints_whose_hashes_fit(start, monkeypatch, precision):
+    """What a hostile giver of a run would do, and no accident does."""
+    real = train.last_whole_checkpoint
+
+    def sealed(out):
+        folder = Path(LAST)
+        with contextlib.suppress(Exception):
+            state = json.loads((folder / "trainer_state.json").read_text())
+            hashes = {name: train.file_hash(folder / name) for name in train.CHECKPOINT_FILES}
+            if state["sha256"].keys() >= hashes.keys():
+                state["sha256"] |= hashes
+                state["sha256"].pop("trainer_state.json", None)
+                (folder / "trainer_state.json").write_text(json.dumps(state))
+        return real(out)
+
+    monkeypatch.setattr(train, "last_whole_checkpoint", sealed)
+    targets = {f"{LAST}/trainer_state.json": 0.06, f"{LAST}/optimizer.safetensors": 0.05}
+    targets |= {f"{LAST}/model.safetensors": 0.02, f"{LAST}/config.json": 0.02, f"{LAST}/tokenizer.json": 0.01}
+    hostile_run(targets, [RESUME], f"sealed {precision}", precision)
+
+
+def test_hostile_corpora(start):
+    begin = ["train.py", *MICRO, "--init", "scratch", "--stop-tokens", "32", "--out", "r"]
+    commands = [
+        ["eval.py", "perplexity", "start", *PERPLEXITY],
+        ["train.py", *MICRO, "--stop-tokens", "32", "--out", "r"],
+    ]
+    before = sorted(Path(".").rglob("*"))
+    for target, share in {"meta.json": 0.08, "train.bin": 0.02, "val.bin": 0.02, "tokenizer.json": 0.02}.items():
+        also = [begin] if target == "meta.json" and SOAK > 1 else []
+        counts = fuzz(f"data/old/{target}", commands + also, 2, share, lambda: shutil.rmtree("r", ignore_errors=True))
+        COUNTS[f"data/old/{target}"] = counts
+    assert sorted(Path(".").rglob("*")) == before
+
+
+def test_hostile_text(start):
+    rows = "".join(json.dumps({"text": f"one {i} " * 9, "meta": {"pile_set_name": "Books"}}) + "\n" for i in range(40))
+    Path("a.jsonl").write_text(rows)
+    Path("a.jsonl.gz").write_bytes(gzip.compress(rows.encode()))
+    Path("a.jsonl.zst").write_bytes(zstandard.compress(rows.encode()))
+    Path("a.txt").write_text(rows)
+    Path("a.txt.zst").write_bytes(zstandard.compress(rows.encode()))
+    before = sorted(p for p in Path(".").rglob("*") if p.parts[0] != "data")
+
+    def restore():
+        for made in Path("data").glob("mine*"):
+            shutil.rmtree(made)
+
+    for name in ("a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.txt", "a.txt.zst"):
+        words = ["data.py", "mine", name, "b.txt", "--tokenizer", "bytes", "--processes", "1", "--val-share", "0.3"]
+        Path("b.txt").write_text("never empty")
+        commands = [words, [*words, "--skip-bad-lines"], [*words, "--by-domain"]]
+        COUNTS[name] = fuzz(name, commands, 3, 0.02 if ".txt" in name else 0.04, restore)
+    Path("b.txt").unlink()
+    lambada = ["eval.py", "lambada", "start", "--file", "a.jsonl", "--device", "cpu"]
+    COUNTS["a.jsonl (lambada)"] = fuzz("a.jsonl", [lambada], 4, 0.02, lambda: None)
+    assert sorted(p for p in Path(".").rglob("*") if p.parts[0] != "data") == before
+
+
+# Found by the mutations above; each ended in a traceback, a hang, or tens of gigabytes.
+FOUND = [
+    ("r/config.json", ("flags", "tokens"), "many", "--tokens"),
+    ("r/config.json", ("flags", "schedule"), [], "--schedule"),
+    ("r/config.json", ("flags", "warmup"), "0.1", "--warmup"),
+    ("r/config.json", ("flags", "seed"), 10**400, "--seed"),
+    ("r/config.json", ("flags", "upstream"), 7, "--upstream"),
+    ("r/config.json", ("flags", "device"), "meta", "--device"),
+    ("r/config.json", ("flags", "batch_size"), 10**9, "--batch-size"),
+    ("start/config.json", ("hidden_act",), ["gelu"], "hidden_act"),
+    ("start/config.json", ("rotary_emb_base",), 10**400, "rotary_emb_base"),
+    ("start/config.json", ("vocab_size",), 2**24, "embed_in.weight is [257, 16]"),
+    ("start/config.json", ("num_hidden_layers",), 4096, "4096 layers"),
+    ("start/config.json", ("attention_bias",), [], "attention_bias"),
+    ("start/config.json", ("task_specific_params",), "@deep", "nested"),
+    ("data/old/meta.json", ("vocab_size",), math.inf, "data/old"),
+    ("data/old/meta.json", ("vocab_size",), 10**9, "data/old"),
+    ("data/old/meta.json", ("val", "bytes_of_text"), None, "data/old"),
+    ("data/old/meta.json", ("train", "sha256"), None, "data/old"),
+]
+
+
+@pytest.mark.parametrize("file, keys, value, says", FOUND, ids=[f"{case[0]}-{case[1][-1]}" for case in FOUND])
+def test_found(start, file, keys, value, says):
+    train.main([*MICRO, "--out", "r", "--stop-tokens", "96"])
+    tree = json.loads(Path(file).read_text())
+    node = tree
+    for key in keys[:-1]:
+        node = node[key]
+    node[keys[-1]] = value
+    Path(file).write_text(json.dumps(tree).replace('"@deep"', DEEP))
+    begin = RESUME if file.startswith("r/") else ["train.py", *MICRO, "--out", "new"]
+    with bounded():
+        done = call(*begin)
+    refused(done, says)
+
+
+def test_a_state_that_names_other_files_is_no_checkpoint(start, capsys):
+    train.main([*MICRO, "--out", "r"])
+    os.mkfifo("pipe")
+    for name in ("/dev/zero", "../../../pipe", "../../config.json"):
+        state = json.loads(Path("r/checkpoints/step_00000008/trainer_state.json").read_text())
+        state["sha256"] = {name: "0"}
+        Path("r/checkpoints/step_00000008/trainer_state.json").write_text(json.dumps(state))
+        with bounded():
+            assert train.last_whole_checkpoint("r")[0].name == "step_00000006"
+
+
+def test_an_update_whose_norm_overflowed_is_read_back(start):
+    """fp16's first updates often overflow; their norm is null in metrics.jsonl."""
+    train.main([*MICRO, "--out", "r"])
+    lines = [json.loads(line) for line in Path("r/metrics.jsonl").read_text().splitlines()]
+    lines[1]["grad_norm"] = None
+    Path("r/metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert call("eval.py", "plot", "r", "--out", "r.svg").returncode == 0
+
+
+def test_names_cannot_climb_out(start):
+    before = sorted(Path("..").resolve().iterdir())
+    for name in ("..", "../x", "/tmp/x", ".hidden", "a/b", "a\\b", "", "x" * 101, "\x00", "\ud800"):
+        refused(call("train.py", *MICRO, "--upstream", name), "name for a corpus")
+        refused(call("data.py", name, "a.txt", "--tokenizer", "bytes"), "name for a corpus")
+        assert ".." not in str(train.run_name({"init": name, "upstream": name, "downstream": name, "model": name}))
+        assert train.run_name({"init": name, "upstream": name}).parent == Path("runs")
+    assert sorted(Path("..").resolve().iterdir()) == before
+
+
+@pytest.mark.slow
+def test_the_soak():
+    words = ["-m", "pytest", "-q", "-s", __file__, "-k", "killed or damaged_in or hostile"]
+    done = subprocess.run(
+        [sys.executable, *words], env=os.environ | {"REWARM_SOAK": "17"}, capture_output=True, text=True
+    )
+    lines = [line for line in done.stdout.splitlines() if "kill" in line or "mutations" in line or "passed" in line]
+    print("\n".join(lines))
+    assert done.returncode == 0, done.stdout[-5000:]
