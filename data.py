@@ -35,13 +35,14 @@ from collections import deque
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from fnmatch import fnmatch
+from importlib.metadata import version
+from importlib.util import find_spec
 from itertools import islice
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 
 import numpy as np
 import tiktoken
-import torch
 import zstandard
 from tqdm import tqdm
 
@@ -381,7 +382,7 @@ def pythia_rows(path, bar):
 
 def embedded_documents(name):
     """(path, text) of a library's Python files, ordered by a hash of the path: a fair sample of the whole tree."""
-    root = Path(sysconfig.get_paths()["stdlib"]) if name == "stdlib" else Path(torch.__file__).parent
+    root = Path(sysconfig.get_paths()["stdlib"]) if name == "stdlib" else Path(find_spec("torch").origin).parent
     files = {p.relative_to(root).as_posix(): p for p in root.rglob("*.py")}
     names = sorted(n for n in files if not NOT_TEXT_OF_INTEREST & set(n.split("/")))
     size = 0
@@ -583,7 +584,7 @@ def prepare(name, files=(), tokenizer=None, skip_bad_lines=False, **options):
         bar.bad, sources = 0, [str(p) for p in paths]
         if name in EMBEDDED:
             documents = ((path, None, text) for path, text in embedded_documents(name))
-            sources = [f"Python {sys.version.split()[0]}" if name == "stdlib" else f"torch {torch.__version__}"]
+            sources = [f"Python {sys.version.split()[0]}" if name == "stdlib" else f"torch {version('torch')}"]
         elif name in HUB:
             options["full"] = set()
             documents = hub_documents(name, bar, skip_bad_lines, sources, options["full"])
@@ -742,9 +743,14 @@ class Mixture:
     def batch(self, update, size, rank=0, ranks=1):
         """Tokens (size / ranks, context + 1), int64, of an update counted from 0: the rank's share of its positions."""
         rows = [self.locate(update * size + i) for i in range(rank, size, ranks)]
-        return torch.from_numpy(
-            np.stack([self.corpora[c].window("train", w, self.context) for c, w in rows]).astype(np.int64)
-        )
+        return as_tensor(self.corpora[c].window("train", w, self.context) for c, w in rows)
+
+
+def as_tensor(windows):
+    """Windows of token ids, (context + 1,) each, as one tensor (N, context + 1) of int64."""
+    import torch  # late: whoever only prepares a corpus, in several processes, starts ten times as fast
+
+    return torch.from_numpy(np.stack(list(windows)).astype(np.int64))
 
 
 def parse_shares(text):
@@ -780,8 +786,7 @@ def fixed_windows(corpus, context, tokens):
     """Evenly spread validation windows, (N, context + 1) int64: the same ones at every evaluation of every run."""
     available = corpus.windows("val", context)
     count = min(available, max(1, round(tokens / context)))
-    rows = [corpus.window("val", i * available // count, context) for i in range(count)]
-    return torch.from_numpy(np.stack(rows).astype(np.int64))
+    return as_tensor(corpus.window("val", i * available // count, context) for i in range(count))
 
 
 # ---------------------------------------------------------------- files, and the command line
