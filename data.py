@@ -47,7 +47,8 @@ import zstandard
 from tqdm import tqdm
 
 ROOT = Path("data")
-EMBEDDED = ("stdlib", "torch")  # real text that every machine with this program on it has
+# Real text that every machine with this program on it has, and the tokenizer it is for.
+EMBEDDED = {"stdlib": "bytes", "torch": "bytes", "stdlib-neox": "neox", "torch-neox": "neox"}
 EMBEDDED_BYTES = 8_000_000  # enough for a tiny model, read in seconds
 NOT_TEXT_OF_INTEREST = {"site-packages", "dist-packages", "test", "tests", "__pycache__"}
 VAL_SHARE = 0.05
@@ -577,14 +578,14 @@ def prepare(name, files=(), tokenizer=None, skip_bad_lines=False, **options):
         raise ValueError(f"{name} is an embedded corpus, which takes no files; choose another name for yours")
     elif name not in EMBEDDED and not files:
         raise ValueError(f"no FILES for {name}: `python data.py {name} FILES...`; embedded: {', '.join(EMBEDDED)}")
-    paths, default = source_files(files), "bytes" if name in EMBEDDED else "neox"
-    tokenizer = load_tokenizer(tokenizer or default)
+    paths, tokenizer = source_files(files), load_tokenizer(tokenizer or EMBEDDED.get(name, "neox"))
     size = sum(p.stat().st_size for p in paths) or None
     with tqdm(total=size, unit="B", unit_scale=True, disable=None, desc=name) as bar:
         bar.bad, sources = 0, [str(p) for p in paths]
         if name in EMBEDDED:
-            documents = ((path, None, text) for path, text in embedded_documents(name))
-            sources = [f"Python {sys.version.split()[0]}" if name == "stdlib" else f"torch {version('torch')}"]
+            library = name.removesuffix("-neox")
+            documents = ((path, None, text) for path, text in embedded_documents(library))
+            sources = [f"Python {sys.version.split()[0]}" if library == "stdlib" else f"torch {version('torch')}"]
         elif name in HUB:
             options["full"] = set()
             documents = hub_documents(name, bar, skip_bad_lines, sources, options["full"])

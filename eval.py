@@ -315,6 +315,7 @@ def draw_curves(folders, out):
 
 # ---------------------------------------------------------------- the paper's figures
 
+LAST = math.inf  # the step from which a run starts, if it is the end of the pre-training
 BEGINNING = schedule.PAPER_STOPS["50B"]  # the share of the schedule that the paper's 50B figures show
 
 
@@ -328,7 +329,7 @@ def setting(run):
         "tokens": flags["tokens"],
         "batch_size": flags["batch_size"],
         "overlap": flags["overlap"],
-        "start": "scratch" if flags["init"] == "scratch" else int(step[1]) if step else "end",
+        "start": 0 if flags["init"] == "scratch" else int(step[1]) if step else LAST,  # step of the pre-training
         "replay": flags["replay"],
         "schedule": flags["schedule"],
         "peak": round(flags["max_lr"] / run["pretraining_peak"], 3),
@@ -337,7 +338,7 @@ def setting(run):
     }
 
 
-USUAL = {"start": "end", "replay": 0.0, "peak": 1.0, "warmup": 0.01, "decay": 0.1}  # where an arm says nothing else
+USUAL = {"start": LAST, "replay": 0.0, "peak": 1.0, "warmup": 0.01, "decay": 0.1}  # where an arm says nothing else
 CONSTANT = {"schedule": "constant", "peak": 0.1, "warmup": 0.0}  # the paper's baseline
 
 
@@ -360,7 +361,7 @@ def arms(runs, key, **wanted):
     groups = {}
     for run in pick(runs, vary=(key,), **wanted):
         groups.setdefault(setting(run)[key], []).append(run)
-    return dict(sorted(groups.items(), key=lambda item: (item[0] == "end", item[0])))
+    return dict(sorted(groups.items()))
 
 
 def peaks(runs, **wanted):
@@ -372,7 +373,7 @@ def peaks(runs, **wanted):
 
 
 def scratch(runs):
-    found = pick(runs, start="scratch")
+    found = pick(runs, start=0)
     return {"from scratch": found} if found else {}
 
 
@@ -381,8 +382,8 @@ def starts(runs):
     found = {}
     for warmup in (0.0, 0.01):
         for start, group in arms(runs, "start", warmup=warmup).items():
-            if start != "scratch":
-                name = "the last checkpoint" if start == "end" else f"step {start}"
+            if start:
+                name = "the last checkpoint" if start == LAST else f"step {start}"
                 found[f"{name}, {name_of('warmup', warmup)}"] = group
     return found
 
@@ -511,7 +512,7 @@ def draw_frontier(plt, runs):
         "warm-up": warmups(runs),
         "schedule": arms(runs, "schedule"),
         "replay": {f"{100 * share:g} %": group for share, group in arms(runs, "replay").items() if share < 1},
-        "earlier checkpoint": {str(s): g for s, g in arms(runs, "start").items() if type(s) is int},
+        "earlier checkpoint": {str(s): g for s, g in arms(runs, "start").items() if 0 < s < LAST},
         "decay to the start": {str(d): g for d, g in arms(runs, "decay").items() if d < 0},
     }
     for index, (kind, groups) in enumerate(kinds.items()):
@@ -657,7 +658,7 @@ def crossing(one, other, side):
 
 def the_claims(runs):
     """[(claim, what the paper found, [(measure, its values over seeds, what the claim expects or None)])]."""
-    early, base, baseline, random = BEGINNING, pick(runs), pick(runs, **CONSTANT), pick(runs, start="scratch")
+    early, base, baseline, random = BEGINNING, pick(runs), pick(runs, **CONSTANT), pick(runs, start=0)
     half, double = pick(runs, peak=0.5), pick(runs, peak=2.0)
     replayed, no_warmup = pick(runs, replay=0.05), pick(runs, warmup=0.0)
     same, same_baseline = pick(runs, replay=1.0), pick(runs, replay=1.0, **CONSTANT)
@@ -748,7 +749,7 @@ def the_claims(runs):
                 (f"downstream, step {start} minus the last, {at[when]}", minus(arm, base, "downstream", when), "above")
                 for when in at
                 for start, arm in arms(runs, "start").items()
-                if type(start) is int
+                if 0 < start < LAST
             ],
         ),
         (

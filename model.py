@@ -438,13 +438,18 @@ class GPTNeoX(nn.Module):
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
+def is_hub_id(name):
+    """Whether a name is a repository's, owner/name, rather than a folder here."""
+    return bool(re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(name))) and not Path(name).is_dir()
+
+
 def model_folder(id_or_folder, revision=None):
     """The folder itself, or the local snapshot of a hub id, of which only the files needed are downloaded."""
     if Path(id_or_folder).is_dir():
         if revision:
             raise ValueError(f"{id_or_folder} is a folder, which has no revision {revision!r}; leave --revision out")
         return Path(id_or_folder)
-    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(id_or_folder)):
+    if not is_hub_id(id_or_folder):
         raise ValueError(f"{id_or_folder}: no such folder, and not a hub id like EleutherAI/pythia-70m-deduped")
     from huggingface_hub import snapshot_download  # late: everything else here works without a network
 

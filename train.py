@@ -45,6 +45,7 @@ from model import (
     GPTNeoX,
     GPTNeoXConfig,
     config_of,
+    is_hub_id,
     model_folder,
     pretraining_peak,
     read_json,
@@ -486,7 +487,7 @@ def resolve(flags):
     return SimpleNamespace(
         flags=flags, out=out, model=model, begun=begun, mixture=mixture, windows=windows, distribution=distribution,
         hashes=hashes, tokenizer=one.tokenizer(), device=device, rank=rank, ranks=ranks, updates=updates, stop=stop,
-        start=start, folder=folder, state=state,
+        start=start, folder=folder, state=state, resumed=bool(saved),
     )  # fmt: skip
 
 
@@ -495,6 +496,11 @@ def set_up(flags, cleanup, bar=None):
     cleanup.push(tell)
     run = in_turn(lambda: resolve(flags))
     flags, model, state = run.flags, run.model, run.state
+    if is_hub_id(flags.init) and not run.resumed:
+        advised = f"max LR {flags.max_lr:g} (its pre-training peak: {pretraining_peak(model.config)}), "
+        advised += f"warm-up {100 * flags.warmup:g} %, {flags.schedule} to {flags.min_lr:g}, "
+        advised += f"replay {100 * flags.replay:g} %"
+        print(f"re-warming  {advised}; why: README, How to (re)warm your model", file=sys.stderr)
     if flags.dry_run:
         print(json.dumps(asdict(flags), indent=2))
         sys.exit(0)
@@ -546,12 +552,13 @@ def set_up(flags, cleanup, bar=None):
 
 def with_advice(flags):
     """The flags with what was not given for the data: the embedded pair overlaps as related corpora do; a checkpoint
-    of one's own gets some replay, as the README's "How to (re)warm your model" advises."""
-    embedded = (flags.upstream, flags.downstream) == data.EMBEDDED
-    overlap = EMBEDDED_OVERLAP if embedded else 0.0
-    replay = 0.0 if flags.init in ("scratch", "upstream") or Path(flags.init).is_dir() else ADVISED_REPLAY
-    given = {"overlap": flags.overlap, "replay": flags.replay}
-    return replace(flags, **{"overlap": overlap, "replay": replay} | {n: v for n, v in given.items() if v is not None})
+    of the hub gets some replay, as the README's "How to (re)warm your model" advises, and text in its own tokens."""
+    hub = is_hub_id(flags.init)
+    if hub and (flags.upstream, flags.downstream) == (Flags.upstream, Flags.downstream):
+        flags = replace(flags, upstream="stdlib-neox", downstream="torch-neox")
+    embedded = {flags.upstream, flags.downstream} <= data.EMBEDDED.keys()
+    usual = {"overlap": EMBEDDED_OVERLAP if embedded else 0.0, "replay": ADVISED_REPLAY if hub else 0.0}
+    return replace(flags, **{name: value for name, value in usual.items() if getattr(flags, name) is None})
 
 
 def starting_model(flags, corpus):
@@ -610,7 +617,7 @@ def open_folder(run, cleanup):
     out = run.out
     out.mkdir(parents=True, exist_ok=True)
     cleanup.enter_context(data.locked(out / ".lock", f"{out}: another process runs it; wait or choose another --out"))
-    if not run.state:
+    if not run.resumed:
         refuse_to_overwrite(out)  # another process may have come and gone since
     versions = {"python": platform.python_version(), "torch": torch.__version__}
     record = {"flags": asdict(run.flags), "versions": versions, "corpora": run.hashes}

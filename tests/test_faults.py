@@ -205,7 +205,7 @@ def test_the_upstream_pre_training_goes_on_by_the_same_command(start, monkeypatc
     train.main([*words, "never-killed"])
     os.rename("runs", "runs-whole")
     before = Path("runs/upstream-tiny-old-10240")
-    for step in (5, 15):
+    for step in (6, 16):
         pid = child(lambda: train.main([*words, "killed"]))
         with bounded(60):
             while not (before / f"checkpoints/step_{step:08d}").exists():
