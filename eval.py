@@ -490,8 +490,9 @@ def draw_paths(plt, groups, _, until):
         xlabel=f"downstream perplexity ({flags['downstream']})", ylabel=f"upstream perplexity ({flags['upstream']})"
     )
     in_millions(figure.colorbar(lines, label="tokens", pad=0.02).ax.yaxis)
-    entries = dict(zip(*axes.get_legend_handles_labels()[::-1], strict=True))  # each label once
-    axes.legend(entries.values(), entries.keys(), frameon=False, fontsize=8)
+    entries = dict(zip(*axes.get_legend_handles_labels()[::-1], strict=True))  # each label once, the arms first
+    names = sorted(entries, key=lambda name: name not in groups)
+    axes.legend([entries[name] for name in names], names, frameon=False, fontsize=8)
     return figure
 
 
@@ -719,14 +720,18 @@ def the_claims(runs):
             "best for 100B of 297B tokens (34 %); scratch overtakes it after 200B (67 %)",
             [
                 (
-                    f"downstream, constant minus the peak, {at[early]}",
+                    f"downstream, constant minus re-warmed, {at[early]}",
                     minus(baseline, base, "downstream", early),
                     "below",
                 ),
-                ("downstream, constant minus the peak, at its end", minus(baseline, base, "downstream"), "above"),
+                ("downstream, constant minus re-warmed, at its end", minus(baseline, base, "downstream"), "above"),
                 ("downstream, constant minus from scratch, at its end", minus(baseline, random, "downstream"), "above"),
-                ("the peak overtakes it after, share of the run", crossing(base, baseline, "downstream"), None),
-                ("from scratch overtakes it after", crossing(random, baseline, "downstream"), None),
+                (
+                    "the re-warmed run overtakes it after, share of the schedule",
+                    crossing(base, baseline, "downstream"),
+                    None,
+                ),
+                ("from scratch overtakes it after (1: never)", crossing(random, baseline, "downstream"), None),
             ],
         ),
         (

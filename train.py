@@ -1007,11 +1007,12 @@ def experiment_runs(given):
             raise ValueError(f"--experiment names its own runs; leave --{flag.replace('_', '-')} out")
     given = {flag: value for flag, value in given.items() if flag not in ("experiment", "seeds", "dry_run")}
     papers = PAPER if given.get("init", "upstream") != "upstream" else {}
+    base = {"keep": 1} | (papers or {"model": LAPTOP_SIZES[0]}) | given
     runs, bases = {}, set()
     for seed in range(first, first + seeds):
         for experiment in EXPERIMENTS if name == "all" else [name]:
             for arm in EXPERIMENTS[experiment]:
-                flags = arm_flags({"keep": 1} | papers | given | {"seed": seed}, arm)
+                flags = arm_flags(base | {"seed": seed}, arm)
                 if flags is None and name != "all":
                     raise ValueError(f"--experiment {name} needs --init EleutherAI/pythia-SIZE, or no --init")
                 if flags is None:

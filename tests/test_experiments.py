@@ -54,7 +54,7 @@ def test_arms_that_experiments_share_run_once(house):
     listed = [arm for arms in train.EXPERIMENTS.values() for arm in arms]
     assert len(listed) == 49
     # An arm is what one would type: the folder of the plain run is the base's.
-    assert bases == {str(train.run_name({})), str(train.run_name({"seed": 1}))}
+    assert bases == {str(train.run_name({"model": "nano", "seed": seed})) for seed in (0, 1)}
     whole, _ = train.experiment_runs({"experiment": "all", "init": PAPERS[1]})
     base = next(flags for flags in whole.values() if "warmup" not in flags and flags["stop_tokens"] == flags["tokens"])
     assert base["tokens"] == 131_296 * 1104 * 2048  # 50B for the warm-ups, 240B for the rates, all for the schedules
@@ -62,7 +62,7 @@ def test_arms_that_experiments_share_run_once(house):
 
 def test_an_experiment_runs_goes_on_and_leaves_whole_runs_alone(house, monkeypatch):
     monkeypatch.setitem(train.SIZES, "nano", (1, 16, 2, 1e-2, 257, 32))
-    words = ["--experiment", "softening", "--model", "nano", "--upstream", "old", "--downstream", "new"]
+    words = ["--experiment", "softening", "--upstream", "old", "--downstream", "new"]
     words += ["--upstream-tokens", "5120", "--tokens", "5120", "--eval-tokens", "128", "--device", "cpu"]
     first = call("train.py", *words)
     assert first.returncode == 0 and "7 runs, 7 to do" in first.stdout, first.stderr
