@@ -170,7 +170,11 @@ def read_run(folder):
     run = {"folder": folder, "flags": flags, "train": [], "eval": [], "interpolation": []}
     run |= {name: config.get(name) for name in ("parameters", "pretraining_peak")}
     if (folder / "interpolation.jsonl").is_file():
-        run["interpolation"] = [json.loads(line) for line in open(folder / "interpolation.jsonl")]
+        try:
+            lines = [json.loads(line) for line in open(folder / "interpolation.jsonl", "rb")]
+            run["interpolation"] = [{f"{side}_loss": float(line[f"{side}_loss"]) for side in SIDES} for line in lines]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            raise ValueError(f"{folder}/interpolation.jsonl: damaged; remove it, and repeat the experiment") from None
     with open(folder / "metrics.jsonl", "rb") as file:
         for number, line in enumerate(file, 1):
             try:
@@ -322,20 +326,19 @@ BEGINNING = schedule.PAPER_STOPS["50B"]  # the share of the schedule that the pa
 def setting(run):
     """What the experiments vary, read off a run's flags; the learning rate's peak in multiples of pre-training's."""
     flags = run["flags"]
-    step = re.search(r"step_?0*(\d+)$", flags.get("revision") or flags["init"])
-    return {
-        "corpora": f"{flags['upstream']} {flags['downstream']}",
-        "parameters": run["parameters"],
-        "tokens": flags["tokens"],
-        "batch_size": flags["batch_size"],
-        "overlap": flags["overlap"],
-        "start": 0 if flags["init"] == "scratch" else int(step[1]) if step else LAST,  # step of the pre-training
-        "replay": flags["replay"],
-        "schedule": flags["schedule"],
-        "peak": round(flags["max_lr"] / run["pretraining_peak"], 3),
-        "warmup": flags["warmup"],
-        "decay": flags["weight_decay"] * (-1 if flags["decay_to_start"] else 1),  # minus: towards the start
-    }
+    try:
+        step = re.search(r"step_?0*(\d+)$", flags["revision"] or flags["init"])
+        numbers = ("parameters", "tokens", "batch_size", "overlap", "replay", "warmup", "seed")
+        found = {name: float((flags | run)[name]) for name in numbers} | {"schedule": str(flags["schedule"])}
+        found["corpora"] = f"{flags['upstream']} {flags['downstream']}"
+        found["start"] = 0 if flags["init"] == "scratch" else int(step[1]) if step else LAST  # step of the pre-training
+        found["peak"] = round(flags["max_lr"] / run["pretraining_peak"], 3)
+        found["decay"] = flags["weight_decay"] * (-1 if flags["decay_to_start"] else 1)  # minus: towards the start
+        return found
+    except (KeyError, TypeError, ValueError, ArithmeticError) as fault:
+        raise ValueError(
+            f"{run['folder']}/config.json: not of an experiment ({fault!r}); leave it out"
+        ) from None
 
 
 USUAL = {"start": LAST, "replay": 0.0, "peak": 1.0, "warmup": 0.01, "decay": 0.1}  # where an arm says nothing else
@@ -352,7 +355,8 @@ def pick(runs, vary=(), **wanted):
         values = [s[key] for s in settings if key != "schedule" or s[key].startswith("cosine")]
         usual[key] = max(dict.fromkeys(values), key=values.count) if values else "cosine"
     wanted = usual | USUAL | wanted
-    chosen = [r for r, s in zip(runs, settings, strict=True) if all(s[k] == wanted[k] for k in s if k not in vary)]
+    free = {"seed", *vary}
+    chosen = [r for r, s in zip(runs, settings, strict=True) if all(s[k] == wanted[k] for k in s.keys() - free)]
     return sorted(chosen, key=lambda run: run["flags"]["seed"])
 
 

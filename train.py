@@ -54,6 +54,7 @@ from model import (
 
 BETAS, EPS, WEIGHT_DECAY, CLIP = (0.9, 0.95), 1e-8, 0.1, 1.0  # Pythia's and the paper's
 MIN_LR_SHARE = 0.1  # min = 0.1 x max
+SKIPPED = ("skipped", "skipped_in_a_row")  # what a checkpoint says of the overflows of fp16
 SKIPS = 20  # overflows of fp16 in a row that end a run: the loss scale is then a millionth of what it was
 EMBEDDED_OVERLAP = 0.25  # of stdlib and torch: this shows the whole stability gap
 ADVISED_REPLAY = 0.05  # the follow-up's (arXiv 2403.08763) for a shift like Pile to SlimPajama
@@ -726,7 +727,7 @@ class Log:
         self.per_update = run.flags.batch_size * run.flags.context
         self.every = max(1, run.stop // 20)
         self.clock, self.spent, self.done = time.perf_counter(), 0.0, 0
-        self.skipped, self.in_a_row = run.state.get("skipped", (0, 0))  # updates that overflowed in fp16
+        self.skipped, self.in_a_row = (run.state.get(name, 0) for name in SKIPPED)  # updates that overflowed in fp16
 
     def write(self, record):
         line = (json.dumps(record) + "\n").encode()
@@ -865,7 +866,7 @@ def write_checkpoint(run, step, weights, moments):
         save_file(moments, partial / "optimizer.safetensors")
         state = {"step": step, "tokens": step * run.log.per_update, "metrics_bytes": run.log.file.tell()}
         state |= {"adam_t": run.optimizer.param_groups[0]["t"], "scaler": run.scaler.state_dict()}
-        state["skipped"] = run.log.skipped, run.log.in_a_row
+        state |= zip(SKIPPED, (run.log.skipped, run.log.in_a_row), strict=True)
         state["sha256"] = {name: file_hash(partial / name) for name in CHECKPOINT_FILES}
         state["sha256"]["trainer_state.json"] = state_hash(state)
         for name in CHECKPOINT_FILES:
@@ -917,7 +918,9 @@ def last_whole_checkpoint(out):
     for folder in sorted((Path(out) / "checkpoints").glob("step_*"), reverse=True):
         try:
             state = read_json(folder / "trainer_state.json")
-            counts, scale = (state["step"], state["metrics_bytes"], state["adam_t"]), state["scaler"].values()
+            counts = [state[name] for name in ("step", "metrics_bytes", "adam_t")]
+            counts += [state.get(name, 0) for name in SKIPPED]
+            scale = state["scaler"].values()
             if not all(type(n) is int for n in counts) or not all(0 <= n < 1e15 for n in (*counts, *scale)):
                 raise ValueError("trainer_state.json holds what cannot be")
             damaged = [name for name in CHECKPOINT_FILES if file_hash(folder / name) != state["sha256"][name]]

@@ -585,7 +585,8 @@ def test_a_checkpoint_damaged_in_any_way_changes_nothing(start):
 
 def test_hostile_runs_are_drawn_or_refused(start):
     plot = ["eval.py", "plot", "r", "kept", "--out", "r.svg"]
-    hostile_run({"r/config.json": 0.01, "r/metrics.jsonl": 0.01}, [plot], "drawn")
+    commands = [plot, [*plot, "--figure", "frontier"], ["eval.py", "claims", "r", "kept"]]
+    hostile_run({"r/config.json": 0.01, "r/metrics.jsonl": 0.01}, commands, "drawn")
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
