@@ -336,9 +336,7 @@ def setting(run):
         found["decay"] = flags["weight_decay"] * (-1 if flags["decay_to_start"] else 1)  # minus: towards the start
         return found
     except (KeyError, TypeError, ValueError, ArithmeticError) as fault:
-        raise ValueError(
-            f"{run['folder']}/config.json: not of an experiment ({fault!r}); leave it out"
-        ) from None
+        raise ValueError(f"{run['folder']}/config.json: not of an experiment ({fault!r}); leave it out") from None
 
 
 USUAL = {"start": LAST, "replay": 0.0, "peak": 1.0, "warmup": 0.01, "decay": 0.1}  # where an arm says nothing else
@@ -445,16 +443,20 @@ def draw_losses(plt, groups, sides, until):
         len(sides), 1, figsize=(5.5, 0.9 + 2.2 * len(sides)), sharex=True, layout="constrained", squeeze=False
     )
     first = next(iter(groups.values()))[0]
+    starts = [group[0] for label, group in groups.items() if label != "from scratch"]
     for panel, side in zip(panels[:, 0], sides, strict=True):
         for index, (label, group) in enumerate(groups.items()):
             style = {"color": COLOURS[index % len(COLOURS)], "ls": STYLES[index // 2 % len(STYLES)]}
             draw_mean(panel, group, f"{side}_loss", label=label, **style)
-        panel.axhline(first["eval"][0][f"{side}_loss"], color="0.4", ls=(0, (4, 3)), lw=1, label="before")
+        before = {round(run["eval"][0][f"{side}_loss"], 3) for run in starts}
+        if len(before) == 1:  # runs from different starts have no common level
+            panel.axhline(*before, color="0.4", ls=(0, (4, 3)), lw=1, label="before")
         panel.set_title(f"{side.capitalize()}: {first['flags'][side]}", loc="left", fontsize=9, fontweight="bold")
         panel.set(ylabel="validation loss (nats)", ylim=limits(groups, side, until), xlim=(-0.01 * until, 1.01 * until))
     in_millions(panels[-1, 0].xaxis)
     handles, labels = panels[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False, fontsize=8)
+    columns = 2 if max(map(len, labels)) > 20 else 3
+    figure.legend(handles, labels, loc="outside upper center", ncols=columns, frameon=False, fontsize=8)
     return figure
 
 
@@ -510,40 +512,48 @@ def ends(group, side, kind="perplexity"):
 
 
 def draw_frontier(plt, runs):
-    """The trade-off: every arm's final perplexities, downstream against upstream."""
-    figure, axes = plt.subplots(figsize=(5.5, 4.2), layout="constrained")
+    """The trade-off: every arm's final perplexities, downstream against upstream; on the right, the crowded corner."""
+    figure, panels = plt.subplots(1, 2, figsize=(7.2, 3.8), layout="constrained")
+    rates = {label.removeprefix("max LR "): group for label, group in peaks(runs).items()}
+    replays = {f"{100 * share:g} %": group for share, group in arms(runs, "replay").items() if share < 1}
     kinds = {
-        "max LR": peaks(runs),
+        "max LR": rates,
         "warm-up": warmups(runs),
         "schedule": arms(runs, "schedule"),
-        "replay": {f"{100 * share:g} %": group for share, group in arms(runs, "replay").items() if share < 1},
+        "replay": replays,
         "earlier checkpoint": {str(s): g for s, g in arms(runs, "start").items() if 0 < s < LAST},
         "decay to the start": {str(d): g for d, g in arms(runs, "decay").items() if d < 0},
     }
-    for index, (kind, groups) in enumerate(kinds.items()):
-        style = {"color": COLOURS[index], "ls": "", "marker": "osD^vP"[index], "ms": 5, "elinewidth": 0.8}
-        for number, (label, group) in enumerate(groups.items()):
-            (x, dx), (y, dy) = ends(group, "downstream"), ends(group, "upstream")
-            axes.errorbar(x, y, dy, dx, label=None if number else kind, **style)
-            if kind in ("max LR", "replay"):
-                text = label.removeprefix("max LR ")
-                axes.annotate(text, (x, y), (4, 4), textcoords="offset points", fontsize=6.5, color=COLOURS[index])
     between = [run["interpolation"] for run in pick(runs) if run["interpolation"]]
-    if between:
-        path = [
-            [
-                math.exp(sum(line[f"{side}_loss"] for line in lines) / len(between))
-                for lines in zip(*between, strict=True)
-            ]
-            for side in ("downstream", "upstream")
-        ]
-        axes.plot(*path, ".:", color="0.4", ms=4, lw=1, label="between start and end weights")
-    flags = pick(runs)[0]["flags"]
-    axes.set(xlabel=f"final downstream perplexity ({flags['downstream']})")
-    axes.set_ylabel(f"final upstream perplexity ({flags['upstream']})")
     before = pick(runs)[0]["eval"][0]["upstream_perplexity"]
-    axes.axhline(before, color="0.4", ls=(0, (4, 3)), lw=1, label="upstream before")
-    axes.legend(frameon=False, fontsize=7)
+    for panel in panels:
+        for index, (kind, groups) in enumerate(kinds.items()):
+            style = {"color": COLOURS[index], "ls": "", "marker": "osD^vP"[index], "ms": 5, "elinewidth": 0.8}
+            for number, group in enumerate(groups.values()):
+                (x, dx), (y, dy) = ends(group, "downstream"), ends(group, "upstream")
+                panel.errorbar(x, y, dy, dx, label=None if number else kind, **style)
+        if between:
+            means = {
+                side: [sum(at[f"{side}_loss"] for at in places) / len(places) for places in zip(*between, strict=True)]
+                for side in SIDES
+            }
+            path = [[math.exp(loss) for loss in means[side]] for side in ("downstream", "upstream")]
+            panel.plot(*path, ".:", color="0.4", ms=4, lw=1, label="between start and end weights")
+        panel.axhline(before, color="0.4", ls=(0, (4, 3)), lw=1, label="upstream before")
+    near = [group for label, group in (rates | replays).items() if not label.startswith("constant")]
+    for name, group in (rates | replays).items():
+        if group in near and name != "0 %":  # which is the peak's
+            at = ends(group, "downstream")[0], ends(group, "upstream")[0]
+            panels[1].annotate(name, at, (5, 3), textcoords="offset points", fontsize=7)
+    for side, limit in (("downstream", panels[1].set_xlim), ("upstream", panels[1].set_ylim)):
+        places = [ends(group, side)[0] for group in near]
+        margin = 0.25 * (max(places) - min(places))
+        limit(min(places) - margin, max(places) + margin)
+    flags = pick(runs)[0]["flags"]
+    figure.supxlabel(f"final downstream perplexity ({flags['downstream']})", fontsize=9)
+    figure.supylabel(f"final upstream perplexity ({flags['upstream']})", fontsize=9)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=4, frameon=False, fontsize=7)
     return figure
 
 
@@ -592,7 +602,7 @@ def draw_overlap(plt, runs):
         draw_with_band(panels[0], groups, lambda g, s=side: rises(g, s)[0], color=colour, label=side)
     draw_with_band(panels[1], groups, lambda g: rises(g, "downstream")[1], color=COLOURS[0])
     panels[0].set_title("height of the rise (nats)", loc="left", fontsize=9, fontweight="bold")
-    panels[1].set_title("downstream is above its start until", loc="left", fontsize=9, fontweight="bold")
+    panels[1].set_title("length of the rise, downstream", loc="left", fontsize=9, fontweight="bold")
     in_millions(panels[1].yaxis)
     panels[1].set_ylabel("tokens")
     panels[0].set_ylim(bottom=0)
