@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import zstandard
-from conftest import SHORT, command, refused, texts
+from conftest import SHORT, command, make_corpus, refused, texts
 from test_data import REAL, small_spec, tokenizer_file
 from tqdm import tqdm
 
@@ -212,6 +212,27 @@ def test_neox_tokenizer_and_lambada_come_from_the_hub(repo, house):
     done = command("eval.py", "lambada", "me/small", "--json", cwd=house, **env(repo, house))
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["texts"] == 5 and torch.tensor(json.loads(done.stdout)["perplexity"]) > 1
+
+
+def test_a_checkpoint_of_the_hub_is_rewarmed_as_advised(repo, house, monkeypatch):
+    (house / "t.json").write_text(json.dumps(small_spec()))
+    monkeypatch.setattr(data, "EMBEDDED_BYTES", 2_000_000)
+    data.prepare("stdlib-neox", tokenizer="t.json")  # as the first use does with Pythia's tokenizer
+    make_corpus("torch-neox", "new", tokenizer="t.json")
+    files = files_of(house)
+    config = json.loads(files["config.json"]) | {"vocab_size": 300}
+    GPTNeoX(GPTNeoXConfig.from_dict(config)).save_pretrained(house / "larger")
+    files |= {p.name: p.read_bytes() for p in (house / "larger").iterdir()}
+    repo.repos["me/small"] = {"main": files | {"tokenizer.json": (house / "t.json").read_bytes()}}
+    done = command("train.py", "--init", "me/small", "--max-lr", "1e-3", "--dry-run", cwd=house, **env(repo, house))
+    assert done.returncode == 0, done.stderr
+    flags = json.loads(done.stdout)
+    assert (flags["upstream"], flags["downstream"], flags["overlap"]) == ("stdlib-neox", "torch-neox", 0.25)
+    assert (flags["replay"], flags["warmup"], flags["schedule"], flags["min_lr"]) == (0.05, 0.01, "cosine", 1e-4)
+    assert "max LR 0.001" in done.stderr and "replay 5 %" in done.stderr
+    words = ["--upstream", "torch-neox", "--downstream", "stdlib-neox", "--replay", "0", "--dry-run"]
+    done = continue_from(repo, house, *words)
+    assert json.loads(done.stdout)["replay"] == 0
 
 
 # ---------------------------------------------------------------- the paper's corpora
