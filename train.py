@@ -181,7 +181,8 @@ def memory_advice():
     try:
         yield
     except (MemoryError, RuntimeError) as fault:
-        if not isinstance(fault, MemoryError | torch.OutOfMemoryError) and "allocate memory" not in str(fault):
+        told = "allocate memory" in str(fault) or "create a primitive" in str(fault)  # torch, oneDNN
+        if not told and not isinstance(fault, MemoryError | torch.OutOfMemoryError):
             raise
         raise RuntimeError(
             f"out of memory ({data.one_line(fault)[:100]}); try a smaller --micro-batch-size or "
