@@ -36,7 +36,7 @@ class Text:
 
     def __init__(self, file, vocab_size, tokens=2**22):
         np.random.default_rng(0).integers(0, vocab_size, tokens, dtype="<u2").tofile(file)
-        self.ids = np.memmap(file, "<u2", "r")
+        self.ids, self.vocab_size, self.tokenizer_sha256 = np.memmap(file, "<u2", "r"), vocab_size, None
 
     def windows(self, split, context):
         return (len(self.ids) - 1) // context
