@@ -412,6 +412,8 @@ def draw_figure(runs, number, out):
     """One of the paper's figures 1 to 9, or of those that it does not have: frontier, replay, overlap."""
     plt = plot_style()
     if number in OURS:
+        if not pick(runs):
+            raise ValueError(f"--figure {number}: the base arm is not here; see train.py --experiment")
         figure = OURS[number](plt, runs)
     else:
         groups, sides, until = FIGURES[number]

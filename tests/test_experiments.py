@@ -245,5 +245,6 @@ def test_figures_of_the_command_line(house):
         done = call("eval.py", "plot", *folders, "--figure", number)
         assert done.returncode == 0 and Path(out).stat().st_size > 10_000, done.stderr
     refused(call("eval.py", "plot", folders[0], "--figure", "2"), "--figure 2", "--experiment")
+    refused(call("eval.py", "plot", folders[1], "--figure", "frontier"), "base arm")
     refused(call("eval.py", "plot", *folders, "--figure", "10"), "--figure")
     refused(call("eval.py", "claims", "nowhere"), "nowhere")
