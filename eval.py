@@ -263,18 +263,22 @@ def grouped(runs):
     return groups
 
 
-def draw_mean(axes, runs, key, **style):
-    """The mean of `key` over runs of one arm against tokens, and a band from the least to the most over seeds."""
+def over_seeds(runs, key):
+    """{tokens: values of `key`, one a seed}, in order, where every run of the arm was evaluated."""
     by_tokens = {}
     for run in runs:
         for record in run["eval"]:
             by_tokens.setdefault(record["tokens"], []).append(record[key])
-    shared = sorted(t for t, values in by_tokens.items() if len(values) == len(runs))
-    means = [sum(by_tokens[t]) / len(runs) for t in shared]
-    axes.plot(shared, means, **style)
+    return {tokens: by_tokens[tokens] for tokens in sorted(by_tokens) if len(by_tokens[tokens]) == len(runs)}
+
+
+def draw_mean(axes, runs, key, **style):
+    """The mean of `key` over runs of one arm against tokens, and a band from the least to the most over seeds."""
+    shared = over_seeds(runs, key)
+    axes.plot(list(shared), [sum(values) / len(runs) for values in shared.values()], **style)
     if len(runs) > 1:
-        band = [min(by_tokens[t]) for t in shared], [max(by_tokens[t]) for t in shared]
-        axes.fill_between(shared, *band, color=style["color"], alpha=0.2, lw=0)
+        band = [min(values) for values in shared.values()], [max(values) for values in shared.values()]
+        axes.fill_between(list(shared), *band, color=style["color"], alpha=0.2, lw=0)
 
 
 def draw_curves(folders, out):
@@ -426,10 +430,10 @@ def draw_figure(runs, number, out):
     plt.close(figure)
 
 
-def limits(groups, side, until, kind="loss"):
+def limits(groups, side, until):
     """Where an axis should end: around all curves but that of a random start, which begins far above."""
     seen = [
-        record[f"{side}_{kind}"]
+        record[f"{side}_loss"]
         for label, group in groups.items()
         for run in group
         for record in (run["eval"][-1:] if label == "from scratch" else run["eval"])
@@ -464,14 +468,8 @@ def draw_losses(plt, groups, sides, until):
 
 def mean_path(group, until):
     """[(tokens, downstream perplexity, upstream perplexity)] of an arm, the mean over its seeds."""
-    by_tokens = {}
-    for run in group:
-        for record in run["eval"]:
-            if record["tokens"] <= 1.001 * until:
-                pair = record["downstream_perplexity"], record["upstream_perplexity"]
-                by_tokens.setdefault(record["tokens"], []).append(pair)
-    whole = {tokens: pairs for tokens, pairs in by_tokens.items() if len(pairs) == len(group)}
-    return [(t, *(sum(values) / len(group) for values in zip(*whole[t], strict=True))) for t in sorted(whole)]
+    new, old = (over_seeds(group, f"{side}_perplexity") for side in ("downstream", "upstream"))
+    return [(t, sum(new[t]) / len(group), sum(old[t]) / len(group)) for t in new if t <= 1.001 * until]
 
 
 def draw_paths(plt, groups, _, until):
@@ -507,9 +505,9 @@ def draw_paths(plt, groups, _, until):
 # ---------------------------------------------------------------- figures that the paper does not have
 
 
-def ends(group, side, kind="perplexity"):
-    """Mean over seeds at the last evaluation, and half the range."""
-    values = [run["eval"][-1][f"{side}_{kind}"] for run in group]
+def ends(group, side):
+    """Mean perplexity over seeds at the last evaluation, and half the range."""
+    values = [run["eval"][-1][f"{side}_perplexity"] for run in group]
     return sum(values) / len(values), (max(values) - min(values)) / 2
 
 
@@ -527,6 +525,10 @@ def draw_frontier(plt, runs):
         "decay to the start": {str(d): g for d, g in arms(runs, "decay").items() if d < 0},
     }
     between = [run["interpolation"] for run in pick(runs) if run["interpolation"]]
+    path = [
+        [math.exp(sum(at[f"{side}_loss"] for at in places) / len(places)) for places in zip(*between, strict=True)]
+        for side in ("downstream", "upstream")
+    ]
     before = pick(runs)[0]["eval"][0]["upstream_perplexity"]
     for panel in panels:
         for index, (kind, groups) in enumerate(kinds.items()):
@@ -535,11 +537,6 @@ def draw_frontier(plt, runs):
                 (x, dx), (y, dy) = ends(group, "downstream"), ends(group, "upstream")
                 panel.errorbar(x, y, dy, dx, label=None if number else kind, **style)
         if between:
-            means = {
-                side: [sum(at[f"{side}_loss"] for at in places) / len(places) for places in zip(*between, strict=True)]
-                for side in SIDES
-            }
-            path = [[math.exp(loss) for loss in means[side]] for side in ("downstream", "upstream")]
             panel.plot(*path, ".:", color="0.4", ms=4, lw=1, label="between start and end weights")
         panel.axhline(before, color="0.4", ls=(0, (4, 3)), lw=1, label="upstream before")
     near = [group for label, group in (rates | replays).items() if not label.startswith("constant")]
@@ -633,11 +630,16 @@ def loss_at(run, side, share=1.0):
     return record[f"{side}_loss"] if abs(record["tokens"] - tokens) <= update else None
 
 
+def paired(one, other, measure):
+    """Differences between two arms in a measure of a run, paired by seed; where it is None, left out."""
+    by_seed = {run["flags"]["seed"]: measure(run) for run in other}
+    pairs = [(measure(run), by_seed.get(run["flags"]["seed"])) for run in one]
+    return [a - b for a, b in pairs if a is not None and b is not None]
+
+
 def minus(one, other, side, share=1.0):
     """Differences in loss between two arms, paired by seed."""
-    by_seed = {run["flags"]["seed"]: loss_at(run, side, share) for run in other}
-    pairs = [(loss_at(run, side, share), by_seed.get(run["flags"]["seed"])) for run in one]
-    return [a - b for a, b in pairs if a is not None and b is not None]
+    return paired(one, other, lambda run: loss_at(run, side, share))
 
 
 def interval(values):
@@ -800,12 +802,6 @@ def the_claims(runs):
 
 def highest(run):
     return max(record["downstream_loss"] for record in run["eval"])
-
-
-def paired(one, other, measure):
-    """Differences between two arms in a measure of a run, paired by seed."""
-    by_seed = {run["flags"]["seed"]: measure(run) for run in other}
-    return [measure(run) - by_seed[run["flags"]["seed"]] for run in one if run["flags"]["seed"] in by_seed]
 
 
 def claims(flags):

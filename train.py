@@ -12,7 +12,6 @@ Sections 3 and 4 of "How to (re)warm your model?" (arXiv 2308.04014): AdamW (bet
 decay 0.1, clip 1.0), fresh optimiser state, a linear warm-up, a decay, and two validation sets in one run.
 """
 
-import contextlib
 import copy
 import hashlib
 import inspect
@@ -25,7 +24,7 @@ import shutil
 import signal
 import sys
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import timedelta
 from pathlib import Path
@@ -50,7 +49,7 @@ from model import (
     pretraining_peak,
     read_json,
     rotary_tables,
-)  # fmt: skip
+)
 
 BETAS, EPS, WEIGHT_DECAY, CLIP = (0.9, 0.95), 1e-8, 0.1, 1.0  # Pythia's and the paper's
 MIN_LR_SHARE = 0.1  # min = 0.1 x max
@@ -333,7 +332,7 @@ def share_of_peak(run, rate):
 # ---------------------------------------------------------------- many processes
 
 
-@contextlib.contextmanager
+@contextmanager
 def processes():
     """Under torchrun, joins the group of its processes, of which rank 0 alone speaks and writes."""
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
@@ -347,8 +346,8 @@ def processes():
     with ExitStack() as quiet:
         if dist.get_rank():
             nowhere = quiet.enter_context(open(os.devnull, "w"))
-            quiet.enter_context(contextlib.redirect_stdout(nowhere))
-            quiet.enter_context(contextlib.redirect_stderr(nowhere))
+            quiet.enter_context(redirect_stdout(nowhere))
+            quiet.enter_context(redirect_stderr(nowhere))
         yield
     dist.destroy_process_group()
 
@@ -723,8 +722,8 @@ class Log:
             self.file.seek(0, os.SEEK_END)
             if metrics_bytes:
                 self.before = read_run(run.out)["eval"][0]
-        self.tty = run.rank == 0 and sys.stderr.isatty()
-        self.bar = bar if bar is not None else progress_bar(run.out.name[:24], run.stop, run.start, self.tty)
+        self.tty = sys.stderr.isatty()
+        self.bar = bar if bar is not None else progress_bar(run.out.name[:24], run.stop, run.start)
         self.per_update = run.flags.batch_size * run.flags.context
         self.every = max(1, run.stop // 20)
         self.clock, self.spent, self.done = time.perf_counter(), 0.0, 0
@@ -812,11 +811,11 @@ class Log:
             print(f"figure      {out / 'perplexity.png'}\ncheckpoint  {checkpoint_folder(out, step)}")
 
 
-def progress_bar(name, total, done=0, shown=None):
+def progress_bar(name, total, done=0):
     """One line on a terminal, with the time left; nothing in a file."""
     shape = "{desc} {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} [{elapsed}, left {remaining}{postfix}]"
     options = {"total": total, "initial": done, "desc": name, "bar_format": shape, "unit_scale": total > 10**5}
-    return tqdm(**options, disable=not (sys.stderr.isatty() if shown is None else shown), dynamic_ncols=True)
+    return tqdm(**options, disable=not sys.stderr.isatty(), dynamic_ncols=True)
 
 
 # ---------------------------------------------------------------- checkpoints
@@ -993,6 +992,7 @@ EXPERIMENTS = {
     ],
     "model-size": [arm | {"size": place} for place in range(3) for arm in ({}, BASELINE)],
 }
+PYTHIA_ID = re.compile(r"(.*/pythia-)([\d.]+[mb])(-.*)?")
 LAPTOP_SIZES, PYTHIA_SIZES = ("nano", "micro", "tiny"), ("70m", "160m", "410m")
 # The paper's own runs, for a checkpoint of one's own: 296.86B tokens on the clipped cosine, stopped after 50B or 240B.
 PAPER = {"batch_size": 1104, "context": 2048, "tokens": 131_296 * 1104 * 2048, "schedule": "cosine-clipped"}
@@ -1036,7 +1036,7 @@ def experiment_runs(given):
 def arm_flags(base, arm):
     """The flags of one arm, or None for one that this --init does not have (an earlier checkpoint, another size)."""
     flags, arm = dict(base), dict(arm)
-    pythia = re.fullmatch(r"(.*/pythia-)([\d.]+[mb])(-.*)?", flags.get("init", ""))
+    pythia = PYTHIA_ID.fullmatch(flags.get("init", ""))
     if flags.get("init", "upstream") != "upstream" and not pythia and {"size", "start", "init"} & arm.keys():
         return None
     size = pythia[2] if pythia else flags.get("model", Flags.model)
@@ -1071,7 +1071,7 @@ def known_peak(flags, size):
 def earlier_checkpoint(flags, share):
     """The checkpoint of the pre-training behind --init upstream that is nearest to a share of its length."""
     before = upstream_run(flags)
-    updates = before.tokens // (before.batch_size * SIZES[before.model][5])
+    updates = length(before)[0]
     return str(checkpoint_folder(before.out, max(1, round(share * updates / before.save_every)) * before.save_every))
 
 
@@ -1084,11 +1084,11 @@ def run_experiment(given):
     plan = {}
     for out, flags in runs.items():
         flags = Flags(**flags)
-        pythia = re.search(r"pythia-([\d.]+[mb])", flags.init)
-        size = pythia[1] if pythia else flags.model
+        pythia = PYTHIA_ID.fullmatch(flags.init)
+        size = pythia[2] if pythia else flags.model
         if flags.init == "upstream" or flags.init.startswith("runs/upstream-"):
             before = upstream_run(flags)
-            plan[before.out] = replace(before, context=SIZES[size][5], max_lr=SIZES[size][3])
+            plan[before.out] = replace(before, max_lr=SIZES[size][3])
         flags.context = flags.context or SIZES[size][5]
         plan[out] = replace(flags, max_lr=flags.max_lr or known_peak(asdict(flags), size))
     to_do = {out for out, flags in plan.items() if not finished(out, flags.stop_tokens)}
@@ -1161,8 +1161,7 @@ def upstream_run(flags):
     name = f"upstream-{flags.model}-{flags.upstream}"
     if flags.upstream_tokens != Flags.upstream_tokens:
         name += f"-{flags.upstream_tokens}"
-    updates = flags.upstream_tokens // (Flags.batch_size * SIZES[flags.model][5])
-    return Flags(
+    before = Flags(
         init="scratch",
         model=flags.model,
         upstream=flags.upstream,
@@ -1170,12 +1169,14 @@ def upstream_run(flags):
         tokens=flags.upstream_tokens,
         overlap=0.0,
         replay=0.0,
-        eval_every=max(1, updates // 10),
-        save_every=max(1, updates // 16),  # kept: the paper's section 4.5 starts from earlier checkpoints
+        context=SIZES[flags.model][5],
         device=flags.device,
         precision=flags.precision,
         out=f"runs/{name}",
     )
+    before.eval_every = max(1, length(before)[0] // 10)
+    before.save_every = max(1, length(before)[0] // 16)  # kept: section 4.5 starts from earlier checkpoints
+    return before
 
 
 def finished(out, stop_tokens=None):
@@ -1253,8 +1254,7 @@ def begin(flags, bar=None):
     """Begins the run of these flags; before it, if need be, the pre-training behind --init upstream. In an experiment,
     which has a progress bar, also continues it where it was cut. Returns whether it got to its end."""
     check_flags(flags)
-    exists = (Path(flags.out) / "config.json").exists()
-    if exists and bar is None and not flags.profile:
+    if bar is None and not flags.profile:
         refuse_to_overwrite(Path(flags.out))
     if flags.init == "upstream" and not (flags.dry_run or flags.profile):
         before = upstream_run(flags)
@@ -1266,7 +1266,7 @@ def begin(flags, bar=None):
             if not train(before, bar):
                 return False
         flags.init = before.out
-    if exists and not flags.profile:
+    if bar is not None and (Path(flags.out) / "config.json").exists():
         flags = resumed_flags({"resume": flags.out, "stop_tokens": flags.stop_tokens or flags.tokens})
     return train(flags, bar)
 
