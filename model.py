@@ -13,7 +13,7 @@ The parameters have the names they have on the hub, so loading and saving rename
 import json
 import math
 import re
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
@@ -199,7 +199,10 @@ class Attention(nn.Module):
         qkv = self.query_key_value(x).view(B, T, self.heads, 3 * D // self.heads)
         query, key, value = qkv.transpose(1, 2).chunk(3, dim=-1)  # 3 x (B, H, T, D/H)
         query, key = rotate(query, cos, sin, self.rotary_size), rotate(key, cos, sin, self.rotary_size)
-        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)  # (B, H, T, D/H)
+        if on_cpu := x.device.type == "cpu":  # whose fused kernel is slower in 16 bits than in 32
+            query, key, value = query.float(), key.float(), value.float()
+        with torch.autocast("cpu", enabled=False) if on_cpu else nullcontext():
+            mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)  # (B, H, T, D/H)
         return self.dense(mixed.transpose(1, 2).reshape(B, T, D))
 
 
@@ -288,7 +291,10 @@ class LinearCrossEntropy(torch.autograd.Function):
                     grad_weight.addmm_(error.T, hidden[part])
                 else:
                     grad_hidden[part] = product.copy_(error) @ rows
-                    grad_weight += product.T @ hidden[part]
+                    # A CPU adds twice as fast what is still in its cache.
+                    size = 4096 if hidden.device.type == "cpu" else len(rows)
+                    for gradient, errors in zip(grad_weight.split(size), product.T.split(size), strict=True):
+                        gradient += errors @ hidden[part]
         ctx.gradients = grad_hidden, grad_weight
         ctx.dtypes = hidden_like.dtype, weight.dtype
         ctx.mark_non_differentiable(losses)

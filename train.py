@@ -88,7 +88,7 @@ class Flags:
     context: int | None = None  # tokens a sequence; default: the model's own
     # Machine
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
-    precision: str = "auto"  # auto (bf16 where the GPU or the processor computes it, else fp32), fp32, bf16, fp16
+    precision: str = "auto"  # auto (bf16 where the hardware gains by it, else fp32), fp32, bf16, fp16
     compile: bool = False  # torch.compile the model
     shard: bool = False  # under torchrun, spread weights and optimiser over the processes: for models too big for one
     activation_checkpointing: bool = False  # recompute activations in the backward pass: less memory, more time
@@ -411,7 +411,7 @@ def resolve(flags):
     device = pick_device(flags.device)
     # Under torchrun each process has a GPU of its own, so the record says "cuda" rather than which.
     name = device.type if ranks > 1 else str(device)
-    flags = replace(with_advice(flags), device=name, precision=pick_precision(flags.precision, device))
+    flags = replace(with_advice(flags), device=name)
     if flags.batch_size % ranks:
         raise ValueError(f"--batch-size {flags.batch_size} is not a multiple of the {ranks} processes; choose one")
     if flags.shard and ranks == 1 and not flags.resume:
@@ -464,6 +464,7 @@ def resolve(flags):
         raise ValueError(f"--context {context} is more than the model's {config.max_position_embeddings}")
     flags = replace(
         flags,
+        precision=pick_precision(flags.precision, device, config.hidden_size),
         max_lr=peak,
         min_lr=peak * MIN_LR_SHARE if flags.min_lr is None else flags.min_lr,
         context=context,
@@ -695,11 +696,12 @@ def pick_device(name):
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def pick_precision(name, device):
-    """bf16 where the hardware computes it, not merely imitates it; else fp32."""
+def pick_precision(name, device, width):
+    """bf16 where the hardware computes it, not merely imitates it, and a processor gains by it; else fp32."""
     if name == "auto":
-        has_bf16 = {"cuda": torch.cuda.is_bf16_supported, "cpu": torch.cpu._is_avx512_bf16_supported}
-        name = "bf16" if has_bf16.get(device.type, bool)() else "fp32"
+        cpu = width > 64 and torch.cpu._is_avx512_bf16_supported()  # below, the conversions cost more
+        has_bf16 = {"cuda": torch.cuda.is_bf16_supported(), "cpu": cpu}.get(device.type, False)
+        name = "bf16" if has_bf16 else "fp32"
     return name
 
 
