@@ -38,7 +38,7 @@ from fnmatch import fnmatch
 from importlib.metadata import version
 from importlib.util import find_spec
 from itertools import islice
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context, parent_process, resource_tracker
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +69,7 @@ HUB = {
 HUB_VAL_TOKENS = 20_000_000  # of the official validation files, if --val-tokens does not say
 PYTHIA_ROW = 2049  # tokens in a row of the Pile as Pythia read it: a window of 2048 and one more target
 RANGE = 2**24  # bytes asked for at a time
+KEEP_SECONDS = 30  # how often a preparation from the hub writes down how far it is
 WAITS = (1, 4, 16, 64)  # seconds before a range is asked for again, each after the client's own five tries
 
 # Sampling weights in percent of SlimPajama's domains, prepared by `data.py slimpajama --by-domain`.
@@ -271,20 +272,20 @@ def read_file(path, bar):
             yield part
 
 
-def read_hub(path, bar):
+def read_hub(path, bar, start=0):
     """Yields the bytes of a file of the hub, "owner/dataset/path", in ranges: only what is read is fetched, and
     nothing lands on the disk. A range that fails, or comes short, is asked for again after growing waits."""
     from huggingface_hub import HfFileSystem  # late: everything else here works without a network
 
     file = HfFileSystem().open(f"datasets/{path}", "rb", cache_type="none")
-    for start in range(0, file.size, RANGE):
-        wanted = min(RANGE, file.size - start)
+    for begin in range(start, file.size, RANGE):
+        wanted = min(RANGE, file.size - begin)
         for wait in (*WAITS, None):
             try:
-                file.seek(start)
+                file.seek(begin)
                 part = file.read(wanted)
                 if len(part) != wanted:
-                    raise OSError(f"{path}: {len(part)} bytes came instead of {wanted}; the same command begins again")
+                    raise OSError(f"{path}: {len(part)} bytes came instead of {wanted}; the same command goes on")
                 break
             except Exception as fault:
                 status = getattr(getattr(fault, "response", None), "status_code", 500)
@@ -334,20 +335,31 @@ def parse_row(line):
     return domain if isinstance(domain, str) else None, row["text"]
 
 
-def hub_documents(name, bar, skip_bad_lines, sources, full):
+def hub_documents(name, bar, skip_bad_lines, progress):
     """Yields (share, domain, text) of one of the hub's corpora: first the official validation files, share 0, until
-    "val" is in `full`; then those for training, share 1, until "train" is. Adds the files read to `sources`."""
+    "val" is full; then those for training, share 1, until "train" is. Begins where `progress` says, and tells it of
+    each file the number of its first document."""
+    full, files, number = progress["full"], progress["files"], progress["documents"]
+    while files and files[-1][1] > number:  # begun, but nothing of it was written
+        files.pop()
+    last, first = files.pop() if files else (None, 0)
+    done = {path for path, _ in files}
     for split, (datasets, pattern) in HUB[name].items():
         for path in hub_files(datasets, pattern):
             if split in full:
                 break
-            sources.append(str(path))
-            rows = pythia_rows(path, bar)
-            if path.suffix != ".bin":
-                rows = read_documents([path], bar, skip_bad_lines, read_hub)
+            if str(path) in done:
+                continue
+            skip = number - first if str(path) == last else 0
+            files.append((str(path), number - skip))
+            if path.suffix == ".bin":
+                rows = pythia_rows(path, bar, skip)
+            else:
+                rows = islice(read_documents([path], bar, skip_bad_lines, read_hub), skip, None)
             for domain, text in rows:
                 if split in full:
                     break
+                number += 1
                 yield float(split == "train"), domain, text
 
 
@@ -372,11 +384,11 @@ def hub_files(datasets, pattern):
     raise ValueError(f"none of {', '.join(datasets)} can be had; try later, or give FILES of your own")
 
 
-def pythia_rows(path, bar):
+def pythia_rows(path, bar, skip):
     """Token ids in the order in which Pythia saw them, out of files of 30 GB: no tokenizing.
 
     A row's last token is only a target; without it, windows of 2048 and a target fall on Pythia's own windows."""
-    stream = io.BufferedReader(Stream(read_hub(path, bar)), RANGE)
+    stream = io.BufferedReader(Stream(read_hub(path, bar, skip * 2 * PYTHIA_ROW)), RANGE)
     while len(row := stream.read(2 * PYTHIA_ROW)) == 2 * PYTHIA_ROW:
         yield None, np.frombuffer(row, "<u2")[:-1]
 
@@ -441,6 +453,7 @@ def tokenize_all(documents, tokenizer, processes):
         for batch in batches:
             yield from tokenize(batch, tokenizer)
         return
+    resource_tracker.ensure_running()  # it would unblock, in the first worker, what submit() blocks
     pool = ProcessPoolExecutor(processes, get_context("spawn"), start_worker, (tokenizer.spec,))
 
     def submit(batch):
@@ -464,109 +477,127 @@ def tokenize_all(documents, tokenizer, processes):
         pool.shutdown(cancel_futures=True)
 
 
-class SplitWriter:
-    """Writes one .bin file and keeps what meta.json says of it."""
-
-    def __init__(self, path):
-        self.path, self.file, self.hash = path, open(path, "wb"), hashlib.sha256()
-        self.says = dict.fromkeys(COUNTS, 0)
-
-    def add(self, ids, size):
-        self.file.write(ids)
-        self.hash.update(ids)
-        self.says["tokens"] += len(ids) // 2
-        self.says["documents"] += 1
-        self.says["bytes_of_text"] += size
-        self.says["largest_id"] = max(self.says["largest_id"], int(np.frombuffer(ids, "<u2").max()))
-
-    def finish(self):
-        self.file.flush()
-        os.fsync(self.file.fileno())
-        return self.says | {"sha256": self.hash.hexdigest(), "sample_sha256": sample_hash(self.path)}
-
-    def close(self):
-        with contextlib.suppress(OSError):  # of a full disk, which was told before
-            self.file.close()
-
-
 def write_corpus(
     name, documents, tokenizer, sources, *,
-    train_tokens=None, val_tokens=None, val_share=VAL_SHARE, by_domain=False, processes=1, full=None,
+    train_tokens=None, val_tokens=None, val_share=VAL_SHARE, by_domain=False, processes=1, progress=None,
 ):  # fmt: skip
     """Writes data/NAME (with by_domain: data/NAME-DOMAIN for each domain) from (key, domain, text) documents.
 
     A document goes to validation if the hash of its key is below val_share. So it stays there whatever other
     files come or in which order, and a second copy of it never gets into train.
     All files are written under a hidden name and renamed at the end: an interrupted corpus never looks whole.
-    train_tokens and val_tokens stop a split after the document that reaches them, all domains together; the splits
-    that are full are added to the set `full`, for whoever makes the documents.
+    train_tokens and val_tokens stop a split after the document that reaches them, all domains together.
+    progress: what is known of a preparation that the same command goes on with, for whoever makes the documents:
+    how many are written, the splits that are full, the files they came from. It is filled in before the first is made.
     Returns the names written. Raises ValueError if a corpus exists or nothing was left to write, RuntimeError if the
     disk is full or a tokenizing process died.
     """
     if tokenizer.vocab_size > 2**16:
         raise ValueError(f"the tokenizer has {tokenizer.vocab_size} ids; token files hold 16-bit ids")
     final, partial = corpus_folder(name), ROOT / f".{name}.partial"
-    writers, full = {}, set() if full is None else full
-    left = {"train": train_tokens or math.inf, "val": val_tokens or math.inf}
+    limits = {"train": train_tokens or math.inf, "val": val_tokens or math.inf}
+    request = [tokenizer.sha256, train_tokens, val_tokens, val_share, by_domain]
+    again = "begins again" if progress is None else "goes on"
+    state = {} if progress is None else progress
+    state |= {"request": request, "documents": 0, "full": [], "files": [], "corpora": {}}
+    files = {}  # (corpus, split): open
 
     def begin(corpus):
         if corpus_folder(corpus).exists():
             raise ValueError(f"{corpus_folder(corpus)} exists already; choose another name or remove it first")
-        (partial / corpus).mkdir(parents=True)
-        writers[corpus] = {split: SplitWriter(partial / corpus / f"{split}.bin") for split in left}
+        (partial / corpus).mkdir(parents=True, exist_ok=True)
+        counts = state["corpora"].setdefault(corpus, {split: dict.fromkeys(COUNTS, 0) for split in limits})
+        for split in limits:
+            files[corpus, split] = open(partial / corpus / f"{split}.bin", "ab")
+            if files[corpus, split].tell() < 2 * counts[split]["tokens"]:
+                raise ValueError(f"{partial}: damaged; remove the folder, then the same command begins again")
+            files[corpus, split].truncate(2 * counts[split]["tokens"])  # what came after is written again
+
+    def keep():
+        """Makes what is written durable, and says beside it how far it goes."""
+        for file in files.values():
+            file.flush()
+            os.fsync(file.fileno())
+        said = json.dumps(state).encode()
+        write_file(partial / ".progress", hashlib.sha256(said).digest() + said)
+        os.replace(partial / ".progress", partial / "progress")
 
     ROOT.mkdir(exist_ok=True)
     with locked(ROOT / f".{name}.lock", f"another process is writing {final}; wait for it or choose another name"):
-        shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
+        if progress is not None and (partial / "progress").is_file():
+            said = (partial / "progress").read_bytes()
+            if hashlib.sha256(said[32:]).digest() == said[:32] and json.loads(said[32:])["request"] == request:
+                state |= json.loads(said[32:])
+        if not state["documents"]:
+            shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
         try:
-            if not by_domain:
-                begin(name)
+            for corpus in [*state["corpora"]] or [name] * (not by_domain):
+                begin(corpus)
+            kept = time.monotonic()
             for share, domain, ids, size in tokenize_all(documents, tokenizer, processes):
                 corpus = f"{name}-{slug(domain or 'other')}" if by_domain else name
                 split = "val" if share < val_share else "train"
-                if split in full:
+                state["documents"] += 1
+                if split in state["full"]:
                     continue
-                if corpus not in writers:
+                if (corpus, split) not in files:
                     begin(corpus)
-                writers[corpus][split].add(ids, size)
-                left[split] -= len(ids) // 2
-                if left[split] <= 0:
-                    full.add(split)
-                    if len(full) == 2:
+                files[corpus, split].write(ids)
+                counts = state["corpora"][corpus][split]
+                counts["tokens"] += len(ids) // 2
+                counts["documents"] += 1
+                counts["bytes_of_text"] += size
+                counts["largest_id"] = max(counts["largest_id"], int(np.frombuffer(ids, "<u2").max()))
+                if sum(corpus[split]["tokens"] for corpus in state["corpora"].values()) >= limits[split]:
+                    state["full"].append(split)
+                    if len(state["full"]) == 2:
                         break
-            for corpus, splits in writers.items():
-                meta = {"name": corpus, "vocab_size": tokenizer.vocab_size, "eot": tokenizer.eot, "sources": sources}
-                meta["tokenizer_sha256"] = tokenizer.sha256
-                meta |= {split: writer.finish() for split, writer in splits.items()}
-                empty = [f"{split}.bin" for split in splits if not meta[split]["documents"]]
+                if progress is not None and time.monotonic() > kept + KEEP_SECONDS:
+                    keep()
+                    kept = time.monotonic()
+            if not files:
+                raise ValueError(f"{name}: the sources hold no document")
+            keep()
+            for corpus, counts in state["corpora"].items():
+                empty = [f"{split}.bin" for split in limits if not counts[split]["documents"]]
                 if empty and not by_domain:
                     raise ValueError(f"{name}: no document fell into {' and '.join(empty)}; give more text")
+                meta = {"name": corpus, "vocab_size": tokenizer.vocab_size, "eot": tokenizer.eot}
+                meta |= {"sources": sources or [path for path, _ in state["files"]]}
+                meta["tokenizer_sha256"] = tokenizer.sha256
+                for split in limits:
+                    file = partial / corpus / f"{split}.bin"
+                    with open(file, "rb") as opened:
+                        whole = hashlib.file_digest(opened, "sha256").hexdigest()
+                    meta[split] = counts[split] | {"sha256": whole, "sample_sha256": sample_hash(file)}
                 tokenizer.save(partial / corpus)
                 write_file(partial / corpus / "meta.json", (json.dumps(meta, indent=2) + "\n").encode())
                 sync_folder(partial / corpus)
-            if not writers:
-                raise ValueError(f"{name}: the sources hold no document")
-            for corpus in writers:
+            for corpus in state["corpora"]:
                 os.replace(partial / corpus, corpus_folder(corpus))
             sync_folder(ROOT)
+            progress = None
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(again) from None
         except OSError as fault:
             if fault.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
-            way_out = "make room, then the same command begins again"
+            way_out = f"make room, then the same command {again}"
             raise RuntimeError(f"could not write {final}: {os.strerror(fault.errno)}; {way_out}") from None
         finally:
-            for splits in writers.values():
-                for writer in splits.values():
-                    writer.close()
-            shutil.rmtree(partial, ignore_errors=True)
-    return list(writers)
+            for file in files.values():
+                with contextlib.suppress(OSError):  # of a full disk, which was told before
+                    file.close()
+            if progress is None or not (partial / "progress").is_file():
+                shutil.rmtree(partial, ignore_errors=True)
+    return list(state["corpora"])
 
 
 def prepare(name, files=(), tokenizer=None, skip_bad_lines=False, **options):
     """Prepares an embedded corpus, one of the hub's, or one's own files; options are write_corpus's.
 
     The hub's come with their official validation files, as many tokens as asked for. They are read by ranges and
-    kept nowhere else: a range that fails is asked for again, but a preparation that was stopped begins again.
+    kept nowhere else. The same command goes on with a preparation that was stopped or killed.
     Returns the names written."""
     corpus_folder(name)  # a bad name is told before any work
     if name in HUB:
@@ -587,8 +618,8 @@ def prepare(name, files=(), tokenizer=None, skip_bad_lines=False, **options):
             documents = ((path, None, text) for path, text in embedded_documents(library))
             sources = [f"Python {sys.version.split()[0]}" if library == "stdlib" else f"torch {version('torch')}"]
         elif name in HUB:
-            options["full"] = set()
-            documents = hub_documents(name, bar, skip_bad_lines, sources, options["full"])
+            options["progress"] = {}
+            documents = hub_documents(name, bar, skip_bad_lines, options["progress"])
             options["val_tokens"] = options.get("val_tokens") or HUB_VAL_TOKENS
             options["val_share"] = 0.5  # between hub_documents' shares
         else:
@@ -850,8 +881,8 @@ def run_command(main):
     program = Path(sys.argv[0]).name
     try:
         main()
-    except KeyboardInterrupt:
-        print(f"{program}: stopped; the same command begins again", file=sys.stderr)
+    except KeyboardInterrupt as stopped:
+        print(f"{program}: stopped; the same command {str(stopped) or 'begins again'}", file=sys.stderr)
         sys.exit(130)
     except Exception as fault:
         bad_input = isinstance(fault, ValueError) or hub_or_network(fault)

@@ -2,6 +2,9 @@
 
 import functools
 import json
+import os
+import subprocess
+import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -12,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 import zstandard
-from conftest import SHORT, command, make_corpus, refused, texts
+from conftest import ROOT, SHORT, command, make_corpus, refused, texts
 from test_data import REAL, small_spec, tokenizer_file
 from tqdm import tqdm
 
@@ -319,6 +322,53 @@ def test_slimpajama_falls_back_and_is_split_by_domain(corpora_hub, tmp_path, mon
     domain = corpora_hub.pajama[0]["meta"]["redpajama_set_name"]
     assert (tmp_path / f"data/slimpajama-{domain.lower()}/meta.json").exists()
     assert not list((tmp_path / "cache").rglob("*.zst"))  # shards are read, not kept
+
+
+# data.py, dying before the n-th file gets its name; what is done is written down after every document.
+DYING = f"""
+import os, sys
+sys.path.insert(0, {str(ROOT)!r})
+import data
+data.KEEP_SECONDS, left, rename = -1, int(sys.argv.pop(1)), os.replace
+def replace(*paths):
+    global left
+    left -= 1
+    os._exit(9) if left == 0 else rename(*paths)
+os.replace = replace
+data.main()
+"""
+
+
+@pytest.mark.parametrize("corpus", ["pile --val-tokens 3000", "slimpajama --by-domain --processes 2"])
+def test_a_killed_preparation_goes_on_where_it_was_to_the_same_bytes(corpora_hub, tmp_path, corpus):
+    words = [*corpus.split(), "--train-tokens", str(60 * 2048)]
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    whole.mkdir()
+    cut.mkdir()
+    settings = env(corpora_hub, tmp_path)
+    assert command("data.py", *words, cwd=whole, **settings).returncode == 0
+    for deaths in (3, 20, 30):
+        dying = [sys.executable, "-c", DYING, str(deaths), *words]
+        assert subprocess.run(dying, cwd=cut, env=os.environ | settings, capture_output=True).returncode == 9
+    assert not list((cut / "data").glob("[!.]*"))
+    progress = next((cut / "data").glob(".*.partial")) / "progress"
+    corpora_hub.downloads.clear()
+    done = command("data.py", *words, cwd=cut, **settings)
+    assert done.returncode == 0, done.stderr
+    first = "val.jsonl" if "pile" in words else "validation/chunk1.jsonl.zst"
+    assert first not in corpora_hub.downloads and not progress.exists()  # nothing is read twice but the last file
+    files = [p.relative_to(whole) for p in (whole / "data").glob("[!.]*/*")]
+    assert len(files) > 3 and all((whole / p).read_bytes() == (cut / p).read_bytes() for p in files)
+
+
+def test_damaged_notes_of_a_preparation_are_not_believed(corpora_hub, tmp_path):
+    words = ["pile", "--train-tokens", "9e4", "--val-tokens", "3000"]
+    settings = env(corpora_hub, tmp_path)
+    subprocess.run([sys.executable, "-c", DYING, "9", *words], cwd=tmp_path, env=os.environ | settings)
+    progress = tmp_path / "data/.pile.partial/progress"
+    progress.write_bytes(progress.read_bytes().replace(b'"documents": 8', b'"documents": 9'))
+    assert command("data.py", *words, cwd=tmp_path, **settings).returncode == 0
+    assert not progress.exists() and (tmp_path / "data/pile/train.bin").stat().st_size == 2 * 44 * 2048
 
 
 def test_a_corpus_that_the_hub_does_not_have(hub, tmp_path):
