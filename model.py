@@ -10,6 +10,7 @@ Section 3 of "How to (re)warm your model?" (arXiv 2308.04014): the study continu
 The parameters have the names they have on the hub, so loading and saving rename nothing.
 """
 
+import functools
 import json
 import math
 import re
@@ -318,33 +319,44 @@ class Body(nn.Module):
 
 
 class GPTNeoX(nn.Module):
-    """A GPT-NeoX language model. Build it from a GPTNeoXConfig, or with from_pretrained."""
+    """A GPT-NeoX language model. Build it from a GPTNeoXConfig, or with from_pretrained; empty=True gives nothing but
+    shapes, for fill() to give weights."""
 
-    def __init__(self, config, seed=0):
+    def __init__(self, config, seed=0, empty=False):
         super().__init__()
         self.config = config
         self.activation_checkpointing = False
         with torch.device("meta"):  # shapes only: weights are filled in once, below or by from_pretrained
             self.gpt_neox = Body(config)
             self.embed_out = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        if seed is not None:
-            self.to_empty(device="cpu")
-            self.initialize(seed)
+        self.weights = lambda: self.initial_weights(seed)  # (name, tensor) of each, one at a time
+        if not empty:
+            self.fill()
 
-    @torch.no_grad()
-    def initialize(self, seed):
-        """Pythia's initial weights: "small init" going in, "Wang init" going out of each branch."""
+    def initial_weights(self, seed):
+        """Yields Pythia's initial weights: "small init" going in, "Wang init" going out of each branch."""
         width, layers = self.config.hidden_size, self.config.num_hidden_layers
         generator = torch.Generator().manual_seed(seed)
         for name, parameter in self.named_parameters():
-            if name.endswith("bias"):
-                parameter.zero_()
-            elif "norm" in name:
-                parameter.fill_(1)
-            else:
+            tensor = torch.zeros(parameter.shape)
+            if "norm" in name and name.endswith("weight"):
+                tensor.fill_(1)
+            elif name.endswith("weight"):
                 out_projection = name.endswith(("attention.dense.weight", "dense_4h_to_h.weight"))
                 std = 2 / (layers * math.sqrt(width)) if out_projection else math.sqrt(2 / (5 * width))
-                parameter.normal_(0, std, generator=generator)
+                tensor.normal_(0, std, generator=generator)
+            yield name, tensor
+
+    @torch.no_grad()
+    def fill(self, device="cpu", part=lambda parameter, tensor: tensor):
+        """Gives a model of shapes only its memory and its weights, one tensor at a time.
+
+        part: takes a parameter and the whole tensor to what belongs there, where parameters are spread over machines.
+        """
+        self.to_empty(device=device)
+        parameters = dict(self.named_parameters())
+        for name, tensor in self.weights():
+            parameters[name].copy_(part(parameters[name], tensor))
 
     def forward(self, tokens, targets=None, per_token=False):
         """Logits (B, T, V) of token ids (B, T); with targets (B, T), their mean cross-entropy in nats, a scalar.
@@ -386,8 +398,10 @@ class GPTNeoX(nn.Module):
     # ------------------------------------------------------------ load and save
 
     @classmethod
-    def from_pretrained(cls, id_or_folder, revision=None):
+    def from_pretrained(cls, id_or_folder, revision=None, empty=False):
         """Reads a hub id (EleutherAI/pythia-70m, with a revision such as step1000) or a model folder, as fp32.
+
+        With empty=True nothing but shapes, all of them checked; fill() reads the weights.
 
         Raises ValueError or OSError, naming the file and the fault; for a hub id also huggingface_hub's errors.
         """
@@ -408,7 +422,7 @@ class GPTNeoX(nn.Module):
                     raise ValueError(
                         f"{folder}: {len(found)} tensors, config.json asks {config.num_hidden_layers} layers"
                     )
-                model = cls(config, seed=None)
+                model = cls(config, empty=True)
                 missing = [name for name, _ in model.named_parameters() if name not in found]
                 if missing:
                     raise ValueError(
@@ -424,10 +438,9 @@ class GPTNeoX(nn.Module):
                 unexpected = set(found) - {name for name, _ in model.named_parameters()}
                 if unexpected:
                     raise ValueError(f"{found[min(unexpected)][0]}: unexpected tensor {min(unexpected)}")
-                model.to_empty(device="cpu")
-                for name, parameter in model.named_parameters():
-                    file, tensors = found[name]
-                    parameter.data.copy_(tensors.get_tensor(name))  # fp16 on the hub, fp32 master weights here
+                model.weights = functools.partial(stored_weights, weight_files(folder))
+                if not empty:
+                    model.fill()  # fp16 on the hub, fp32 master weights here
             except SafetensorError as fault:
                 raise ValueError(f"{file}: damaged ({fault}); fetch or save it again") from None
         return model
@@ -482,6 +495,15 @@ def weight_files(folder):
         f"{folder}: no model.safetensors (a pytorch_model.bin is pickle and never read); "
         "choose another revision, or convert it with transformers' save_pretrained"
     )
+
+
+def stored_weights(files):
+    """Yields (name, tensor) of safetensors files, each read from the disk as it comes."""
+    for file in files:
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 (no mapping)
+                if not OLD_BUFFERS.fullmatch(name):
+                    yield name, tensors.get_tensor(name)
 
 
 def read_json(file):

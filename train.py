@@ -416,6 +416,7 @@ def resolve(flags):
         raise ValueError(f"--batch-size {flags.batch_size} is not a multiple of the {ranks} processes; choose one")
     if flags.shard and ranks == 1 and not flags.resume:
         raise ValueError("--shard needs several processes: torchrun --nproc_per_node=N train.py --shard ...")
+    flags = replace(flags, shard=flags.shard and ranks > 1)  # resumed by one process, it no longer is
     if flags.resume:
         out = Path(flags.resume)
         saved = read_json(out / "config.json").get("corpora")
@@ -446,7 +447,7 @@ def resolve(flags):
     begun = starting_model(flags, one) if folder is None or flags.decay_to_start else None
     model = begun
     if folder is not None:
-        model = GPTNeoX.from_pretrained(folder)
+        model = GPTNeoX.from_pretrained(folder, empty=flags.shard)
         check_tokenizer(folder, one)
     config = model.config
     # The weights that --decay-to-start pulls towards, by name.
@@ -469,7 +470,6 @@ def resolve(flags):
         min_lr=peak * MIN_LR_SHARE if flags.min_lr is None else flags.min_lr,
         context=context,
         micro_batch_size=min(flags.batch_size // ranks, flags.micro_batch_size or 8),
-        shard=flags.shard and ranks > 1,  # resumed by one process, it no longer is
         out=str(out),
         resume=None,
     )
@@ -565,13 +565,14 @@ def with_advice(flags):
 
 def starting_model(flags, corpus):
     """The model before the first update: of a checkpoint, or random."""
+    empty = flags.shard and not flags.decay_to_start  # filled in when it is spread over the processes
     if flags.init not in ("scratch", "upstream"):
         folder = model_folder(newest_checkpoint(flags.init), flags.revision)
         check_tokenizer(folder, corpus)
-        return GPTNeoX.from_pretrained(folder)
+        return GPTNeoX.from_pretrained(folder, empty=empty)
     # For Pythia's tokenizer as many embedding rows as Pythia has, for another as many as it needs.
     rows = None if corpus.vocab_size == 50277 else corpus.vocab_size
-    return GPTNeoX(config_of(flags.model, rows), seed=flags.seed)
+    return GPTNeoX(config_of(flags.model, rows), flags.seed, empty)
 
 
 def spread(run):
@@ -585,8 +586,9 @@ def spread(run):
         from torch.distributed.fsdp import fully_shard  # late: takes a second or two
 
         mesh = dist.init_device_mesh(run.device.type, (run.ranks,))
-        for part in (*model.gpt_neox.layers, model):  # layer by layer, moved to the device as each is cut up
+        for part in (*model.gpt_neox.layers, model):
             fully_shard(part, mesh=mesh)
+        model.fill(run.device, like)  # nowhere is there more than one whole tensor
     else:
         model.to(run.device)
         if run.ranks > 1:
@@ -603,7 +605,7 @@ def compile_layers(run):
     try:
         shape = (flags.micro_batch_size, flags.context, config.hidden_size)
         x = torch.zeros(shape, device=run.device, requires_grad=True)
-        trial = copy.deepcopy(layers[0]).to(run.device)
+        trial = copy.deepcopy(layers[0]).to_empty(device=run.device)
         for layer in (trial, *layers):
             layer.forward = torch.compile(layer.forward)
         with run.autocast():  # nothing is compiled before the first call

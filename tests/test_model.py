@@ -40,7 +40,7 @@ def with_formula_weights(network):
 
 @pytest.mark.parametrize("size", PARAMETERS)
 def test_pythia_parameter_counts(size):
-    network = GPTNeoX(config_of(size), seed=None)  # shapes only
+    network = GPTNeoX(config_of(size), empty=True)
     assert sum(p.numel() for p in network.parameters()) == config_of(size).parameters == PARAMETERS[size]
 
 
@@ -114,6 +114,16 @@ def test_initial_weights_are_pythias():
     again, other = GPTNeoX(config_of("tiny", 99), seed=5), GPTNeoX(config_of("tiny", 99), seed=6)
     assert not torch.equal(again.embed_out.weight, other.embed_out.weight)
     assert torch.equal(again.embed_out.weight, GPTNeoX(config_of("tiny", 99), seed=5).embed_out.weight)
+
+
+def test_an_empty_model_is_filled_with_the_same_weights_tensor_by_tensor(tmp_path):
+    network = GPTNeoX(small(), seed=3)
+    network.save_pretrained(tmp_path)
+    for empty in (GPTNeoX(small(), seed=3, empty=True), GPTNeoX.from_pretrained(tmp_path, empty=True)):
+        assert all(p.is_meta for p in empty.parameters())
+        empty.fill(part=lambda parameter, tensor: tensor[: len(parameter)])
+        for one, two in zip(network.parameters(), empty.parameters(), strict=True):
+            assert torch.equal(one, two)
 
 
 def test_activation_checkpointing_changes_no_gradient():
