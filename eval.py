@@ -272,13 +272,23 @@ def over_seeds(runs, key):
     return {tokens: by_tokens[tokens] for tokens in sorted(by_tokens) if len(by_tokens[tokens]) == len(runs)}
 
 
-def draw_mean(axes, runs, key, **style):
-    """The mean of `key` over runs of one arm against tokens, and a band from the least to the most over seeds."""
-    shared = over_seeds(runs, key)
-    axes.plot(list(shared), [sum(values) / len(runs) for values in shared.values()], **style)
-    if len(runs) > 1:
-        band = [min(values) for values in shared.values()], [max(values) for values in shared.values()]
-        axes.fill_between(list(shared), *band, color=style["color"], alpha=0.2, lw=0)
+def style(index):
+    """How the curve of arm number `index` looks."""
+    return {"color": COLOURS[index % len(COLOURS)], "ls": STYLES[index // 2 % len(STYLES)]}
+
+
+def draw_arms(axes, groups, key):
+    """`key` of each arm against tokens, its mean over seeds and a band from the least to the most; the level before."""
+    for index, (label, runs) in enumerate(groups.items()):
+        shared = over_seeds(runs, key)
+        axes.plot(list(shared), [sum(values) / len(runs) for values in shared.values()], label=label, **style(index))
+        if len(runs) > 1:
+            band = [min(values) for values in shared.values()], [max(values) for values in shared.values()]
+            axes.fill_between(list(shared), *band, color=style(index)["color"], alpha=0.2, lw=0)
+    starts = [run for label, runs in groups.items() for run in runs if label != "from scratch"]
+    before = {round(run["eval"][0][key], 3) for run in starts if run["eval"][0]["step"] == 0}
+    if len(before) == 1:  # runs from different starts have no common level
+        axes.axhline(*before, color="0.4", ls=(0, (4, 3)), lw=1, label="before")
 
 
 def draw_curves(folders, out):
@@ -293,18 +303,12 @@ def draw_curves(folders, out):
     titles = {"downstream": f"Downstream: {first['downstream']}{overlap}", "upstream": f"Upstream: {first['upstream']}"}
     groups = grouped(runs)
     for panel, side in zip(panels, titles, strict=False):
-        for index, (label, group) in enumerate(groups.items()):
-            style = {"color": COLOURS[index % len(COLOURS)], "ls": STYLES[index // 2 % len(STYLES)]}
-            draw_mean(panel, group, f"{side}_perplexity", label=label, **style)
-        before = {round(run["eval"][0][f"{side}_perplexity"], 3) for run in runs if run["eval"][0]["step"] == 0}
-        if len(before) == 1:  # runs from different starts have no common level
-            panel.axhline(*before, color="0.4", ls=(0, (4, 3)), lw=1, label="before")
+        draw_arms(panel, groups, f"{side}_perplexity")
         panel.set_title(titles[side], loc="left", fontsize=9, fontweight="bold")
         panel.set_ylabel("perplexity")
     for index, group in enumerate(groups.values()):
         rates = [(r["tokens"], r["lr"]) for r in group[0]["train"]]
-        style = {"color": COLOURS[index % len(COLOURS)], "ls": STYLES[index // 2 % len(STYLES)], "lw": 1}
-        panels[2].plot(*zip(*rates, strict=True), **style) if rates else None
+        panels[2].plot(*zip(*rates, strict=True), **style(index), lw=1) if rates else None
     # The end of warm-up is marked at the first run's, and named once.
     ends = {run["flags"]["warmup"] * run["flags"]["tokens"] for run in runs if run["flags"]["warmup"]}
     for panel in panels:
@@ -449,14 +453,8 @@ def draw_losses(plt, groups, sides, until):
         len(sides), 1, figsize=(5.5, 0.9 + 2.2 * len(sides)), sharex=True, layout="constrained", squeeze=False
     )
     first = next(iter(groups.values()))[0]
-    starts = [group[0] for label, group in groups.items() if label != "from scratch"]
     for panel, side in zip(panels[:, 0], sides, strict=True):
-        for index, (label, group) in enumerate(groups.items()):
-            style = {"color": COLOURS[index % len(COLOURS)], "ls": STYLES[index // 2 % len(STYLES)]}
-            draw_mean(panel, group, f"{side}_loss", label=label, **style)
-        before = {round(run["eval"][0][f"{side}_loss"], 3) for run in starts}
-        if len(before) == 1:  # runs from different starts have no common level
-            panel.axhline(*before, color="0.4", ls=(0, (4, 3)), lw=1, label="before")
+        draw_arms(panel, groups, f"{side}_loss")
         panel.set_title(f"{side.capitalize()}: {first['flags'][side]}", loc="left", fontsize=9, fontweight="bold")
         panel.set(ylabel="validation loss (nats)", ylim=limits(groups, side, until), xlim=(-0.01 * until, 1.01 * until))
     in_millions(panels[-1, 0].xaxis)
@@ -677,131 +675,94 @@ def crossing(one, other, side):
 
 def the_claims(runs):
     """[(claim, what the paper found, [(measure, its values over seeds, what the claim expects or None)])]."""
-    early, base, baseline, random = BEGINNING, pick(runs), pick(runs, **CONSTANT), pick(runs, start=0)
-    half, double = pick(runs, peak=0.5), pick(runs, peak=2.0)
-    replayed, no_warmup = pick(runs, replay=0.05), pick(runs, warmup=0.0)
-    same, same_baseline = pick(runs, replay=1.0), pick(runs, replay=1.0, **CONSTANT)
-    at = {early: "at 17 % of the schedule", 1.0: "at its end"}
+    early, stages = BEGINNING, {BEGINNING: "at 17 % of the schedule", 1.0: "at its end"}
+    old, new = ("upstream",), ("downstream",)
+    arm = dict.fromkeys(("the peak", "1 %", "the last", "none", "the cosine"), pick(runs))  # the base, by many names
+    arm |= {"constant": pick(runs, **CONSTANT), "from scratch": pick(runs, start=0)}
+    arm |= {"half the peak": pick(runs, peak=0.5), "double the peak": pick(runs, peak=2.0)}
+    arm |= {"same data": pick(runs, replay=1.0), "same data, constant": pick(runs, replay=1.0, **CONSTANT)}
+    arm |= {"5 % replay": pick(runs, replay=0.05), "no warm-up": pick(runs, warmup=0.0)}
+    lengths, steps = warmups(runs), {f"step {s}": g for s, g in arms(runs, "start").items() if 0 < s < LAST}
+    infinite = {name: pick(runs, schedule=name) for name in ("infinite-cosine", "infinite-rsqrt")}
+    arm |= lengths | steps | infinite
 
-    def jump(arm, side):
-        return rises(arm, side)[0]
+    def less(one, other, sides, expected, *moments):
+        """The loss of one arm less another's, a measure a moment and side; at the end, if no moment is given."""
+        return [
+            (f"{side}, {one} minus {other}, {stages[at]}", minus(arm[one], arm[other], side, at), expected)
+            for at in moments or (1.0,)
+            for side in sides
+        ]
 
-    return [
+    def rise(one, sides):
+        return [(f"{side}, {one}, highest minus start", rises(arm[one], side)[0], "above") for side in sides]
+
+    def overtakes(one):
+        words = f"downstream, after which share {one} overtakes constant (1: never)"
+        return [(words, crossing(arm[one], arm["constant"], "downstream"), None)]
+
+    spike = paired(arm["no warm-up"], arm["the peak"], lambda run: max(r["downstream_loss"] for r in run["eval"]))
+    rates = ("constant", "half the peak", "the peak", "double the peak")
+    table = [
         (
             "1. The length of the warm-up does not matter",
             "0, 0.5, 1 and 2 % of the schedule: one curve each for Pile and SlimPajama at 50B tokens (figure 1)",
-            [
-                (f"{side}, warm-up {100 * share:g} % minus 1 %, {at[when]}", minus(arm, base, side, when), "same")
-                for when in at
-                for share, arm in arms(runs, "warmup").items()
-                if share != 0.01
-                for side in ("downstream", "upstream")
-            ],
+            *(less(name, "1 %", SIDES, "same", *stages) for name in lengths if lengths[name] != arm["the peak"]),
         ),
         (
             "1b. Without warm-up there is an early spike",
             "a spike that leaves no trace (figure 1)",
-            [("downstream, highest, no warm-up minus 1 %", paired(no_warmup, base, highest), "above")],
+            [("downstream, highest, no warm-up minus 1 %", spike, "above")],
         ),
         (
             "2. Re-warming first raises both losses, then beats the constant rate downstream",
             "405M later runs: 2.708 at the peak against 2.642 constant, 2.501 against 2.549 at the end",
-            [
-                ("upstream, highest minus start", jump(base, "upstream"), "above"),
-                ("downstream, highest minus start", jump(base, "downstream"), "above"),
-                ("downstream, re-warmed minus constant, at its end", minus(base, baseline, "downstream"), "below"),
-            ],
+            rise("the peak", SIDES),
+            less("the peak", "constant", new, "below"),
         ),
         (
             "3. A higher maximum is better downstream and worse upstream",
             "405M later runs, SlimPajama: 2.516 (half), 2.501, 2.507 (double)",
-            [
-                (f"{side}, {words}, at its end", minus(one, other, side), expected)
-                for words, one, other in (
-                    ("half the peak minus constant", half, baseline),
-                    ("the peak minus half", base, half),
-                    ("double minus the peak", double, base),
-                )
-                for side, expected in (("downstream", "below"), ("upstream", "above"))
-            ],
+            *(less(two, one, new, "below") + less(two, one, old, "above") for one, two in itertools.pairwise(rates)),
         ),
         (
             "4. Continued runs end better downstream than training from scratch",
             "405M later runs, SlimPajama: 2.516, 2.501, 2.507 against 2.537",
-            [
-                (f"downstream, {words} minus from scratch, at its end", minus(arm, random, "downstream"), "below")
-                for words, arm in (("half the peak", half), ("the peak", base), ("double", double))
-            ],
+            *(less(name, "from scratch", new, "below") for name in rates[1:]),
         ),
         (
             "5. The constant rate is best downstream early and worst late",
             "best for 100B of 297B tokens (34 %); scratch overtakes it after 200B (67 %)",
-            [
-                (
-                    f"downstream, constant minus re-warmed, {at[early]}",
-                    minus(baseline, base, "downstream", early),
-                    "below",
-                ),
-                ("downstream, constant minus re-warmed, at its end", minus(baseline, base, "downstream"), "above"),
-                ("downstream, constant minus from scratch, at its end", minus(baseline, random, "downstream"), "above"),
-                (
-                    "the re-warmed run overtakes it after, share of the schedule",
-                    crossing(base, baseline, "downstream"),
-                    None,
-                ),
-                ("from scratch overtakes it after (1: never)", crossing(random, baseline, "downstream"), None),
-            ],
+            less("constant", "the peak", new, "below", early),
+            less("constant", "the peak", new, "above"),
+            less("constant", "from scratch", new, "above"),
+            *(overtakes(name) for name in ("the peak", "from scratch")),
         ),
         (
             "6. On the same data re-warming raises the loss, which does not recover",
             "seen to 50B tokens, 17 % of the schedule (figure 5); Pile rises by 0.1, doubled peak 0.2 (follow-up)",
-            [
-                ("upstream, highest minus start", jump(same, "upstream"), "above"),
-                (
-                    f"upstream, re-warmed minus constant, {at[early]}",
-                    minus(same, same_baseline, "upstream", early),
-                    "above",
-                ),
-                ("the same at the end of the decay", minus(same, same_baseline, "upstream"), None),
-            ],
+            rise("same data", old),
+            less("same data", "same data, constant", old, "above", early),
+            less("same data", "same data, constant", old, None),
         ),
         (
             "7. Starting from an earlier checkpoint does not help",
             "Pythia's steps 10,000 and 27,000 against 143,000, at 50B tokens (figures 7 to 9)",
-            [
-                (f"downstream, step {start} minus the last, {at[when]}", minus(arm, base, "downstream", when), "above")
-                for when in at
-                for start, arm in arms(runs, "start").items()
-                if 0 < start < LAST
-            ],
+            *(less(name, "the last", new, "above", *stages) for name in steps),
         ),
         (
             "8. Replay of 5 % keeps much of the old at little cost (follow-up)",
             "405M: Pile 2.44 to 2.23, SlimPajama 2.50 to 2.51",
-            [
-                ("upstream, 5 % replay minus none, at its end", minus(replayed, base, "upstream"), "below"),
-                ("downstream, 5 % replay minus none, at its end", minus(replayed, base, "downstream"), "same"),
-            ],
+            less("5 % replay", "none", old, "below"),
+            less("5 % replay", "none", new, "same"),
         ),
         (
             "9. Infinite schedules end where the cosine does (follow-up)",
             "comparable losses after annealing",
-            [
-                (
-                    f"{side}, {name} minus {base[0]['flags']['schedule']}",
-                    minus(pick(runs, schedule=name), base, side),
-                    "same",
-                )
-                for name in ("infinite-cosine", "infinite-rsqrt")
-                for side in ("downstream", "upstream")
-                if base
-            ],
+            *(less(name, "the cosine", SIDES, "same") for name in infinite),
         ),
     ]
-
-
-def highest(run):
-    return max(record["downstream_loss"] for record in run["eval"])
+    return [(claim, found, [*itertools.chain(*measures)]) for claim, found, *measures in table]
 
 
 def claims(flags):

@@ -644,27 +644,24 @@ def length(flags):
     return max(1, flags.tokens // per_update), max(1, stop_tokens // per_update)
 
 
+LIMITS = {"max_lr": (1e-30, 1e9), "batch_size": (1, 2**16)}
+LIMITS |= dict.fromkeys(("tokens", "upstream_tokens", "stop_tokens", "eval_tokens", "seeds"), (1, 10**15))
+LIMITS |= dict.fromkeys(("micro_batch_size", "context", "eval_every", "save_every"), (1, 10**15))
+LIMITS |= dict.fromkeys(("overlap", "replay", "warmup"), (0, 1)) | dict.fromkeys(("min_lr", "weight_decay"), (0, 1e9))
+
+
 def check_flags(flags):
     """Raises ValueError for the first value that cannot be."""
     for f in fields(Flags):  # a config.json can hold anything
-        value, whole = getattr(flags, f.name), type(getattr(flags, f.name)) is int
+        name, value = f"--{f.name.replace('_', '-')}", getattr(flags, f.name)
+        whole = type(value) is int
         if not isinstance(value, f.type) and not (whole and isinstance(0.0, f.type)):
-            raise ValueError(f"--{f.name.replace('_', '-')} {value!r:.60} is of another kind; see train.py --help")
-        if (type(value) is bool and f.type is not bool) or (whole and abs(value) > 10**15):
-            raise ValueError(f"--{f.name.replace('_', '-')} {value!r:.60} is no number up to 10^15")
-    for name in ("tokens", "upstream_tokens", "batch_size", "eval_tokens", "seeds"):
-        if getattr(flags, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least 1")
-    for name in ("stop_tokens", "micro_batch_size", "context", "eval_every", "save_every"):
-        if getattr(flags, name) is not None and getattr(flags, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least 1")
-    for name in ("max_lr", "min_lr", "weight_decay"):
-        value = getattr(flags, name)
-        if value is not None and not (1e-30 if name == "max_lr" else 0) <= value < 1e9:
-            raise ValueError(f"--{name.replace('_', '-')} {value} is not a positive number (below 1e9)")
-    for name in ("overlap", "replay", "warmup"):
-        if not 0 <= (getattr(flags, name) or 0) <= 1:
-            raise ValueError(f"--{name} {getattr(flags, name)} is not a share between 0 and 1")
+            raise ValueError(f"{name} {value!r:.60} is of another kind; see train.py --help")
+        if type(value) is bool and f.type is not bool:
+            raise ValueError(f"{name} {value!r:.60} is no number")
+        low, high = LIMITS.get(f.name, (0, 10**15) if whole else (-math.inf, math.inf))
+        if isinstance(value, int | float) and not low <= value <= high:
+            raise ValueError(f"{name} {value!r:.60} is not between {low:g} and {high:g}")
     known = {"schedule": schedule.SCHEDULES, "model": SIZES, "precision": ("auto", *AUTOCAST)}
     known["experiment"] = (None, *EXPERIMENTS, "all")
     for name, values in known.items():
@@ -672,10 +669,6 @@ def check_flags(flags):
             names = ", ".join(filter(None, values))
             raise ValueError(f"--{name} {getattr(flags, name)} is unknown; known: {names}")
     data.corpus_folder(flags.upstream)  # also a part of folder names
-    if flags.batch_size > 2**16:
-        raise ValueError(f"--batch-size {flags.batch_size} is more than {2**16}")
-    if flags.keep < 0:
-        raise ValueError(f"--keep {flags.keep} is negative; 0 keeps all checkpoints")
 
 
 def pick_device(name):
