@@ -800,7 +800,10 @@ class Log:
             return
         if self.alone:
             self.bar.close()
-        draw_curves([out], out / "perplexity.png")
+        try:
+            draw_curves([out], out / "perplexity.png")
+        except ValueError as fault:
+            raise RuntimeError(f"all else of {out} is whole, but {fault}") from None
         if step < run.stop:
             print(f"stopped at update {step} of {run.stop}; go on with: python train.py --resume {out}")
             return

@@ -102,6 +102,13 @@ def test_the_files_of_a_run(house):
     assert not list(Path(".").rglob("*.pkl")) + list(Path(".").rglob("*.pt")) + list(Path(".").rglob("*.bin.tmp"))
 
 
+def test_a_figure_that_cannot_be_written_loses_nothing_else(house):
+    Path("r/perplexity.png").mkdir(parents=True)
+    done = call("train.py", *SHORT, "--out", "r")
+    assert done.returncode == 1 and "all else of r is whole" in done.stderr and len(done.stderr.splitlines()) == 1
+    assert metrics("r", "eval")[-1]["step"] == 20 and Path("r/checkpoints/step_00000020").exists()
+
+
 def test_the_loss_logged_is_the_models_on_the_batch(house):
     train.main([*SHORT, "--out", "r", "--save-every", "7"])
     network = GPTNeoX.from_pretrained("r/checkpoints/step_00000007")
