@@ -526,8 +526,10 @@ def write_corpus(
     with locked(ROOT / f".{name}.lock", f"another process is writing {final}; wait for it or choose another name"):
         if progress is not None and (partial / "progress").is_file():
             said = (partial / "progress").read_bytes()
-            if hashlib.sha256(said[32:]).digest() == said[:32] and json.loads(said[32:])["request"] == request:
+            if hashlib.sha256(said[32:]).digest() == said[:32]:
                 state |= json.loads(said[32:])
+            if state["request"] != request:
+                raise ValueError(f"{partial}: stopped with other options; give these to go on, or remove the folder")
         if not state["documents"]:
             shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
         try:

@@ -5,6 +5,7 @@ import importlib
 import io
 import os
 import random
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,8 @@ import torch
 
 import data
 
+# What starts the tests in the background has them ignore Ctrl-C, and the processes that they start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # The models are tiny: one thread each is fastest, and does not fight over the cores with whatever else runs.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"

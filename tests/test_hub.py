@@ -361,11 +361,12 @@ def test_a_killed_preparation_goes_on_where_it_was_to_the_same_bytes(corpora_hub
     assert len(files) > 3 and all((whole / p).read_bytes() == (cut / p).read_bytes() for p in files)
 
 
-def test_damaged_notes_of_a_preparation_are_not_believed(corpora_hub, tmp_path):
+def test_other_options_remove_no_progress_and_damaged_notes_of_it_are_not_believed(corpora_hub, tmp_path):
     words = ["pile", "--train-tokens", "9e4", "--val-tokens", "3000"]
     settings = env(corpora_hub, tmp_path)
     subprocess.run([sys.executable, "-c", DYING, "9", *words], cwd=tmp_path, env=os.environ | settings)
     progress = tmp_path / "data/.pile.partial/progress"
+    refused(command("data.py", "pile", "--train-tokens", "9e3", cwd=tmp_path, **settings), "other options")
     progress.write_bytes(progress.read_bytes().replace(b'"documents": 8', b'"documents": 9'))
     assert command("data.py", *words, cwd=tmp_path, **settings).returncode == 0
     assert not progress.exists() and (tmp_path / "data/pile/train.bin").stat().st_size == 2 * 44 * 2048
