@@ -10,11 +10,10 @@ Section 3 of "How to (re)warm your model?" (arXiv 2308.04014): the study continu
 The parameters have the names they have on the hub, so loading and saving rename nothing.
 """
 
-import functools
 import json
 import math
 import re
-from contextlib import ExitStack, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
@@ -45,13 +44,8 @@ SIZES = {
 
 # Pythia was trained with tanh GELU, but its config.json says "gelu": the exact erf form, as everyone runs it. The two
 # differ by less than 5e-4.
-ACTIVATIONS = {
-    "gelu": lambda x: F.gelu(x),
-    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
-    "gelu_fast": lambda x: F.gelu(x, approximate="tanh"),
-    "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
-    "relu": F.relu,
-}
+ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu}
+ACTIVATIONS |= dict.fromkeys(("gelu_new", "gelu_fast", "gelu_pytorch_tanh"), lambda x: F.gelu(x, approximate="tanh"))
 
 # Buffers that old checkpoints carry in each layer: the causal mask, its filler, the rotary frequencies.
 OLD_BUFFERS = re.compile(r"gpt_neox\.layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)")
@@ -75,9 +69,6 @@ class GPTNeoXConfig:
     layer_norm_eps: float = 1e-5
     use_parallel_residual: bool = True
     attention_bias: bool = True
-    initializer_range: float = 0.02  # not used here: Pythia's own initialisation is in GPTNeoX.initialize
-    bos_token_id: int | None = 0
-    eos_token_id: int | None = 0
     extra: dict = field(default_factory=dict)  # anything else that config.json holds, written back unchanged
 
     @classmethod
@@ -136,7 +127,7 @@ class GPTNeoXConfig:
     def to_dict(self):
         """The published spelling, which every version of transformers reads."""
         own = asdict(self)
-        extra = own.pop("extra")
+        extra = {"initializer_range": 0.02, "bos_token_id": 0, "eos_token_id": 0} | own.pop("extra")
         fixed = {"architectures": ["GPTNeoXForCausalLM"], "model_type": "gpt_neox", "tie_word_embeddings": False}
         # Dropout is a training choice of the original; the paper and this program train without.
         dropout = {"attention_dropout": 0.0, "hidden_dropout": 0.0}
@@ -164,22 +155,14 @@ class GPTNeoXConfig:
 def config_of(size, vocab_size=None):
     """GPTNeoXConfig of a key of SIZES; with `vocab_size`, for another tokenizer than Pythia's."""
     layers, width, heads, _, rows, context = SIZES[size]
-    return GPTNeoXConfig(
-        vocab_size=vocab_size or rows,
-        hidden_size=width,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        intermediate_size=4 * width,
-        max_position_embeddings=context,
-    )
+    # vocabulary, width, layers, heads, inner width
+    return GPTNeoXConfig(vocab_size or rows, width, layers, heads, 4 * width, max_position_embeddings=context)
 
 
 def pretraining_peak(config):
     """The peak learning rate with which a model of this shape was pre-trained, or None for a shape not in SIZES."""
-    shape = (config.num_hidden_layers, config.hidden_size, config.num_attention_heads)
-    return next(
-        (row[3] for row in SIZES.values() if row[:3] == shape and row[5] == config.max_position_embeddings), None
-    )
+    shape = (config.num_hidden_layers, config.hidden_size, config.num_attention_heads, config.max_position_embeddings)
+    return {(*row[:3], row[5]): row[3] for row in SIZES.values()}.get(shape)
 
 
 # ---------------------------------------------------------------- the network
@@ -361,7 +344,7 @@ class GPTNeoX(nn.Module):
     def forward(self, tokens, targets=None, per_token=False):
         """Logits (B, T, V) of token ids (B, T); with targets (B, T), their mean cross-entropy in nats, a scalar.
 
-        per_token=True gives the loss of each target instead, (B, T), without gradients: what evaluation sums.
+        per_token=True gives the loss of each target instead, (B, T), to be summed; it has no gradient.
         """
         cos, sin = rotary_tables(tokens.shape[1], self.config, tokens.device)  # (T, R)
         x = self.gpt_neox.embed_in(tokens)  # (B, T, D)
@@ -375,7 +358,9 @@ class GPTNeoX(nn.Module):
             return self.embed_out(x)
         device = x.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-        mean, losses = LinearCrossEntropy.apply(x.flatten(0, 1), self.embed_out.weight, targets.flatten(), dtype)
+        # The loss forms gradients as it goes, so it has to know here whether any are wanted.
+        weight = self.embed_out.weight if torch.is_grad_enabled() else self.embed_out.weight.detach()
+        mean, losses = LinearCrossEntropy.apply(x.flatten(0, 1), weight, targets.flatten(), dtype)
         return losses.view(targets.shape) if per_token else mean
 
     @torch.no_grad()
@@ -401,48 +386,36 @@ class GPTNeoX(nn.Module):
     def from_pretrained(cls, id_or_folder, revision=None, empty=False):
         """Reads a hub id (EleutherAI/pythia-70m, with a revision such as step1000) or a model folder, as fp32.
 
-        With empty=True nothing but shapes, all of them checked; fill() reads the weights.
+        With empty=True only the shapes are checked; fill() reads the weights later.
 
         Raises ValueError or OSError, naming the file and the fault; for a hub id also huggingface_hub's errors.
         """
         folder = model_folder(id_or_folder, revision)
         config = GPTNeoXConfig.from_dict(read_json(folder / "config.json"), folder / "config.json")
-        found, file = {}, None  # {name of a tensor: (its file, the file's tensors)}
-        with ExitStack() as stack:
-            try:
-                for file in weight_files(folder):
-                    tensors = stack.enter_context(safe_open(file, framework="pt"))  # mapped: read as it is copied
-                    for name in tensors.keys():  # noqa: SIM118 (no mapping)
-                        if name in found:
-                            raise ValueError(f"{file}: repeated tensor {name}; fetch or save it again")
-                        if not OLD_BUFFERS.fullmatch(name):
-                            found[name] = file, tensors
-                # A config.json can ask for terabytes: nothing is allocated before every shape is what a file holds.
-                if config.num_hidden_layers > len(found):
-                    raise ValueError(
-                        f"{folder}: {len(found)} tensors, config.json asks {config.num_hidden_layers} layers"
-                    )
-                model = cls(config, empty=True)
-                missing = [name for name, _ in model.named_parameters() if name not in found]
-                if missing:
-                    raise ValueError(
-                        f"{folder}: no tensor {missing[0]} ({len(missing)} missing); fetch or save it again"
-                    )
-                for name, parameter in model.named_parameters():
-                    file, tensors = found[name]
-                    shape, kind = list(tensors.get_slice(name).get_shape()), tensors.get_slice(name).get_dtype()
-                    if shape != list(parameter.shape):
-                        raise ValueError(f"{file}: {name} is {shape}, config.json asks {list(parameter.shape)}")
-                    if kind not in ("F64", "F32", "F16", "BF16"):
-                        raise ValueError(f"{file}: {name} holds {kind}, which are no weights; fetch or save it again")
-                unexpected = set(found) - {name for name, _ in model.named_parameters()}
-                if unexpected:
-                    raise ValueError(f"{found[min(unexpected)][0]}: unexpected tensor {min(unexpected)}")
-                model.weights = functools.partial(stored_weights, weight_files(folder))
-                if not empty:
-                    model.fill()  # fp16 on the hub, fp32 master weights here
-            except SafetensorError as fault:
-                raise ValueError(f"{file}: damaged ({fault}); fetch or save it again") from None
+        found = {}  # {name of a tensor: (its file, shape, type)}
+        for file, name, tensors in stored_tensors(folder):
+            if name in found:
+                raise ValueError(f"{file}: repeated tensor {name}; fetch or save it again")
+            part = tensors.get_slice(name)
+            found[name] = file, list(part.get_shape()), part.get_dtype()
+        # A config.json can ask for terabytes: nothing is allocated before every shape is what a file holds.
+        if config.num_hidden_layers > len(found):
+            raise ValueError(f"{folder}: {len(found)} tensors, config.json asks {config.num_hidden_layers} layers")
+        model = cls(config, empty=True)
+        parameters = dict(model.named_parameters())
+        if missing := [name for name in parameters if name not in found]:
+            raise ValueError(f"{folder}: no tensor {missing[0]} ({len(missing)} missing); fetch or save it again")
+        for name, parameter in parameters.items():
+            file, shape, kind = found[name]
+            if shape != list(parameter.shape):
+                raise ValueError(f"{file}: {name} is {shape}, config.json asks {list(parameter.shape)}")
+            if kind not in ("F64", "F32", "F16", "BF16"):
+                raise ValueError(f"{file}: {name} holds {kind}, which are no weights; fetch or save it again")
+        if unexpected := found.keys() - parameters.keys():
+            raise ValueError(f"{found[min(unexpected)][0]}: unexpected tensor {min(unexpected)}")
+        model.weights = lambda: ((name, tensors.get_tensor(name)) for _, name, tensors in stored_tensors(folder))
+        if not empty:
+            model.fill()  # fp16 on the hub, fp32 master weights here
         return model
 
     def save_pretrained(self, folder, weights=None):
@@ -497,13 +470,16 @@ def weight_files(folder):
     )
 
 
-def stored_weights(files):
-    """Yields (name, tensor) of safetensors files, each read from the disk as it comes."""
-    for file in files:
-        with safe_open(file, framework="pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 (no mapping)
-                if not OLD_BUFFERS.fullmatch(name):
-                    yield name, tensors.get_tensor(name)
+def stored_tensors(folder):
+    """Yields (file, name, the file's tensors) for each tensor of a model folder: mapped, read when asked for."""
+    for file in weight_files(folder):
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                for name in tensors.keys():  # noqa: SIM118 (no mapping)
+                    if not OLD_BUFFERS.fullmatch(name):
+                        yield file, name, tensors
+        except SafetensorError as fault:
+            raise ValueError(f"{file}: damaged ({fault}); fetch or save it again") from None
 
 
 def read_json(file):

@@ -120,6 +120,7 @@ SCHEDULES = {
 def main(argv=None):
     parser = argparse.ArgumentParser(description="Draw every schedule over one run.")
     parser.add_argument("--out", default="schedules.png", help="picture to write; .png, .pdf or .svg")
+    parser.error = lambda said: parser.exit(2, f"schedule.py: {said}; see schedule.py --help\n")
     out = parser.parse_args(argv).out
 
     import matplotlib

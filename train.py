@@ -108,8 +108,9 @@ class Flags:
 
 
 # What may differ when a run is resumed: where and how it computes, not what.
-RESUMABLE = ("resume", "out", "device", "compile", "micro_batch_size", "activation_checkpointing", "save_every", "keep")
-RESUMABLE += ("stop_tokens", "shard", "dry_run", "profile", "experiment", "seeds")
+MACHINE = ("device", "compile", "shard", "micro_batch_size", "activation_checkpointing")
+RESUMABLE = (*MACHINE, "resume", "out", "save_every", "keep", "stop_tokens", "dry_run", "profile")
+RESUMABLE += ("experiment", "seeds")
 
 
 class AdamW(torch.optim.Optimizer):
@@ -201,9 +202,9 @@ def train(flags, bar=None):
         run = set_up(flags, cleanup, bar)
         flags, model, optimizer, scaler, log = run.flags, run.model, run.optimizer, run.scaler, run.log
         for step in range(run.start, run.stop + 1):  # `step` updates are done
-            if step in run.evaluations and step > run.evaluated:
+            if step in run.evaluations and step > run.done:
                 log.evaluation(step, evaluate(run))
-            if (step in run.saves or step == run.stop or run.interrupted) and step > run.saved:
+            if (step in run.saves or step == run.stop or run.interrupted) and step > run.done:
                 save_checkpoint(run, step)
             if step == run.stop or run.interrupted:
                 break
@@ -230,8 +231,9 @@ def train(flags, bar=None):
             scaler.step(optimizer)
             scaler.update()
             optimizer.zero_grad()
+        stopped = sum_over_processes(run.signalled)[0]  # after the last update too: an experiment ends here
         log.close(step)
-    return step == run.stop
+    return step == run.stop and not stopped
 
 
 def learning_rate(flags, run, update):
@@ -417,13 +419,9 @@ def resolve(flags):
     if flags.shard and ranks == 1 and not flags.resume:
         raise ValueError("--shard needs several processes: torchrun --nproc_per_node=N train.py --shard ...")
     flags = replace(flags, shard=flags.shard and ranks > 1)  # resumed by one process, it no longer is
-    if flags.resume:
-        out = Path(flags.resume)
-        saved = read_json(out / "config.json").get("corpora")
-    else:
-        out, saved = Path(flags.out), {}
-        if not flags.profile:
-            refuse_to_overwrite(out)
+    resumed, out = bool(flags.resume), Path(flags.resume or flags.out)
+    if not resumed and not flags.profile:
+        refuse_to_overwrite(out)
 
     # The data.
     distribution = data.parse_shares(flags.downstream)
@@ -431,7 +429,7 @@ def resolve(flags):
     stream = data.blend(distribution, flags.upstream, flags.replay)
     corpora = {name: data.Corpus(name) for name in dict.fromkeys([flags.upstream, *distribution, *stream])}
     hashes = {n: {s: c.meta[s]["sha256"] for s in ("train", "val")} for n, c in corpora.items()}
-    if flags.resume and saved != hashes:
+    if resumed and read_json(out / "config.json").get("corpora") != hashes:
         raise ValueError(f"{out}: the corpora changed since the run began; start a new run with --init")
     one = corpora[flags.upstream]
     for other in corpora.values():
@@ -439,11 +437,8 @@ def resolve(flags):
             raise ValueError(f"data/{one.name} and data/{other.name} have different tokenizers; prepare one anew")
 
     # The model.
-    start, state = 0, {}
-    folder = None
-    if flags.resume:
-        folder, state = last_whole_checkpoint(out)
-        start = state.get("step", 0)
+    folder, state = last_whole_checkpoint(out) if resumed else (None, {})
+    start = state.get("step", 0)
     begun = starting_model(flags, one) if folder is None or flags.decay_to_start else None
     model = begun
     if folder is not None:
@@ -489,7 +484,7 @@ def resolve(flags):
     return SimpleNamespace(
         flags=flags, out=out, model=model, begun=begun, mixture=mixture, windows=windows, distribution=distribution,
         hashes=hashes, tokenizer=one.tokenizer(), device=device, rank=rank, ranks=ranks, updates=updates, stop=stop,
-        start=start, folder=folder, state=state, resumed=bool(saved),
+        start=start, folder=folder, state=state, resumed=resumed,
     )  # fmt: skip
 
 
@@ -499,7 +494,7 @@ def set_up(flags, cleanup, bar=None):
     run = in_turn(lambda: resolve(flags))
     flags, model, state = run.flags, run.model, run.state
     if is_hub_id(flags.init) and not run.resumed:
-        advised = f"max LR {flags.max_lr:g} (its pre-training peak: {pretraining_peak(model.config)}), "
+        advised = f"max LR {flags.max_lr:g} (its pre-training peak: {pretraining_peak(model.config) or 'unknown'}), "
         advised += f"warm-up {100 * flags.warmup:g} %, {flags.schedule} to {flags.min_lr:g}, "
         advised += f"replay {100 * flags.replay:g} %"
         print(f"re-warming  {advised}; why: README, How to (re)warm your model", file=sys.stderr)
@@ -521,7 +516,7 @@ def set_up(flags, cleanup, bar=None):
     run.scaler = torch.amp.GradScaler(run.device.type, growth_interval=1000, enabled=precision == torch.float16)
     if state:
         load_optimizer(run.folder, model, run.optimizer, run.scaler, state)
-    run.saved = run.evaluated = run.start if state else -1
+    run.done = run.start if state else -1  # evaluated and saved already
     warmup = schedule.warmup_updates(run.updates, flags.warmup)
     run.evaluations = evaluation_steps(run.updates, run.stop, warmup, flags.eval_every)
     run.saves = {warmup, *range(flags.save_every, run.stop, flags.save_every)} - {0}
@@ -695,7 +690,8 @@ def pick_precision(name, device, width):
     """bf16 where the hardware computes it, not merely imitates it, and a processor gains by it; else fp32."""
     if name == "auto":
         cpu = width > 64 and torch.cpu._is_avx512_bf16_supported()  # below, the conversions cost more
-        has_bf16 = {"cuda": torch.cuda.is_bf16_supported(), "cpu": cpu}.get(device.type, False)
+        cuda = torch.cuda.is_bf16_supported(including_emulation=False)
+        has_bf16 = {"cuda": cuda, "cpu": cpu}.get(device.type, False)
         name = "bf16" if has_bf16 else "fp32"
     return name
 
@@ -722,6 +718,8 @@ class Log:
         self.tty = sys.stderr.isatty()
         self.bar = bar if bar is not None else progress_bar(run.out.name[:24], run.stop, run.start)
         self.per_update = run.flags.batch_size * run.flags.context
+        if not self.alone:
+            self.bar.update(run.start * self.per_update)  # of a run that was cut
         self.every = max(1, run.stop // 20)
         self.clock, self.spent, self.done = time.perf_counter(), 0.0, 0
         self.skipped, self.in_a_row = (run.state.get(name, 0) for name in SKIPPED)  # updates that overflowed in fp16
@@ -843,8 +841,8 @@ def save_checkpoint(run, step):
     if run.rank == 0:
         try:
             write_checkpoint(run, step, weights, moments)
-        except RuntimeError as problem:
-            fault = problem
+        except (OSError, RuntimeError) as problem:
+            fault = RuntimeError(data.one_line(problem))
     agree(fault)
 
 
@@ -992,7 +990,7 @@ EXPERIMENTS = {
     ],
     "model-size": [arm | {"size": place} for place in range(3) for arm in ({}, BASELINE)],
 }
-PYTHIA_ID = re.compile(r"(.*/pythia-)([\d.]+[mb])(-.*)?")
+PYTHIA_ID = re.compile(rf"(.*/pythia-)({'|'.join(map(re.escape, SIZES))})(-.*)?")
 LAPTOP_SIZES, PYTHIA_SIZES = ("nano", "micro", "tiny"), ("70m", "160m", "410m")
 # The paper's own runs, for a checkpoint of one's own: 296.86B tokens on the clipped cosine, stopped after 50B or 240B.
 PAPER = {"batch_size": 1104, "context": 2048, "tokens": 131_296 * 1104 * 2048, "schedule": "cosine-clipped"}
@@ -1059,7 +1057,7 @@ def arm_flags(base, arm):
 def known_peak(flags, size):
     """The peak learning rate of the pre-training of the model that --init names."""
     init = flags.get("init", "upstream")
-    if init in ("upstream", "scratch") or size in init:
+    if init in ("upstream", "scratch") or PYTHIA_ID.fullmatch(init) or init.startswith("runs/upstream-"):
         return SIZES[size][3]
     folder = model_folder(newest_checkpoint(init), flags.get("revision"))
     peak = pretraining_peak(GPTNeoXConfig.from_dict(read_json(folder / "config.json"), folder / "config.json"))
@@ -1091,7 +1089,7 @@ def run_experiment(given):
             plan[before.out] = replace(before, max_lr=SIZES[size][3])
         flags.context = flags.context or SIZES[size][5]
         plan[out] = replace(flags, max_lr=flags.max_lr or known_peak(asdict(flags), size))
-    to_do = {out for out, flags in plan.items() if not finished(out, flags.stop_tokens)}
+    to_do = {out for out, flags in plan.items() if not finished(out, flags.stop_tokens or flags.tokens)}
     print(f"{'schedule':<16}{'max LR':>8}{'warm-up':>9}{'updates':>9}{'stop':>9}  run")
     for out, flags in plan.items():
         updates, stop = length(flags)
@@ -1107,19 +1105,24 @@ def run_experiment(given):
         for number, (out, flags) in enumerate(runs.items(), 1):
             if out in to_do:
                 bar.write(f"run {number}/{len(runs)} {out}", file=sys.stdout)
-                if not begin(Flags(**flags), bar):
-                    print("stopped; the same command goes on")
-                    return
-            if given["experiment"] in ("softening", "all") and out in bases:
-                interpolate(out)
+            going = out not in to_do or begin(Flags(**flags), bar)
+            if going and given["experiment"] in ("softening", "all") and out in bases:
+                going = interpolate(out)
+            if not going:
+                print("stopped; the same command goes on")
+                return
     print(f"next        python eval.py claims {' '.join(runs) if len(runs) < 4 else 'runs/*'}")
 
 
 def time_for(tokens, plan):
     """How long that many tokens take, as far as the logs of the runs that are there can tell."""
     for out in plan:
-        if Path(out, "metrics.jsonl").is_file() and (rates := [r["tokens_per_second"] for r in read_run(out)["train"]]):
-            hours, minutes = divmod(round(tokens / sorted(rates)[len(rates) // 2] / 60 * 1.3), 60)  # 30 % to evaluate
+        try:
+            rates = sorted(record["tokens_per_second"] for record in read_run(out)["train"])
+        except ValueError:  # not begun, or cut before its first evaluation
+            continue
+        if rates and tokens:
+            hours, minutes = divmod(round(tokens / rates[len(rates) // 2] / 60 * 1.3), 60)  # 30 % to evaluate
             return f", about {hours}h{minutes:02d}m"
     return ""
 
@@ -1130,27 +1133,32 @@ INTERPOLATED = (0.0, 0.25, 0.5, 0.75, 1.0)
 def interpolate(out):
     """Evaluates a whole run's weights on the way from its start to its end: softening for the price of evaluations.
 
-    Writes interpolation.jsonl: share of the way, upstream_loss, downstream_loss."""
+    Writes interpolation.jsonl: share of the way, upstream_loss, downstream_loss. Returns whether it got to its end."""
     out = Path(out)
     if (out / "interpolation.jsonl").exists():
-        return
+        return True
     flags = Flags(**read_json(out / "config.json")["flags"])
     with ExitStack() as cleanup:
         run = set_up(replace(flags, resume=str(out)), cleanup, bar=tqdm(disable=True))
         parameters = dict(run.model.named_parameters())
-        start = dict(starting_model(flags, data.Corpus(flags.upstream)).named_parameters())
-        start = {name: like(p, start[name].detach()) for name, p in parameters.items()}
+        # Nothing but shapes, as when sharded: the weights come tensor by tensor.
+        begun = starting_model(replace(flags, shard=True, decay_to_start=False), data.Corpus(flags.upstream))
+        start = {name: like(parameters[name], tensor.float()) for name, tensor in begun.weights()}
         end = {name: p.detach().clone() for name, p in parameters.items()}
         lines = []
         for share in INTERPOLATED:
+            if run.flags.shard:
+                run.model.reshard()  # the evaluation before left the embeddings whole
             for name, p in parameters.items():
                 p.data.copy_(start[name] * (1 - share) + end[name] * share)
             losses = evaluate(run)
             lines.append(json.dumps({"share": share} | {f"{s}_loss": losses[f"{s}_loss"] for s in SIDES}) + "\n")
-        if run.rank:
-            return
-        data.write_file(out / ".interpolation.jsonl", "".join(lines).encode())
-        os.replace(out / ".interpolation.jsonl", out / "interpolation.jsonl")
+            if sum_over_processes(run.signalled)[0]:
+                return False
+        if run.rank == 0:
+            data.write_file(out / ".interpolation.jsonl", "".join(lines).encode())
+            os.replace(out / ".interpolation.jsonl", out / "interpolation.jsonl")
+    return True
 
 
 # ---------------------------------------------------------------- the command line
@@ -1161,32 +1169,27 @@ def upstream_run(flags):
     name = f"upstream-{flags.model}-{flags.upstream}"
     if flags.upstream_tokens != Flags.upstream_tokens:
         name += f"-{flags.upstream_tokens}"
-    before = Flags(
-        init="scratch",
-        model=flags.model,
-        upstream=flags.upstream,
-        downstream=flags.upstream,
-        tokens=flags.upstream_tokens,
-        overlap=0.0,
-        replay=0.0,
-        context=SIZES[flags.model][5],
-        device=flags.device,
-        precision=flags.precision,
-        out=f"runs/{name}",
-    )
+    before = Flags(init="scratch", upstream=flags.upstream, downstream=flags.upstream, overlap=0.0, replay=0.0)
+    before.model, before.context = flags.model, SIZES[flags.model][5]
+    before.tokens, before.out = flags.upstream_tokens, f"runs/{name}"
+    for machine in (*MACHINE, "precision"):
+        setattr(before, machine, getattr(flags, machine))
     before.eval_every = max(1, length(before)[0] // 10)
     before.save_every = max(1, length(before)[0] // 16)  # kept: section 4.5 starts from earlier checkpoints
     return before
 
 
 def finished(out, stop_tokens=None):
-    """Whether a run's folder holds the checkpoint of its last update (with stop_tokens: of the one at that place)."""
+    """Whether a run's folder holds the checkpoint of its last update (with stop_tokens: of that place), or a later."""
     try:
         flags = Flags(**read_json(Path(out) / "config.json")["flags"])
         flags.stop_tokens = stop_tokens or flags.stop_tokens
         check_flags(flags)
         last = checkpoint_folder(out, length(flags)[1])
-        return last.is_dir() and last_whole_checkpoint(out)[0] == last
+        if Path(newest_checkpoint(out)) < last:  # told without reading gigabytes
+            return False
+        whole = last_whole_checkpoint(out)[0]
+        return whole is not None and whole >= last
     except (OSError, KeyError, TypeError, ValueError):
         return False
 
@@ -1229,6 +1232,8 @@ def parse_flags(argv):
     given = {name: value for name, value in vars(parser.parse_args(argv)).items() if value is not None}
     if "resume" in given and "init" in given:
         parser.error("--init begins a run and --resume continues one; give one of them")
+    if given.get("resume") and "out" in given:
+        parser.error("--resume names the run's folder; leave --out out")
     return given
 
 
@@ -1254,20 +1259,21 @@ def begin(flags, bar=None):
     """Begins the run of these flags; before it, if need be, the pre-training behind --init upstream. In an experiment,
     which has a progress bar, also continues it where it was cut. Returns whether it got to its end."""
     check_flags(flags)
-    if bar is None and not flags.profile:
-        refuse_to_overwrite(Path(flags.out))
     if flags.init == "upstream" and not (flags.dry_run or flags.profile):
         before = upstream_run(flags)
         if not finished(before.out):
             if bar is None:
+                in_turn(lambda: resolve(flags))  # what is wrong with the flags is told before minutes are spent
                 print(f"pre-training {flags.model} on {flags.upstream} (once; cached in {before.out})")
             if (Path(before.out) / "config.json").is_file():
-                before = resumed_flags({"resume": before.out, "device": flags.device})
+                now = {name: getattr(flags, name) for name in MACHINE if getattr(flags, name) != getattr(Flags, name)}
+                before = resumed_flags(now | {"resume": before.out})
             if not train(before, bar):
                 return False
         flags.init = before.out
     if bar is not None and (Path(flags.out) / "config.json").exists():
-        flags = resumed_flags({"resume": flags.out, "stop_tokens": flags.stop_tokens or flags.tokens})
+        now = {name: getattr(flags, name) for name in MACHINE if getattr(flags, name) != getattr(Flags, name)}
+        flags = resumed_flags(now | {"resume": flags.out, "stop_tokens": flags.stop_tokens or flags.tokens})
     return train(flags, bar)
 
 

@@ -2,8 +2,10 @@
 
 import json
 import math
+import os
 import random
 import shutil
+import signal
 import statistics
 from dataclasses import asdict
 from pathlib import Path
@@ -11,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import call, refused
+from tqdm import tqdm
 
 import eval as evaluation
 import train
@@ -90,6 +93,30 @@ def test_bad_experiments(house):
     refused(call("train.py", "--experiment", "max-lr", "--seeds", "0"), "--seeds")
     refused(call("train.py", "--experiment", "checkpoints", "--init", "data/old"), "pythia-SIZE")
     assert not Path("runs").exists()
+
+
+def test_a_run_that_went_further_is_finished_and_one_that_stopped_short_is_not(house):
+    words = ["--upstream", "old", "--downstream", "new", "--init", "scratch", "--model", "nano", "--context", "32"]
+    words += ["--batch-size", "4", "--tokens", "2560", "--eval-tokens", "64", "--keep", "1", "--save-every", "100"]
+    assert call("train.py", *words, "--stop-tokens", "1280", "--out", "r").returncode == 0
+    assert train.finished("r") and train.finished("r", 640) and not train.finished("r", 2560)
+    Path("cut").mkdir()
+    shutil.copy("r/config.json", "cut")
+    Path("cut/metrics.jsonl").touch()  # killed in its first evaluation
+    assert train.time_for(10**9, ["nowhere", "cut"]) == "" != train.time_for(10**9, ["cut", "r"])
+
+
+def test_a_signal_after_the_last_update_ends_an_experiment(house, monkeypatch):
+    evaluate = train.evaluate
+
+    def interrupted(run):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(run)
+
+    monkeypatch.setattr(train, "evaluate", interrupted)
+    flags = train.Flags(init="scratch", model="nano", upstream="old", downstream="new", context=32, batch_size=4)
+    flags.tokens, flags.eval_tokens, flags.out = 128, 64, "r"  # one update: the signal comes before it
+    assert not train.train(flags, tqdm(disable=True))
 
 
 def test_weight_decay_towards_the_start():

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
+from torch.utils.flop_counter import FlopCounterMode
 
 import model as model_file
 from model import SIZES, GPTNeoX, GPTNeoXConfig, config_of, pretraining_peak
@@ -124,6 +125,16 @@ def test_an_empty_model_is_filled_with_the_same_weights_tensor_by_tensor(tmp_pat
         empty.fill(part=lambda parameter, tensor: tensor[: len(parameter)])
         for one, two in zip(network.parameters(), empty.parameters(), strict=True):
             assert torch.equal(one, two)
+
+
+def test_evaluation_forms_no_gradients():
+    network, tokens = GPTNeoX(small(), seed=3), torch.zeros(2, 8, dtype=torch.int64)
+    counts = []
+    for targets in (None, tokens):
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            network(tokens, targets)
+        counts.append(counter.get_total_flops())
+    assert counts[0] == counts[1] > 0
 
 
 def test_activation_checkpointing_changes_no_gradient():

@@ -102,6 +102,14 @@ def test_the_files_of_a_run(house):
     assert not list(Path(".").rglob("*.pkl")) + list(Path(".").rglob("*.pt")) + list(Path(".").rglob("*.bin.tmp"))
 
 
+def test_bad_flags_are_told_before_the_pre_training(house):
+    words = ["train.py", "--upstream", "old", "--model", "nano", "--context", "32"]
+    refused(call(*words, "--downstream", "typo"), "no corpus typo")
+    refused(call(*words, "--downstream", "new", "--min-lr", "1"), "--min-lr")
+    refused(call("train.py", "--resume", "a", "--out", "b"), "--out")
+    assert not Path("runs").exists()
+
+
 def test_a_figure_that_cannot_be_written_loses_nothing_else(house):
     Path("r/perplexity.png").mkdir(parents=True)
     done = call("train.py", *SHORT, "--out", "r")
