@@ -171,9 +171,8 @@ class Tokenizer:
     def token_bytes(self):
         """How many bytes of text each id stands for: (65536,), 0 for the end of a document."""
         lengths = np.zeros(2**16, np.int64)
-        for i in range(self.vocab_size):
-            with contextlib.suppress(KeyError):
-                lengths[i] = len(self.bpe.decode_single_token_bytes(i)) * (i != self.eot)
+        for i in self.known - {self.eot}:
+            lengths[i] = len(self.bpe.decode_single_token_bytes(i))
         return lengths
 
     def save(self, folder):
@@ -294,6 +293,7 @@ def read_hub(path, bar, start=0):
                 time.sleep(wait)
         bar.update(wanted)
         yield part
+    return max(0, start - file.size)  # what is left to pass over in the next file
 
 
 def read_documents(files, bar, skip_bad_lines=False, read=read_file):
@@ -313,13 +313,11 @@ def read_documents(files, bar, skip_bad_lines=False, read=read_file):
                     yield None, text.decode()
                 elif text.strip():
                     try:
-                        document = parse_row(text)
+                        yield parse_row(text)
                     except (ValueError, RecursionError) as fault:
                         if not skip_bad_lines:
                             raise ValueError(f"{fault}; mend it, or pass --skip-bad-lines") from None
                         bar.bad += 1
-                        continue
-                    yield document
         except (ValueError, EOFError, zlib.error, zstandard.ZstdError) as fault:
             where = f"{path}:{max(line, 1)}" if jsonl else path
             raise ValueError(f"{where}: damaged: {fault}") from None
@@ -340,20 +338,23 @@ def hub_documents(name, bar, skip_bad_lines, progress):
     "val" is full; then those for training, share 1, until "train" is. Begins where `progress` says, and tells it of
     each file the number of its first document."""
     full, files, number = progress["full"], progress["files"], progress["documents"]
-    while files and files[-1][1] > number:  # begun, but nothing of it was written
-        files.pop()
-    last, first = files.pop() if files else (None, 0)
-    done = {path for path, _ in files}
+    for path in [path for path, first in files.items() if first > number]:
+        del files[path]  # begun, but nothing of it was written
+    begun = [*files]
     for split, (datasets, pattern) in HUB[name].items():
-        for path in hub_files(datasets, pattern):
+        if split in full:
+            continue
+        # Goes on with the dataset that it began with, whichever answers now.
+        datasets = [dataset for dataset in datasets if any(path.startswith(dataset) for path in begun)] or datasets
+        paths = hub_files(datasets, pattern)
+        for path in paths[:1] if pattern.endswith(".bin") else paths:
             if split in full:
                 break
-            if str(path) in done:
+            if str(path) in begun[:-1]:
                 continue
-            skip = number - first if str(path) == last else 0
-            files.append((str(path), number - skip))
+            skip = number - files.setdefault(str(path), number)
             if path.suffix == ".bin":
-                rows = pythia_rows(path, bar, skip)
+                rows = pythia_rows(paths, bar, skip)
             else:
                 rows = islice(read_documents([path], bar, skip_bad_lines, read_hub), skip, None)
             for domain, text in rows:
@@ -384,11 +385,17 @@ def hub_files(datasets, pattern):
     raise ValueError(f"none of {', '.join(datasets)} can be had; try later, or give FILES of your own")
 
 
-def pythia_rows(path, bar, skip):
-    """Token ids in the order in which Pythia saw them, out of files of 30 GB: no tokenizing.
+def pythia_rows(paths, bar, skip):
+    """Token ids in the order in which Pythia saw them, no tokenizing. The files of 30 GB are cuts of one: a row may
+    begin in one and end in the next.
 
     A row's last token is only a target; without it, windows of 2048 and a target fall on Pythia's own windows."""
-    stream = io.BufferedReader(Stream(read_hub(path, bar, skip * 2 * PYTHIA_ROW)), RANGE)
+
+    def parts(start):
+        for path in paths:
+            start = yield from read_hub(path, bar, start)
+
+    stream = io.BufferedReader(Stream(parts(skip * 2 * PYTHIA_ROW)), RANGE)
     while len(row := stream.read(2 * PYTHIA_ROW)) == 2 * PYTHIA_ROW:
         yield None, np.frombuffer(row, "<u2")[:-1]
 
@@ -470,9 +477,6 @@ def tokenize_all(documents, tokenizer, processes):
         while waiting:
             yield from waiting.popleft().result()
             waiting.extend(map(submit, islice(batches, 1)))
-    except BrokenProcessPool:
-        way_out = "the same command begins again; fewer --processes need less memory"
-        raise RuntimeError(f"a tokenizing process was killed, or ran out of memory; {way_out}") from None
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -497,10 +501,12 @@ def write_corpus(
     final, partial = corpus_folder(name), ROOT / f".{name}.partial"
     limits = {"train": train_tokens or math.inf, "val": val_tokens or math.inf}
     request = [tokenizer.sha256, train_tokens, val_tokens, val_share, by_domain]
-    again = "begins again" if progress is None else "goes on"
     state = {} if progress is None else progress
-    state |= {"request": request, "documents": 0, "full": [], "files": [], "corpora": {}}
+    state |= {"request": request, "documents": 0, "full": [], "files": {}, "corpora": {}}
     files = {}  # (corpus, split): open
+
+    def again():
+        return "goes on" if progress is not None and (partial / "progress").is_file() else "begins again"
 
     def begin(corpus):
         if corpus_folder(corpus).exists():
@@ -529,7 +535,8 @@ def write_corpus(
             if hashlib.sha256(said[32:]).digest() == said[:32]:
                 state |= json.loads(said[32:])
             if state["request"] != request:
-                raise ValueError(f"{partial}: stopped with other options; give these to go on, or remove the folder")
+                said = f"--train-tokens {state['request'][1]}, --val-tokens {state['request'][2]} ..."
+                raise ValueError(f"{partial}: stopped with other options ({said}); repeat these, or remove the folder")
         if not state["documents"]:
             shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
         try:
@@ -565,7 +572,8 @@ def write_corpus(
                 if empty and not by_domain:
                     raise ValueError(f"{name}: no document fell into {' and '.join(empty)}; give more text")
                 meta = {"name": corpus, "vocab_size": tokenizer.vocab_size, "eot": tokenizer.eot}
-                meta |= {"sources": sources or [path for path, _ in state["files"]]}
+                read = [path for path, first in state["files"].items() if first < state["documents"]]
+                meta |= {"sources": sources or read}
                 meta["tokenizer_sha256"] = tokenizer.sha256
                 for split in limits:
                     file = partial / corpus / f"{split}.bin"
@@ -580,11 +588,14 @@ def write_corpus(
             sync_folder(ROOT)
             progress = None
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(again) from None
+            raise KeyboardInterrupt(again()) from None
+        except BrokenProcessPool:
+            way_out = f"the same command {again()}; fewer --processes need less memory"
+            raise RuntimeError(f"a tokenizing process was killed, or ran out of memory; {way_out}") from None
         except OSError as fault:
             if fault.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
-            way_out = f"make room, then the same command {again}"
+            way_out = f"make room, then the same command {again()}"
             raise RuntimeError(f"could not write {final}: {os.strerror(fault.errno)}; {way_out}") from None
         finally:
             for file in files.values():
@@ -664,16 +675,12 @@ class Corpus:
             self.splits = {}
             for split in ("train", "val"):
                 file, says = self.folder / f"{split}.bin", meta[split]
-                if says["bytes_of_text"] < (says["tokens"] > 0):
-                    raise ValueError("meta.json is damaged")
                 if file.stat().st_size != 2 * says["tokens"]:
                     raise ValueError(f"{split}.bin has {file.stat().st_size} bytes, not 2 x {says['tokens']} tokens")
                 if not says["largest_id"] < self.vocab_size <= 2**16 or sample_hash(file) != says["sample_sha256"]:
                     raise ValueError(f"{split}.bin is not the file that was written")
                 self.splits[split] = np.memmap(file, "<u2", "r") if says["tokens"] else np.empty(0, "<u2")
-        except (ValueError, KeyError, TypeError, RecursionError, OverflowError) as fault:
-            raise self.damaged(fault) from None
-        except OSError as fault:
+        except (ValueError, KeyError, TypeError, RecursionError, OverflowError, OSError) as fault:
             raise self.damaged(one_line(fault)) from None
 
     def damaged(self, fault):
@@ -945,6 +952,8 @@ def main(argv=None):
         parser.error(f"--val-share {flags.val_share} is not between 0 and 1")
     if flags.processes < 1:
         parser.error(f"--processes {flags.processes} is less than 1")
+    if 0 in (flags.train_tokens, flags.val_tokens):
+        parser.error("--train-tokens and --val-tokens must be positive")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     for name in prepare(**vars(flags)):
         for split, says in (("train", Corpus(name).meta["train"]), ("val", Corpus(name).meta["val"])):

@@ -63,6 +63,10 @@ def newest_checkpoint(path):
 
 def open_checkpoint(flags):
     """(folder, model ready to evaluate) of a command line's checkpoint, revision and device."""
+    try:
+        torch.zeros(1, device=flags.device)
+    except (RuntimeError, AssertionError):
+        raise ValueError(f"--device {flags.device} is not to be had on this machine; try --device cpu") from None
     folder = model_folder(newest_checkpoint(flags.checkpoint), flags.revision)
     return folder, GPTNeoX.from_pretrained(folder).to(flags.device).eval()
 
@@ -70,7 +74,8 @@ def open_checkpoint(flags):
 def check_tokenizer(folder, corpus):
     """ValueError if the checkpoint's tokenizer is not the one that made the corpus's ids."""
     if (Path(folder) / "tokenizer.json").is_file() and load_tokenizer(folder).sha256 != corpus.tokenizer_sha256:
-        raise ValueError(f"{folder} has another tokenizer than data/{corpus.name}; give --tokenizer {folder}")
+        way_out = f"prepare the corpus anew with data.py --tokenizer {folder}"
+        raise ValueError(f"{folder} has another tokenizer than data/{corpus.name}; {way_out}")
 
 
 def perplexity(flags):
@@ -211,7 +216,8 @@ def name_of(flag, value):
 
 def label_runs(runs):
     """A label for each run: the flags in which the runs differ; the seed is left out, seeds are averaged."""
-    said = ("init", "model", "downstream", "overlap", "replay", "schedule", "max_lr", "warmup", "tokens", "batch_size")
+    said = ("init", "revision", "model", "upstream", "downstream", "overlap", "replay", "schedule", "max_lr")
+    said += ("warmup", "tokens", "batch_size", "weight_decay", "decay_to_start")
     values = {flag: [run["flags"].get(flag) for run in runs] for flag in said}
     differ = [flag for flag in said if len(set(values[flag])) > 1] or ["max_lr", "warmup"]
     if "schedule" in differ and "max_lr" not in differ:
@@ -255,14 +261,6 @@ def save_figure(figure, out):
         raise ValueError(f"cannot write {out}: {fault}; choose another --out (.png, .pdf, .svg)") from None
 
 
-def grouped(runs):
-    """{label: runs with that label}, in the order given: the same arm with several seeds is one curve."""
-    groups = {}
-    for run, label in zip(runs, label_runs(runs), strict=True):
-        groups.setdefault(label, []).append(run)
-    return groups
-
-
 def over_seeds(runs, key):
     """{tokens: values of `key`, one a seed}, in order, where every run of the arm was evaluated."""
     by_tokens = {}
@@ -277,14 +275,17 @@ def style(index):
     return {"color": COLOURS[index % len(COLOURS)], "ls": STYLES[index // 2 % len(STYLES)]}
 
 
+def draw_band(axes, x, seeds, **look):
+    """Over x the mean over seeds as a line and their range as a band; seeds: for each x a list of values."""
+    axes.plot(x, [sum(values) / len(values) for values in seeds], **look)
+    axes.fill_between(x, [min(v) for v in seeds], [max(v) for v in seeds], color=look["color"], alpha=0.2, lw=0)
+
+
 def draw_arms(axes, groups, key):
     """`key` of each arm against tokens, its mean over seeds and a band from the least to the most; the level before."""
     for index, (label, runs) in enumerate(groups.items()):
         shared = over_seeds(runs, key)
-        axes.plot(list(shared), [sum(values) / len(runs) for values in shared.values()], label=label, **style(index))
-        if len(runs) > 1:
-            band = [min(values) for values in shared.values()], [max(values) for values in shared.values()]
-            axes.fill_between(list(shared), *band, color=style(index)["color"], alpha=0.2, lw=0)
+        draw_band(axes, [*shared], [*shared.values()], label=label, **style(index))
     starts = [run for label, runs in groups.items() for run in runs if label != "from scratch"]
     before = {round(run["eval"][0][key], 3) for run in starts if run["eval"][0]["step"] == 0}
     if len(before) == 1:  # runs from different starts have no common level
@@ -301,7 +302,9 @@ def draw_curves(folders, out):
     first = runs[0]["flags"]
     overlap = f" ({100 * first['overlap']:g} % {first['upstream']})" if first.get("overlap") else ""
     titles = {"downstream": f"Downstream: {first['downstream']}{overlap}", "upstream": f"Upstream: {first['upstream']}"}
-    groups = grouped(runs)
+    groups = {}  # the same arm with several seeds is one curve
+    for run, label in zip(runs, label_runs(runs), strict=True):
+        groups.setdefault(label, []).append(run)
     for panel, side in zip(panels, titles, strict=False):
         draw_arms(panel, groups, f"{side}_perplexity")
         panel.set_title(titles[side], loc="left", fontsize=9, fontweight="bold")
@@ -309,7 +312,7 @@ def draw_curves(folders, out):
     for index, group in enumerate(groups.values()):
         rates = [(r["tokens"], r["lr"]) for r in group[0]["train"]]
         panels[2].plot(*zip(*rates, strict=True), **style(index), lw=1) if rates else None
-    # The end of warm-up is marked at the first run's, and named once.
+    # The end of every warm-up is marked, and named once.
     ends = {run["flags"]["warmup"] * run["flags"]["tokens"] for run in runs if run["flags"]["warmup"]}
     for panel in panels:
         for number, end in enumerate(sorted(ends)):
@@ -354,7 +357,7 @@ CONSTANT = {"schedule": "constant", "peak": 0.1, "warmup": 0.0}  # the paper's b
 def pick(runs, vary=(), **wanted):
     """The runs of an arm: `wanted`, and otherwise the base of the experiments; the settings in `vary` are free.
 
-    The base's corpora, sizes and lengths, and its decay, are the commonest among the runs."""
+    The base's corpora, sizes, lengths and decay schedule are the commonest among the runs."""
     settings = [setting(run) for run in runs]
     usual = {}
     for key in settings[0]:
@@ -464,19 +467,14 @@ def draw_losses(plt, groups, sides, until):
     return figure
 
 
-def mean_path(group, until):
-    """[(tokens, downstream perplexity, upstream perplexity)] of an arm, the mean over its seeds."""
-    new, old = (over_seeds(group, f"{side}_perplexity") for side in ("downstream", "upstream"))
-    return [(t, sum(new[t]) / len(group), sum(old[t]) / len(group)) for t in new if t <= 1.001 * until]
-
-
 def draw_paths(plt, groups, _, until):
     """Upstream against downstream perplexity, coloured by tokens, as in figures 4 and 6."""
     from matplotlib.collections import LineCollection
 
     figure, axes = plt.subplots(figsize=(5.5, 4), layout="constrained")
     for marker, (label, group) in zip("osD^vP", groups.items(), strict=False):
-        path = mean_path(group, until)
+        new, old = (over_seeds(group, f"{side}_perplexity") for side in ("downstream", "upstream"))
+        path = [(t, sum(new[t]) / len(group), sum(old[t]) / len(group)) for t in new if t <= 1.001 * until]
         points = [(x, y) for _, x, y in path]
         lines = LineCollection(list(itertools.pairwise(points)), cmap="viridis", lw=1.5)
         lines.set_array([tokens for tokens, *_ in path[1:]])
@@ -565,23 +563,17 @@ def rises(group, side):
     return heights, lengths
 
 
-def draw_with_band(axes, groups, values, **style):
-    """values(group) -> a list over seeds; the mean as a line over the groups' keys, the range as a band."""
-    seeds = [values(group) for group in groups.values()]
-    x = [100 * key for key in groups]
-    axes.plot(x, [sum(v) / len(v) for v in seeds], "o-", ms=4, **style)
-    axes.fill_between(x, [min(v) for v in seeds], [max(v) for v in seeds], color=style["color"], alpha=0.2, lw=0)
-
-
 def draw_replay(plt, runs):
     """What replay costs on the new text and what it keeps of the old."""
     groups = {share: group for share, group in arms(runs, "replay").items() if share < 1}
+    shares = [100 * share for share in groups]
     figure, panels = plt.subplots(1, 2, figsize=(5.5, 2.6), layout="constrained")
     for panel, side, colour in zip(panels, ("upstream", "downstream"), COLOURS, strict=False):
-        draw_with_band(panel, groups, lambda g, s=side: [r["eval"][-1][f"{s}_perplexity"] for r in g], color=colour)
+        final = [[run["eval"][-1][f"{side}_perplexity"] for run in group] for group in groups.values()]
+        draw_band(panel, shares, final, marker="o", ms=4, color=colour)
         panel.set_title(f"final {side} perplexity", loc="left", fontsize=9, fontweight="bold")
         panel.set_xscale("symlog", linthresh=1)
-        panel.set_xticks([100 * share for share in groups], [f"{100 * share:g}" for share in groups])
+        panel.set_xticks(shares, [f"{share:g}" for share in shares])
         panel.minorticks_off()
         panel.set_xlabel("replay (% of each batch)")
     panels[0].axhline(
@@ -594,10 +586,13 @@ def draw_replay(plt, runs):
 def draw_overlap(plt, runs):
     """Height and length of the stability gap against the share of upstream text in the downstream distribution."""
     groups = arms(runs, "overlap")
+    shares = [100 * share for share in groups]
     figure, panels = plt.subplots(1, 2, figsize=(5.5, 2.6), layout="constrained")
     for side, colour in zip(("downstream", "upstream"), COLOURS, strict=False):
-        draw_with_band(panels[0], groups, lambda g, s=side: rises(g, s)[0], color=colour, label=side)
-    draw_with_band(panels[1], groups, lambda g: rises(g, "downstream")[1], color=COLOURS[0])
+        heights = [rises(group, side)[0] for group in groups.values()]
+        draw_band(panels[0], shares, heights, marker="o", ms=4, color=colour, label=side)
+    lengths = [rises(group, "downstream")[1] for group in groups.values()]
+    draw_band(panels[1], shares, lengths, marker="o", ms=4, color=COLOURS[0])
     panels[0].set_title("height of the rise (nats)", loc="left", fontsize=9, fontweight="bold")
     panels[1].set_title("length of the rise, downstream", loc="left", fontsize=9, fontweight="bold")
     in_millions(panels[1].yaxis)
@@ -606,7 +601,7 @@ def draw_overlap(plt, runs):
     panels[0].legend(frameon=False, fontsize=8)
     for panel in panels:
         panel.set_xlabel("overlap (% upstream text)")
-        panel.set_xticks([100 * share for share in groups])
+        panel.set_xticks(shares)
     return figure
 
 
@@ -667,8 +662,7 @@ def crossing(one, other, side):
     for run in one:
         pairs = [rest for rest in other if rest["flags"]["seed"] == run["flags"]["seed"]]
         theirs = {r["tokens"]: r[f"{side}_loss"] for rest in pairs for r in rest["eval"]}
-        behind = [r["tokens"] for r in run["eval"] if r[f"{side}_loss"] >= theirs.get(r["tokens"], -math.inf)]
-        behind = [tokens for tokens in behind if tokens in theirs]
+        behind = [r["tokens"] for r in run["eval"] if r[f"{side}_loss"] >= theirs.get(r["tokens"], math.inf)]
         shares += [max(behind, default=0) / run["flags"]["tokens"]] if pairs else []
     return shares
 
@@ -770,15 +764,12 @@ def claims(flags):
 
     A claim holds if all of its measures do, fails if one does, by the 95 % interval over seeds."""
     runs = [read_run(folder) for folder in flags.runs]
-    rows = []
+    if flags.markdown:
+        print("| claim | measured here: mean [95 % interval over seeds] | verdict | the paper |\n|---|---|---|---|")
     for claim, found, measures in the_claims(runs):
         measures = [(words, values, expected) for words, values, expected in measures if values]
         verdicts = {verdict(values, expected) for _, values, expected in measures if expected}
         total = FAILS if FAILS in verdicts else UNCLEAR if UNCLEAR in verdicts else HOLDS if verdicts else "no runs"
-        rows.append((claim, total, measures, found))
-    if flags.markdown:
-        print("| claim | measured here: mean [95 % interval over seeds] | verdict | the paper |\n|---|---|---|---|")
-    for claim, total, measures, found in rows:
         lines = []
         for words, values, expected in measures:
             mean, bounds = interval(values)
@@ -845,6 +836,8 @@ def main(argv=None):
     five.add_argument("runs", nargs="+", metavar="RUNS", help="folders that train.py wrote, of three seeds or more")
     five.add_argument("--markdown", action="store_true", help="as a table")
     flags = parser.parse_args(argv)
+    if getattr(flags, "micro_batch_size", 1) < 1:
+        parser.error("--micro-batch-size must be positive")
     if flags.command == "plot":
         out = flags.out or (f"figure-{flags.figure}.png" if flags.figure else "perplexity.png")
         if flags.figure:

@@ -260,7 +260,8 @@ def corpora_hub(hub, tmp_path):
     pile, pajama = sample("pile", 60), sample("redpajama", 120)
     hub.repos["EleutherAI/pile_val_test"] = {"main": {"README.md": b"#", "val.jsonl": b"".join(pile)}}
     hub.rows = np.random.default_rng(0).integers(2, 200, (70, 2049)).astype("<u2")
-    shards = {f"document-0000{i}-of-00020.bin": part.tobytes() for i, part in enumerate(np.split(hub.rows, [40]))}
+    rows, cut = hub.rows.tobytes(), 40 * 4098 + 1001  # within a row, and within a token
+    shards = {f"document-0000{i}-of-00020.bin": part for i, part in enumerate((rows[:cut], rows[cut:]))}
     hub.repos["EleutherAI/pile-deduped-pythia-preshuffled"] = {"main": shards | {"document.idx": b"x"}}
     files = {"README.md": b"#"}
     for chunk in (1, 2):
@@ -324,7 +325,8 @@ def test_slimpajama_falls_back_and_is_split_by_domain(corpora_hub, tmp_path, mon
     assert not list((tmp_path / "cache").rglob("*.zst"))  # shards are read, not kept
 
 
-# data.py, dying before the n-th file gets its name; what is done is written down after every document.
+# data.py, dying before the n-th file gets its name, or with 0 when all is written but the description;
+# what is done is written down after every document.
 DYING = f"""
 import os, sys
 sys.path.insert(0, {str(ROOT)!r})
@@ -335,6 +337,8 @@ def replace(*paths):
     left -= 1
     os._exit(9) if left == 0 else rename(*paths)
 os.replace = replace
+if not left:
+    data.sample_hash = lambda *_: os._exit(9)
 data.main()
 """
 
@@ -347,12 +351,15 @@ def test_a_killed_preparation_goes_on_where_it_was_to_the_same_bytes(corpora_hub
     cut.mkdir()
     settings = env(corpora_hub, tmp_path)
     assert command("data.py", *words, cwd=whole, **settings).returncode == 0
-    for deaths in (3, 20, 30):
+    for deaths in (3, 20, 30, 0):
         dying = [sys.executable, "-c", DYING, str(deaths), *words]
         assert subprocess.run(dying, cwd=cut, env=os.environ | settings, capture_output=True).returncode == 9
     assert not list((cut / "data").glob("[!.]*"))
     progress = next((cut / "data").glob(".*.partial")) / "progress"
     corpora_hub.downloads.clear()
+    other = zstandard.compress(b'{"text": "x"}')
+    other = {f"{split}/chunk1.jsonl.zst": other for split in ("train", "validation")}
+    corpora_hub.repos["cerebras/SlimPajama-627B"] = {"main": other}  # answers again: too late
     done = command("data.py", *words, cwd=cut, **settings)
     assert done.returncode == 0, done.stderr
     first = "val.jsonl" if "pile" in words else "validation/chunk1.jsonl.zst"
