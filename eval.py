@@ -217,7 +217,7 @@ def name_of(flag, value):
 def label_runs(runs):
     """A label for each run: the flags in which the runs differ; the seed is left out, seeds are averaged."""
     said = ("init", "revision", "model", "upstream", "downstream", "overlap", "replay", "schedule", "max_lr")
-    said += ("warmup", "tokens", "batch_size", "weight_decay", "decay_to_start")
+    said += ("warmup", "tokens", "batch_size", "weight_decay", "decay_to_start", "upstream_tokens")
     values = {flag: [run["flags"].get(flag) for run in runs] for flag in said}
     differ = [flag for flag in said if len(set(values[flag])) > 1] or ["max_lr", "warmup"]
     if "schedule" in differ and "max_lr" not in differ:
@@ -339,7 +339,7 @@ def setting(run):
     flags = run["flags"]
     try:
         step = re.search(r"step_?0*(\d+)$", flags["revision"] or flags["init"])
-        numbers = ("parameters", "tokens", "batch_size", "overlap", "replay", "warmup", "seed")
+        numbers = ("parameters", "upstream_tokens", "tokens", "batch_size", "overlap", "replay", "warmup", "seed")
         found = {name: float((flags | run)[name]) for name in numbers} | {"schedule": str(flags["schedule"])}
         found["corpora"] = f"{flags['upstream']} {flags['downstream']}"
         found["start"] = 0 if flags["init"] == "scratch" else int(step[1]) if step else LAST  # step of the pre-training
