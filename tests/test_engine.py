@@ -132,6 +132,7 @@ def second_one_fails(rank):
         train.AdamW.step = step
 
 
+@pytest.mark.slow
 def test_a_fault_of_one_process_ends_all(house):
     codes, _, complained = together(2, *FEW, "--out", "r", change=disk_full)
     assert codes == [1, 0] and complained[0].count("no space left") == 1 and complained[1] == ""

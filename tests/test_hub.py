@@ -343,7 +343,10 @@ data.main()
 """
 
 
-@pytest.mark.parametrize("corpus", ["pile --val-tokens 3000", "slimpajama --by-domain --processes 2"])
+@pytest.mark.parametrize(
+    "corpus",
+    ["pile --val-tokens 3000", pytest.param("slimpajama --by-domain --processes 2", marks=pytest.mark.slow)],
+)
 def test_a_killed_preparation_goes_on_where_it_was_to_the_same_bytes(corpora_hub, tmp_path, corpus):
     words = [*corpus.split(), "--train-tokens", str(60 * 2048)]
     whole, cut = tmp_path / "whole", tmp_path / "cut"

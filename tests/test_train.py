@@ -245,7 +245,7 @@ def started(*words, cwd):
 LONG = [*SHORT, "--tokens", str(120 * 128), "--save-every", "10"]
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("how", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM, signal.SIGKILL])
 def test_signals(house, how):
     train.main([*LONG, "--out", "whole"])
     process = started(*LONG, "--out", "cut", cwd=house)
