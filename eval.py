@@ -1,11 +1,11 @@
-"""What came of it: perplexity of a checkpoint, the curves of runs, samples.
+"""What came of it: perplexity of a checkpoint, samples, the curves of runs, the paper's claims.
 
     python eval.py perplexity runs/NAME --data stdlib torch
+    python eval.py lambada EleutherAI/pythia-410m-deduped      proves loader, tokenizer and model together
+    python eval.py sample runs/NAME --prompt "def main("
     python eval.py plot runs/A runs/B --out figure.png         (or .pdf, .svg)
     python eval.py plot runs/* --figure 4                      as the paper draws its figures 1 to 9; frontier, ...
     python eval.py claims runs/*                               the paper's claims, tested on these runs
-    python eval.py lambada EleutherAI/pythia-410m-deduped      proves loader, tokenizer and model together
-    python eval.py sample runs/NAME --prompt "def main("
 
 Section 4 of "How to (re)warm your model?" (arXiv 2308.04014): validation loss on the upstream and the downstream
 corpus against tokens. The metric is the mean cross-entropy of a token in nats; perplexity is exp of it.
@@ -17,6 +17,7 @@ import math
 import re
 import sys
 from pathlib import Path
+from statistics import fmean, stdev
 
 import torch
 from tqdm import tqdm
@@ -25,12 +26,9 @@ import schedule
 from data import Corpus, OneLineParser, fixed_windows, load_tokenizer, read_documents, run_command, whole_number
 from model import GPTNeoX, model_folder, read_json
 
-# Okabe and Ito's colours, told apart with every kind of colour vision; line styles repeat the difference.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
-STYLES = ("-", "--", "-.", ":")
 SIDES = ("upstream", "downstream")
 
-# ---------------------------------------------------------------- measuring
+# ---------------------------------------------------------------- measuring a checkpoint
 
 
 @torch.no_grad()
@@ -79,33 +77,41 @@ def check_tokenizer(folder, corpus):
 
 
 def perplexity(flags):
-    """The table of `eval.py perplexity`: a row for each corpus that has at least one window of validation text."""
+    """Loss, perplexity and bits per byte of a checkpoint on the validation text of prepared corpora, a row each."""
     folder, model = open_checkpoint(flags)
-    context = min(flags.context or model.config.max_position_embeddings, model.config.max_position_embeddings)
+    longest = model.config.max_position_embeddings
+    context = min(flags.context or longest, longest)
     corpora = [Corpus(name) for name in flags.data]
     if max(len(corpus.splits["val"]) for corpus in corpora) <= context:
         raise ValueError(f"{' '.join(flags.data)}: no val.bin has {context + 1} tokens; give a smaller --context")
+    width = 2 + max(map(len, ["corpus", *flags.data]))
     if not flags.json:
-        width = 2 + max(map(len, ["corpus", *flags.data]))
         print(f"{'corpus':<{width}}{'tokens':>10}{'loss':>9}{'+-':>8}{'perplexity':>12}{'bits/byte':>11}")
-    for name, corpus in zip(flags.data, corpora, strict=True):
+    for corpus in corpora:
         if len(corpus.splits["val"]) <= context:
-            print(f"data/{name}/val.bin is shorter than {context + 1} tokens; passed over", file=sys.stderr)
+            print(f"data/{corpus.name}/val.bin is shorter than {context + 1} tokens; passed over", file=sys.stderr)
             continue
         check_tokenizer(folder, corpus)
         if corpus.vocab_size > model.config.vocab_size:
-            raise ValueError(f"data/{name} has {corpus.vocab_size} token ids, the model {model.config.vocab_size} rows")
+            has = f"{corpus.vocab_size} token ids, the model {model.config.vocab_size} rows"
+            raise ValueError(f"data/{corpus.name} has {has}")
         windows = fixed_windows(corpus, context, flags.eval_tokens)
         loss, error = validation_loss(model, windows, flags.micro_batch_size)
-        row = {"corpus": name, "tokens": windows.shape[0] * context, "loss": loss, "standard_error": error}
-        row |= {"perplexity": math.exp(min(loss, 700)), "bits_per_byte": loss / math.log(2) / corpus.bytes_per_token}
+        per_token, bits = math.exp(min(loss, 700)), loss / math.log(2) / corpus.bytes_per_token
+        tokens = windows.shape[0] * context
         if flags.json:
-            print(json.dumps(row))
+            row = {"corpus": corpus.name, "tokens": tokens, "loss": loss, "standard_error": error}
+            print(json.dumps(row | {"perplexity": per_token, "bits_per_byte": bits}))
         else:
-            print(
-                f"{name:<{width}}{row['tokens']:>10,}{loss:>9.4f}{error:>8.4f}"
-                f"{row['perplexity']:>12.3f}{row['bits_per_byte']:>11.4f}"
-            )
+            print(f"{corpus.name:<{width}}{tokens:>10,}{loss:>9.4f}{error:>8.4f}{per_token:>12.3f}{bits:>11.4f}")
+
+
+def encode(text, tokenizer, model):
+    """Token ids of a text, at least the end of text; ValueError if the model has no row for one of them."""
+    ids = tokenizer.encode(text) or [tokenizer.eot]
+    if max(ids) >= model.config.vocab_size:
+        raise ValueError(f"the tokenizer gives id {max(ids)}, the model has {model.config.vocab_size} rows")
+    return ids
 
 
 @torch.no_grad()
@@ -124,12 +130,10 @@ def lambada(flags):
         file = hf_hub_download("EleutherAI/lambada_openai", "data/lambada_test_en.jsonl", repo_type="dataset")
     rows = []
     for _, text in read_documents([Path(file)], tqdm(disable=True)):
-        context = text.rsplit(" ", 1)[0]
-        ids, start = tokenizer.encode(text), len(tokenizer.encode(context))
+        ids = encode(text, tokenizer, model)
+        start = len(tokenizer.encode(text.rsplit(" ", 1)[0]))
         if not 0 < start < len(ids):
             raise ValueError(f"{file}: a text without a last word: {text[:40]!r}")
-        if max(ids) >= model.config.vocab_size:
-            raise ValueError(f"the tokenizer gives id {max(ids)}, the model has {model.config.vocab_size} rows")
         cut = max(0, len(ids) - 1 - model.config.max_position_embeddings)  # what does not fit goes, on the left
         rows.append((ids[cut:], max(1, start - cut)))
     if not rows:
@@ -151,187 +155,82 @@ def lambada(flags):
     print(json.dumps(result) if flags.json else "  ".join(f"{name} {value:.5g}" for name, value in result.items()))
 
 
+def sample(flags):
+    """A checkpoint's continuation of a prompt."""
+    folder, model = open_checkpoint(flags)
+    tokenizer = load_tokenizer(flags.tokenizer or folder)
+    ids = encode(flags.prompt, tokenizer, model)
+    generator = torch.Generator(flags.device).manual_seed(flags.seed)
+    tokens = torch.tensor([ids], device=flags.device)
+    continued = model.generate(tokens, flags.tokens, flags.temperature, flags.top_k, generator)[0, len(ids) :].tolist()
+    if tokenizer.eot in continued:
+        continued = continued[: continued.index(tokenizer.eot)]
+    print(flags.prompt + tokenizer.decode(continued))
+
+
 # ---------------------------------------------------------------- reading runs
 
+# What a record of each kind must hold. A record without a kind is of interpolation.jsonl: weights between the start's
+# and the end's.
+NEEDED = {
+    "train": ("step", "tokens", "lr", "loss"),
+    "eval": ("step", "tokens", "lr", *(f"{side}_{what}" for side in SIDES for what in ("loss", "perplexity"))),
+    "interpolation": ("share", "upstream_loss", "downstream_loss"),
+}
 
-NEEDED = {"train": ["loss"], "eval": [f"{s}_{what}" for s in SIDES for what in ("loss", "perplexity")]}
 
+def read_records(file, run):
+    """Appends the records of a .jsonl file, each a dict of numbers, to the run's list of their kind.
 
-def read_run(folder):
-    """{"flags": ..., "train": [...], "eval": [...]} of a run's folder. Raises ValueError for what is not a run."""
-    folder = Path(folder)
-    if not (folder / "config.json").is_file() or not (folder / "metrics.jsonl").is_file():
-        raise ValueError(f"{folder}: not a run (no config.json and metrics.jsonl); give a folder that train.py wrote")
-    config = read_json(folder / "config.json")
-    if not isinstance(config, dict) or not isinstance(config.get("flags"), dict):
-        raise ValueError(f"{folder}/config.json: not of a run; give a folder that train.py wrote")
-    flags = config["flags"]
-    fits = all(isinstance(flags.get(flag), str) for flag in ("upstream", "downstream"))
-    fits = fits and all(isinstance(flags.get(flag), int | float) for flag in ("warmup", "tokens"))
-    for value in flags.values():
-        fits = fits and (isinstance(value, str | None) or (isinstance(value, int | float) and abs(value) < 1e30))
-    if not fits:
-        raise ValueError(f"{folder}/config.json: its flags are damaged; restore it, or begin a new run")
-    run = {"folder": folder, "flags": flags, "train": [], "eval": [], "interpolation": []}
-    run |= {name: config.get(name) for name in ("parameters", "pretraining_peak")}
-    if (folder / "interpolation.jsonl").is_file():
-        try:
-            lines = [json.loads(line) for line in open(folder / "interpolation.jsonl", "rb")]
-            run["interpolation"] = [{f"{side}_loss": float(line[f"{side}_loss"]) for side in SIDES} for line in lines]
-        except (ValueError, KeyError, TypeError, RecursionError):
-            raise ValueError(f"{folder}/interpolation.jsonl: damaged; remove it, and repeat the experiment") from None
-    with open(folder / "metrics.jsonl", "rb") as file:
-        for number, line in enumerate(file, 1):
+    ValueError for a damaged line, but for a last one that is still being written."""
+    with open(file, "rb") as lines:
+        for number, line in enumerate(lines, 1):
             try:
                 record = json.loads(line)
-                kind = record.pop("kind")
+                kind = record.pop("kind", "interpolation")
                 # JSON has no infinity: the norm of an fp16 overflow is null. What is not finite is not drawn.
                 record = {
                     name: math.nan if value in (None, math.inf) else float(value) for name, value in record.items()
                 }
-                for name in ("step", "tokens", "lr", *NEEDED[kind]):
+                for name in NEEDED[kind]:
                     if record[name] < name.endswith("perplexity") or record[name] > 1e305:  # a perplexity is 1 or more
                         raise ValueError
-                run[kind].append({"kind": kind} | record)
+                run[kind].append(record)
             except (ValueError, KeyError, TypeError, RecursionError, AttributeError, OverflowError):
                 if line.endswith(b"\n"):
-                    raise ValueError(f"{folder}/metrics.jsonl:{number}: damaged line; remove it") from None
+                    raise ValueError(f"{file}:{number}: damaged line; remove it") from None
+
+
+def read_run(folder):
+    """A run's folder as {"folder", "flags", "parameters", "pretraining_peak", "train", "eval", "interpolation"}.
+
+    The last three are lists of records. Raises ValueError for what is not a run."""
+    folder = Path(folder)
+    if not (folder / "config.json").is_file() or not (folder / "metrics.jsonl").is_file():
+        raise ValueError(f"{folder}: not a run (no config.json and metrics.jsonl); give a folder that train.py wrote")
+    config = read_json(folder / "config.json")
+    flags = config.get("flags") if isinstance(config, dict) else None
+    fits = isinstance(flags, dict) and all(isinstance(flags.get(side), str) for side in SIDES)
+    fits = fits and all(isinstance(flags.get(name), int | float) for name in ("warmup", "tokens", "overlap"))
+    for value in flags.values() if fits else ():
+        fits = fits and (isinstance(value, str | None) or (isinstance(value, int | float) and abs(value) < 1e30))
+    if not fits:
+        raise ValueError(f"{folder}/config.json: not of a run, or damaged; restore it, or begin a new run")
+    run = {"folder": folder, "flags": flags} | {kind: [] for kind in NEEDED}
+    run |= {name: config.get(name) for name in ("parameters", "pretraining_peak")}
+    for name in ("metrics.jsonl", "interpolation.jsonl"):
+        if (folder / name).is_file():
+            read_records(folder / name, run)
     if not run["eval"]:
         raise ValueError(f"{folder}: no evaluation yet; wait for the first, or --resume the run")
     return run
 
 
-def name_of(flag, value):
-    """A flag and its value as a legend says it."""
-    words = flag.replace("_", " ").replace(" lr", " LR").replace("warmup", "warm-up")
-    if not isinstance(value, int | float):
-        return f"{value}"[:80] if flag in ("schedule", "init", "downstream") else f"{words} {value}"[:80]
-    if flag in ("warmup", "overlap", "replay"):
-        return f"{words} {100 * value:g} %"
-    if flag == "max_lr":
-        digits, power = f"{value:e}".split("e")
-        return f"{words} {float(digits):g}e{int(power)}"
-    return f"{words} {value:g}"
-
-
-def label_runs(runs):
-    """A label for each run: the flags in which the runs differ; the seed is left out, seeds are averaged."""
-    said = ("init", "revision", "model", "upstream", "downstream", "overlap", "replay", "schedule", "max_lr")
-    said += ("warmup", "tokens", "batch_size", "weight_decay", "decay_to_start", "upstream_tokens")
-    values = {flag: [run["flags"].get(flag) for run in runs] for flag in said}
-    differ = [flag for flag in said if len(set(values[flag])) > 1] or ["max_lr", "warmup"]
-    if "schedule" in differ and "max_lr" not in differ:
-        differ.append("max_lr")
-    labels = []
-    for i, run in enumerate(runs):
-        shown = [f for f in differ if not (f == "warmup" and run["flags"].get("schedule") == "constant")]
-        labels.append(", ".join(name_of(flag, values[flag][i]) for flag in shown))
-    return labels
-
-
-def in_millions(axis):
-    """Tokens on x, in units that can be read."""
-
-    def show(tokens, _):
-        for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-            if abs(tokens) >= size:
-                return f"{tokens / size:g}{letter}"
-        return f"{tokens:g}"
-
-    axis.set_major_formatter(show)
-    axis.set_label_text("tokens of continued pre-training")
-
-
-def plot_style():
-    """matplotlib without a screen, in the manner of a paper."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "lines.linewidth": 1.5})
-    plt.rcParams.update({"axes.grid": True, "grid.alpha": 0.25, "grid.linewidth": 0.5, "pdf.fonttype": 42})
-    return plt
-
-
-def save_figure(figure, out):
-    try:
-        figure.savefig(out, dpi=200)
-    except (ValueError, OSError) as fault:
-        raise ValueError(f"cannot write {out}: {fault}; choose another --out (.png, .pdf, .svg)") from None
-
-
-def over_seeds(runs, key):
-    """{tokens: values of `key`, one a seed}, in order, where every run of the arm was evaluated."""
-    by_tokens = {}
-    for run in runs:
-        for record in run["eval"]:
-            by_tokens.setdefault(record["tokens"], []).append(record[key])
-    return {tokens: by_tokens[tokens] for tokens in sorted(by_tokens) if len(by_tokens[tokens]) == len(runs)}
-
-
-def style(index):
-    """How the curve of arm number `index` looks."""
-    return {"color": COLOURS[index % len(COLOURS)], "ls": STYLES[index // 2 % len(STYLES)]}
-
-
-def draw_band(axes, x, seeds, **look):
-    """Over x the mean over seeds as a line and their range as a band; seeds: for each x a list of values."""
-    axes.plot(x, [sum(values) / len(values) for values in seeds], **look)
-    axes.fill_between(x, [min(v) for v in seeds], [max(v) for v in seeds], color=look["color"], alpha=0.2, lw=0)
-
-
-def draw_arms(axes, groups, key):
-    """`key` of each arm against tokens, its mean over seeds and a band from the least to the most; the level before."""
-    for index, (label, runs) in enumerate(groups.items()):
-        shared = over_seeds(runs, key)
-        draw_band(axes, [*shared], [*shared.values()], label=label, **style(index))
-    starts = [run for label, runs in groups.items() for run in runs if label != "from scratch"]
-    before = {round(run["eval"][0][key], 3) for run in starts if run["eval"][0]["step"] == 0}
-    if len(before) == 1:  # runs from different starts have no common level
-        axes.axhline(*before, color="0.4", ls=(0, (4, 3)), lw=1, label="before")
-
-
-def draw_curves(folders, out):
-    """The figure of a run, or of several: perplexity downstream and upstream as in the paper's figure 1, and the LR."""
-    runs = [read_run(folder) for folder in folders]
-    plt = plot_style()
-    figure, panels = plt.subplots(
-        3, 1, figsize=(5.5, 5.6), sharex=True, layout="constrained", gridspec_kw={"height_ratios": [3, 3, 1]}
-    )
-    first = runs[0]["flags"]
-    overlap = f" ({100 * first['overlap']:g} % {first['upstream']})" if first.get("overlap") else ""
-    titles = {"downstream": f"Downstream: {first['downstream']}{overlap}", "upstream": f"Upstream: {first['upstream']}"}
-    groups = {}  # the same arm with several seeds is one curve
-    for run, label in zip(runs, label_runs(runs), strict=True):
-        groups.setdefault(label, []).append(run)
-    for panel, side in zip(panels, titles, strict=False):
-        draw_arms(panel, groups, f"{side}_perplexity")
-        panel.set_title(titles[side], loc="left", fontsize=9, fontweight="bold")
-        panel.set_ylabel("perplexity")
-    for index, group in enumerate(groups.values()):
-        rates = [(r["tokens"], r["lr"]) for r in group[0]["train"]]
-        panels[2].plot(*zip(*rates, strict=True), **style(index), lw=1) if rates else None
-    # The end of every warm-up is marked, and named once.
-    ends = {run["flags"]["warmup"] * run["flags"]["tokens"] for run in runs if run["flags"]["warmup"]}
-    for panel in panels:
-        for number, end in enumerate(sorted(ends)):
-            panel.axvline(end, color="0.4", ls=":", lw=1, label=None if number else "end of warm-up")
-    panels[2].set_ylabel("LR")
-    panels[2].ticklabel_format(axis="y", style="sci", scilimits=(0, 0), useMathText=True)
-    in_millions(panels[2].xaxis)
-    panels[2].set_xlim(left=-0.01 * panels[2].get_xlim()[1])
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=2, frameon=False, fontsize=8)
-    figure.align_ylabels(panels)
-    save_figure(figure, out)
-    plt.close(figure)
-
-
-# ---------------------------------------------------------------- the paper's figures
+# ---------------------------------------------------------------- telling runs apart
 
 LAST = math.inf  # the step from which a run starts, if it is the end of the pre-training
-BEGINNING = schedule.PAPER_STOPS["50B"]  # the share of the schedule that the paper's 50B figures show
+USUAL = {"start": LAST, "replay": 0.0, "peak": 1.0, "warmup": 0.01, "decay": 0.1}  # where an arm says nothing else
+CONSTANT = {"schedule": "constant", "peak": 0.1, "warmup": 0.0}  # the paper's baseline
 
 
 def setting(run):
@@ -350,8 +249,34 @@ def setting(run):
         raise ValueError(f"{run['folder']}/config.json: not of an experiment ({fault!r}); leave it out") from None
 
 
-USUAL = {"start": LAST, "replay": 0.0, "peak": 1.0, "warmup": 0.01, "decay": 0.1}  # where an arm says nothing else
-CONSTANT = {"schedule": "constant", "peak": 0.1, "warmup": 0.0}  # the paper's baseline
+def name_of(flag, value):
+    """A flag and its value as a legend says it: "warm-up 1 %", "max LR 8e-3", "cosine"."""
+    if flag == "start":
+        return {0: "from scratch", LAST: "the last checkpoint"}.get(value, f"step {value}")
+    says = {"init": "", "schedule": "", "downstream": "", "max_lr": "max LR ", "peak": "max LR ", "warmup": "warm-up "}
+    name = says.get(flag, flag.replace("_", " ") + " ")
+    if not isinstance(value, int | float):
+        return f"{name}{value}"[:80]
+    if flag in ("warmup", "overlap", "replay"):
+        return f"{name}{100 * value:g} %"
+    if flag in ("max_lr", "peak"):
+        digits, power = f"{value:e}".split("e")
+        return f"{name}{float(digits):g}e{int(power)}"
+    return f"{name}{value:g}"
+
+
+def label_runs(runs):
+    """A label for each run: the flags in which the runs differ; the seed is left out, seeds are averaged."""
+    said = ("init", "revision", "model", "upstream", "downstream", "overlap", "replay", "schedule", "max_lr")
+    said += ("warmup", "tokens", "batch_size", "weight_decay", "decay_to_start", "upstream_tokens")
+    differ = [flag for flag in said if len({run["flags"].get(flag) for run in runs}) > 1] or ["max_lr", "warmup"]
+    if "schedule" in differ and "max_lr" not in differ:
+        differ.append("max_lr")
+    labels = []
+    for run in runs:
+        shown = [f for f in differ if not (f == "warmup" and run["flags"].get("schedule") == "constant")]
+        labels.append(", ".join(name_of(flag, run["flags"].get(flag)) for flag in shown))
+    return labels
 
 
 def pick(runs, vary=(), **wanted):
@@ -364,55 +289,178 @@ def pick(runs, vary=(), **wanted):
         values = [s[key] for s in settings if key != "schedule" or s[key].startswith("cosine")]
         usual[key] = max(dict.fromkeys(values), key=values.count) if values else "cosine"
     wanted = usual | USUAL | wanted
-    free = {"seed", *vary}
-    chosen = [r for r, s in zip(runs, settings, strict=True) if all(s[k] == wanted[k] for k in s.keys() - free)]
-    return sorted(chosen, key=lambda run: run["flags"]["seed"])
+    fixed = settings[0].keys() - {"seed", *vary}
+    return [run for run, s in zip(runs, settings, strict=True) if all(s[key] == wanted[key] for key in fixed)]
 
 
-def arms(runs, key, **wanted):
-    """{value of `key`: the runs with it, one a seed}, in order."""
-    groups = {}
-    for run in pick(runs, vary=(key,), **wanted):
-        groups.setdefault(setting(run)[key], []).append(run)
-    return dict(sorted(groups.items()))
+def arms(runs, *vary, among=lambda *values: True, **wanted):
+    """{label: runs, one a seed} of the arms that differ in the settings `vary`, in their order.
+
+    `among` says which of their values count."""
+    groups, labels = {}, {}
+    for run in pick(runs, vary, **wanted):
+        values = tuple(setting(run)[key] for key in vary)
+        groups.setdefault(values, []).append(run)
+        shown = setting(run) | {"peak": run["flags"]["max_lr"]}
+        labels[values] = ", ".join(name_of(key, shown[key]) for key in vary)
+    return {labels[values]: groups[values] for values in sorted(groups) if among(*values)}
+
+
+def over_seeds(runs, key, kind="eval", against="tokens"):
+    """{tokens: values of `key`, one a seed}, in order, where every run of the arm was evaluated."""
+    found = {}
+    for run in runs:
+        for record in run[kind]:
+            found.setdefault(record[against], []).append(record[key])
+    return {place: found[place] for place in sorted(found) if len(found[place]) == len(runs)}
+
+
+# ---------------------------------------------------------------- drawing
+
+# Okabe and Ito's colours, told apart with every kind of colour vision; line styles repeat the difference.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
+DASHES = ("-", (0, (5, 1)), "-.", (0, (1, 1)), (0, (8, 2)), (0, (3, 1, 1, 1, 1, 1)), (0, (2, 2)), (0, (8, 2, 2, 2)))
+STYLE = {
+    "font.size": 9, "axes.titlesize": 9, "axes.titleweight": "bold", "axes.titlelocation": "left",
+    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25, "grid.linewidth": 0.5,
+    "lines.linewidth": 1.5, "legend.frameon": False, "legend.fontsize": 8,
+    "pdf.fonttype": 42,  # letters, which a journal can embed, rather than outlines
+}  # fmt: skip
+BEFORE = {"color": "0.4", "ls": (0, (4, 3)), "lw": 1}  # the level before the first update
+
+
+def new_figure(width, height, rows=1, columns=1, **grid):
+    """A figure in the manner of a paper, in inches, and the list of its panels; needs no screen."""
+    import matplotlib  # takes a second, which only figures should
+    from matplotlib.figure import Figure
+
+    cycle = matplotlib.cycler(color=COLOURS, linestyle=DASHES)
+    matplotlib.rcParams.update(STYLE | {"axes.prop_cycle": cycle})
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, list(figure.subplots(rows, columns, squeeze=False, **grid).flat)
+
+
+def save_figure(figure, out):
+    """Writes .png, .pdf or .svg, as the name says; ValueError if it cannot."""
+    try:
+        figure.savefig(out, dpi=200)
+    except (ValueError, OSError) as fault:
+        raise ValueError(f"cannot write {out}: {fault}; choose another --out (.png, .pdf, .svg)") from None
+
+
+def in_millions(axis):
+    """Tokens along an axis, in units that can be read: 800k, 1.5M, 50B."""
+    from matplotlib.ticker import EngFormatter
+
+    formatter = EngFormatter(sep="")
+    formatter.ENG_PREFIXES = EngFormatter.ENG_PREFIXES | {9: "B"}
+    axis.set_major_formatter(formatter)
+    axis.set_label_text("tokens of continued pre-training")
+
+
+def draw_band(panel, x, seeds, **look):
+    """Over x the mean over seeds as a line and their range as a band; seeds: for each x a list of values."""
+    (line,) = panel.plot(x, [fmean(values) for values in seeds], **look)
+    lowest, highest = [min(values) for values in seeds], [max(values) for values in seeds]
+    panel.fill_between(x, lowest, highest, color=line.get_color(), alpha=0.2, lw=0)
+
+
+def title_of(runs, side):
+    """A side and its corpus, as the title of a panel; with the overlap, where the runs agree on it."""
+    flags, overlaps = runs[0]["flags"], {run["flags"]["overlap"] for run in runs}
+    title = f"{side.capitalize()}: {flags[side]}"
+    if side == "downstream" and len(overlaps) == 1 and flags["overlap"]:
+        title += f" ({100 * flags['overlap']:g} % {flags['upstream']})"
+    return title
+
+
+def draw_arms(groups, measure, sides, until, rates=False):
+    """`measure` (loss or perplexity) against tokens, as in the paper's figures 1 to 3, 5 and 7 to 9.
+
+    groups: {label: runs, one a seed}. A panel for each of `sides`, as far as `until` tokens; with `rates` one more, for
+    the learning rate."""
+    runs = [run for group in groups.values() for run in group]
+    # A random start begins far above: beside others it decides neither the level before nor where an axis ends.
+    trained = [run for run in runs if run["flags"].get("init") != "scratch"] or runs
+    heights = [3] * len(sides) + [1] * rates
+    figure, panels = new_figure(
+        5.5, 0.9 + 0.7 * sum(heights), rows=len(heights), sharex=True, gridspec_kw={"height_ratios": heights}
+    )
+    for panel, side in zip(panels, sides, strict=False):
+        key = f"{side}_{measure}"
+        seen = []  # what the axis should show
+        for label, group in groups.items():
+            shared = over_seeds(group, key)
+            draw_band(panel, [*shared], [*shared.values()], label=label)
+            for run in group:
+                values = [r[key] for r in run["eval"] if r["tokens"] <= 1.001 * until and math.isfinite(r[key])]
+                seen += values if run in trained else values[-1:]
+        before = {round(run["eval"][0][key], 3) for run in trained if run["eval"][0]["step"] == 0}
+        if len(before) == 1:  # runs from different starts have no common level
+            panel.axhline(*before, **BEFORE, label="before")
+        margin = 0.06 * (max(seen) - min(seen))
+        panel.set(title=title_of(runs, side), ylim=(min(seen) - margin, max(seen) + margin))
+        panel.set_ylabel("perplexity" if measure == "perplexity" else "validation loss (nats)")
+        panel.locator_params(axis="y", min_n_ticks=5)
+    if rates:
+        for group in groups.values():
+            steps = group[0]["train"]
+            panels[-1].plot([step["tokens"] for step in steps], [step["lr"] for step in steps], lw=1)
+        panels[-1].set_ylabel("LR")
+        panels[-1].ticklabel_format(axis="y", style="sci", scilimits=(0, 0), useMathText=True)
+    # The end of every warm-up is marked, and named once.
+    ends = {run["flags"]["warmup"] * run["flags"]["tokens"] for run in runs if run["flags"]["warmup"]}
+    for panel in panels:
+        for number, end in enumerate(sorted(ends)):
+            panel.axvline(end, color="0.4", ls=":", lw=1, label=None if number else "end of warm-up")
+    panels[-1].set_xlim(-0.01 * until, 1.01 * until)
+    in_millions(panels[-1].xaxis)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=2 if max(map(len, labels)) > 20 else 3)
+    figure.align_ylabels(panels)
+    return figure
+
+
+def draw_curves(folders, out):
+    """The figure of a run, or of several: perplexity downstream and upstream, and the learning rate."""
+    runs = [read_run(folder) for folder in folders]
+    groups = {}  # the same arm with several seeds is one curve
+    for run, label in zip(runs, label_runs(runs), strict=True):
+        groups.setdefault(label, []).append(run)
+    until = max(run["eval"][-1]["tokens"] for run in runs)
+    save_figure(draw_arms(groups, "perplexity", ("downstream", "upstream"), until, rates=True), out)
+
+
+# ---------------------------------------------------------------- the paper's figures
+
+BEGINNING = schedule.PAPER_STOPS["50B"]  # the share of the schedule that the paper's 50B figures show
+PATH = ()  # instead of sides: upstream against downstream
 
 
 def peaks(runs, **wanted):
-    """{label: runs} of the maximal learning rates, and the constant one."""
-    found = {name_of("max_lr", group[0]["flags"]["max_lr"]): group for group in arms(runs, "peak", **wanted).values()}
-    if baseline := pick(runs, **CONSTANT, **wanted):
-        found[f"constant {baseline[0]['flags']['max_lr']:.0e}".replace("e-0", "e-")] = baseline
-    return found
+    """The maximal learning rates, and the constant one."""
+    constant = arms(runs, "peak", among=lambda peak: peak == CONSTANT["peak"], **CONSTANT, **wanted)
+    renamed = {name.replace("max LR", "constant"): group for name, group in constant.items()}
+    return arms(runs, "peak", **wanted) | renamed
 
 
 def scratch(runs):
-    found = pick(runs, start=0)
-    return {"from scratch": found} if found else {}
+    return arms(runs, "start", among=lambda step: step == 0)
 
 
 def starts(runs):
-    """{label: runs} of the checkpoints, without and with warm-up."""
-    found = {}
-    for warmup in (0.0, 0.01):
-        for start, group in arms(runs, "start", warmup=warmup).items():
-            if start:
-                name = "the last checkpoint" if start == LAST else f"step {start}"
-                found[f"{name}, {name_of('warmup', warmup)}"] = group
-    return found
+    """The checkpoints, without and with warm-up."""
+    return arms(runs, "start", "warmup", among=lambda step, share: step > 0 and share in (0.0, 0.01))
 
 
-def warmups(runs):
-    return {name_of("warmup", share): group for share, group in arms(runs, "warmup").items()}
-
-
-# What each figure of the paper shows: which arms, whose loss (or the path through both), up to which share of the run.
+# What each figure shows: which arms, whose loss (or the path through both perplexities), up to which share of the run.
 FIGURES = {
-    "1": (warmups, ("downstream", "upstream"), BEGINNING),
+    "1": (lambda runs: arms(runs, "warmup"), ("downstream", "upstream"), BEGINNING),
     "2": (lambda runs: peaks(runs) | scratch(runs), ("downstream",), 1),
     "3": (lambda runs: peaks(runs) | scratch(runs), ("upstream",), 1),
-    "4": (peaks, "path", 1),
+    "4": (peaks, PATH, 1),
     "5": (lambda runs: peaks(runs, replay=1.0), ("upstream",), BEGINNING),
-    "6": (lambda runs: peaks(runs, replay=1.0), "path", BEGINNING),
+    "6": (lambda runs: peaks(runs, replay=1.0), PATH, BEGINNING),
     "7": (starts, ("downstream",), BEGINNING),
     "8": (starts, ("upstream",), BEGINNING),
     "9": (lambda runs: starts(runs) | scratch(runs), ("upstream",), BEGINNING),
@@ -420,228 +468,203 @@ FIGURES = {
 
 
 def draw_figure(runs, number, out):
-    """One of the paper's figures 1 to 9, or of those that it does not have: frontier, replay, overlap."""
-    plt = plot_style()
+    """One of the paper's figures 1 to 9, or of those that it does not have: frontier, replay, overlap.
+
+    ValueError if too few of its arms are among the runs."""
     if number in OURS:
         if not pick(runs):
             raise ValueError(f"--figure {number}: the base arm is not here; see train.py --experiment")
-        figure = OURS[number](plt, runs)
-    else:
-        groups, sides, until = FIGURES[number]
-        groups = groups(runs)
-        if len(groups) < 2:
-            raise ValueError(f"--figure {number}: fewer than two of its arms are here; see train.py --experiment")
-        until *= max(run["flags"]["tokens"] for group in groups.values() for run in group)
-        figure = (draw_paths if sides == "path" else draw_losses)(plt, groups, sides, until)
-    save_figure(figure, out)
-    plt.close(figure)
+        return save_figure(OURS[number](runs), out)
+    arms_of, sides, until = FIGURES[number]
+    groups = {label: group for label, group in arms_of(runs).items() if group}
+    if len(groups) < 2:
+        raise ValueError(f"--figure {number}: fewer than two of its arms are here; see train.py --experiment")
+    until *= max(run["flags"]["tokens"] for group in groups.values() for run in group)
+    save_figure(draw_arms(groups, "loss", sides, until) if sides else draw_paths(groups, until), out)
 
 
-def limits(groups, side, until):
-    """Where an axis should end: around all curves but that of a random start, which begins far above."""
-    seen = [
-        record[f"{side}_loss"]
-        for label, group in groups.items()
-        for run in group
-        for record in (run["eval"][-1:] if label == "from scratch" else run["eval"])
-        if record["tokens"] <= 1.001 * until
-    ]
-    margin = 0.06 * (max(seen) - min(seen))
-    return min(seen) - margin, max(seen) + margin
-
-
-def draw_losses(plt, groups, sides, until):
-    """Validation loss against tokens, a panel a side, as in figures 1 to 3, 5 and 7 to 9."""
-    figure, panels = plt.subplots(
-        len(sides), 1, figsize=(5.5, 0.9 + 2.2 * len(sides)), sharex=True, layout="constrained", squeeze=False
-    )
-    first = next(iter(groups.values()))[0]
-    for panel, side in zip(panels[:, 0], sides, strict=True):
-        draw_arms(panel, groups, f"{side}_loss")
-        panel.set_title(f"{side.capitalize()}: {first['flags'][side]}", loc="left", fontsize=9, fontweight="bold")
-        panel.set(ylabel="validation loss (nats)", ylim=limits(groups, side, until), xlim=(-0.01 * until, 1.01 * until))
-    in_millions(panels[-1, 0].xaxis)
-    handles, labels = panels[0, 0].get_legend_handles_labels()
-    columns = 2 if max(map(len, labels)) > 20 else 3
-    figure.legend(handles, labels, loc="outside upper center", ncols=columns, frameon=False, fontsize=8)
-    return figure
-
-
-def draw_paths(plt, groups, _, until):
+def draw_paths(groups, until):
     """Upstream against downstream perplexity, coloured by tokens, as in figures 4 and 6."""
-    from matplotlib.collections import LineCollection
-
-    figure, axes = plt.subplots(figsize=(5.5, 4), layout="constrained")
+    figure, (panel,) = new_figure(5.5, 4)
+    warm = []  # where the warm-ups end
     for marker, (label, group) in zip("osD^vP", groups.items(), strict=False):
         new, old = (over_seeds(group, f"{side}_perplexity") for side in ("downstream", "upstream"))
-        path = [(t, sum(new[t]) / len(group), sum(old[t]) / len(group)) for t in new if t <= 1.001 * until]
-        points = [(x, y) for _, x, y in path]
-        lines = LineCollection(list(itertools.pairwise(points)), cmap="viridis", lw=1.5)
-        lines.set_array([tokens for tokens, *_ in path[1:]])
-        lines.set_clim(0, until)
-        axes.add_collection(lines)
-        axes.plot(*points[-1], marker, color="k", ms=6, mfc="w", zorder=4, label=label)
-        warm = group[0]["flags"]["warmup"] * group[0]["flags"]["tokens"]
-        if warm:
-            peak = min(path, key=lambda place: abs(place[0] - warm))
-            axes.plot(*peak[1:], "x", color="k", ms=6, zorder=4, label="end of warm-up")
-    axes.plot(*points[0], "*", color="k", ms=11, zorder=5, label="start")
-    axes.autoscale_view()
+        tokens = [place for place in new if place <= 1.001 * until]
+        points = [(fmean(new[place]), fmean(old[place])) for place in tokens]
+        x, y = zip(*points, strict=True)
+        panel.plot(x, y, lw=1, marker=marker, markevery=[-1], ms=7, mfc="w", zorder=4, label=label)
+        dots = panel.scatter(x, y, 8, tokens, vmin=0, vmax=until, zorder=3)
+        if end := group[0]["flags"]["warmup"] * group[0]["flags"]["tokens"]:
+            warm.append(min(zip(tokens, points, strict=True), key=lambda place: abs(place[0] - end))[1])
+    if warm:
+        panel.plot(*zip(*warm, strict=True), "kx", ms=6, zorder=5, label="end of warm-up")
+    panel.plot(*points[0], "k*", ms=12, label="start")
     flags = group[0]["flags"]
-    axes.set(
-        xlabel=f"downstream perplexity ({flags['downstream']})", ylabel=f"upstream perplexity ({flags['upstream']})"
-    )
-    in_millions(figure.colorbar(lines, label="tokens", pad=0.02).ax.yaxis)
-    entries = dict(zip(*axes.get_legend_handles_labels()[::-1], strict=True))  # each label once, the arms first
-    names = sorted(entries, key=lambda name: name not in groups)
-    axes.legend([entries[name] for name in names], names, frameon=False, fontsize=8)
+    panel.set_xlabel(f"downstream perplexity ({flags['downstream']})")
+    panel.set_ylabel(f"upstream perplexity ({flags['upstream']})")
+    in_millions(figure.colorbar(dots, label="tokens", pad=0.02).ax.yaxis)
+    panel.legend()
     return figure
 
 
 # ---------------------------------------------------------------- figures that the paper does not have
 
 
-def ends(group, side):
-    """Mean perplexity over seeds at the last evaluation, and half the range."""
-    values = [run["eval"][-1][f"{side}_perplexity"] for run in group]
-    return sum(values) / len(values), (max(values) - min(values)) / 2
+def final(run, side):
+    """Perplexity at the last evaluation."""
+    return run["eval"][-1][f"{side}_perplexity"]
 
 
-def draw_frontier(plt, runs):
-    """The trade-off: every arm's final perplexities, downstream against upstream; on the right, the crowded corner."""
-    figure, panels = plt.subplots(1, 2, figsize=(7.2, 3.8), layout="constrained")
-    rates = {label.removeprefix("max LR "): group for label, group in peaks(runs).items()}
-    replays = {f"{100 * share:g} %": group for share, group in arms(runs, "replay").items() if share < 1}
+def spread(groups, side):
+    """Final perplexities of arms: means over seeds, and how far the least and the most lie from them (2, arms)."""
+    finals = [[final(run, side) for run in group] for group in groups]
+    means = [fmean(values) for values in finals]
+    below = [mean - min(values) for mean, values in zip(means, finals, strict=True)]
+    above = [max(values) - mean for mean, values in zip(means, finals, strict=True)]
+    return means, (below, above)
+
+
+def draw_frontier(runs):
+    """The trade-off: every arm's final perplexities, upstream against downstream; on the right, the crowded corner."""
+    base = pick(runs)
     kinds = {
-        "max LR": rates,
-        "warm-up": warmups(runs),
-        "schedule": arms(runs, "schedule"),
-        "replay": replays,
-        "earlier checkpoint": {str(s): g for s, g in arms(runs, "start").items() if 0 < s < LAST},
-        "decay to the start": {str(d): g for d, g in arms(runs, "decay").items() if d < 0},
+        "replay": arms(runs, "replay", among=lambda share: share < 1),
+        "max LR": arms(runs, "peak"),
+        "warm-up": arms(runs, "warmup"),
+        "schedule": arms(runs, "schedule") | {"constant LR": pick(runs, **CONSTANT)},
+        "earlier checkpoint": arms(runs, "start", among=lambda step: 0 < step < LAST),
+        "decay to the start": arms(runs, "decay", among=lambda decay: decay < 0),
     }
-    between = [run["interpolation"] for run in pick(runs) if run["interpolation"]]
-    path = [
-        [math.exp(sum(at[f"{side}_loss"] for at in places) / len(places)) for places in zip(*between, strict=True)]
-        for side in ("downstream", "upstream")
-    ]
-    before = pick(runs)[0]["eval"][0]["upstream_perplexity"]
-    for panel in panels:
-        for index, (kind, groups) in enumerate(kinds.items()):
-            style = {"color": COLOURS[index], "ls": "", "marker": "osD^vP"[index], "ms": 5, "elinewidth": 0.8}
-            for number, group in enumerate(groups.values()):
-                (x, dx), (y, dy) = ends(group, "downstream"), ends(group, "upstream")
-                panel.errorbar(x, y, dy, dx, label=None if number else kind, **style)
+    between = [run for run in base if run["interpolation"]]
+    path = []
+    for side in ("downstream", "upstream"):
+        losses = over_seeds(between, f"{side}_loss", "interpolation", "share").values()
+        path.append([math.exp(min(fmean(values), 700)) for values in losses])
+    figure, (whole, corner) = new_figure(7.2, 3.8, columns=2)
+    for panel in (whole, corner):
+        for (kind, groups), colour, marker in zip(kinds.items(), COLOURS, "^oDsvP", strict=False):
+            groups = {name.removeprefix(f"{kind} "): group for name, group in groups.items() if group not in ([], base)}
+            (x, dx), (y, dy) = spread(groups.values(), "downstream"), spread(groups.values(), "upstream")
+            panel.errorbar(x, y, dy, dx, color=colour, ls="", marker=marker, ms=5, elinewidth=0.6, label=kind)
+            if panel is corner and kind in ("replay", "max LR"):
+                below = -9 if kind == "replay" else 3  # points
+                for name, *place in zip(groups, x, y, strict=True):
+                    panel.annotate(name, place, (5, below), textcoords="offset points", fontsize=7)
+            if panel is corner and kind == "max LR":
+                panel.axis(panel.axis())  # no further than what has been drawn
+        (x, _), (y, _) = spread([base], "downstream"), spread([base], "upstream")
+        panel.plot(x, y, "k*", ms=9, zorder=4, label="base")
         if between:
             panel.plot(*path, ".:", color="0.4", ms=4, lw=1, label="between start and end weights")
-        panel.axhline(before, color="0.4", ls=(0, (4, 3)), lw=1, label="upstream before")
-    near = [group for label, group in (rates | replays).items() if not label.startswith("constant")]
-    for name, group in (rates | replays).items():
-        if group in near and name != "0 %":  # which is the peak's
-            at = ends(group, "downstream")[0], ends(group, "upstream")[0]
-            panels[1].annotate(name, at, (5, 3), textcoords="offset points", fontsize=7)
-    for side, limit in (("downstream", panels[1].set_xlim), ("upstream", panels[1].set_ylim)):
-        places = [ends(group, side)[0] for group in near]
-        margin = 0.25 * (max(places) - min(places))
-        limit(min(places) - margin, max(places) + margin)
-    flags = pick(runs)[0]["flags"]
+        panel.axhline(base[0]["eval"][0]["upstream_perplexity"], **BEFORE, label="upstream before")
+    flags = base[0]["flags"]
     figure.supxlabel(f"final downstream perplexity ({flags['downstream']})", fontsize=9)
     figure.supylabel(f"final upstream perplexity ({flags['upstream']})", fontsize=9)
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=4, frameon=False, fontsize=7)
+    figure.legend(*whole.get_legend_handles_labels(), loc="outside upper center", ncols=4)
     return figure
 
 
-def rises(group, side):
-    """By how much the loss rises above its start, and for how long, in tokens, each a list over seeds."""
-    heights, lengths = [], []
-    for run in group:
-        first = run["eval"][0][f"{side}_loss"]
-        above = [r["tokens"] for r in run["eval"] if r[f"{side}_loss"] > first]
-        heights.append(max(r[f"{side}_loss"] for r in run["eval"]) - first)
-        lengths.append(max(above, default=0))
-    return heights, lengths
+def rise(run, side):
+    """By how much the loss rises above its start, in nats."""
+    return max(record[f"{side}_loss"] for record in run["eval"]) - run["eval"][0][f"{side}_loss"]
 
 
-def draw_replay(plt, runs):
-    """What replay costs on the new text and what it keeps of the old."""
-    groups = {share: group for share, group in arms(runs, "replay").items() if share < 1}
-    shares = [100 * share for share in groups]
-    figure, panels = plt.subplots(1, 2, figsize=(5.5, 2.6), layout="constrained")
-    for panel, side, colour in zip(panels, ("upstream", "downstream"), COLOURS, strict=False):
-        final = [[run["eval"][-1][f"{side}_perplexity"] for run in group] for group in groups.values()]
-        draw_band(panel, shares, final, marker="o", ms=4, color=colour)
-        panel.set_title(f"final {side} perplexity", loc="left", fontsize=9, fontweight="bold")
-        panel.set_xscale("symlog", linthresh=1)
+def rise_length(run, side):
+    """For how long the loss is above its start, in tokens."""
+    key = f"{side}_loss"
+    return max((r["tokens"] for r in run["eval"] if r[key] > run["eval"][0][key]), default=0)
+
+
+def draw_shares(groups, flag, words, panels, linear):
+    """Measures of a run against a flag in percent, mean and range over seeds; panels: {title: {side: measure}}.
+
+    The axis is logarithmic beyond `linear` percent."""
+    shares = [100 * group[0]["flags"][flag] for group in groups.values()]
+    figure, drawn = new_figure(5.5, 2.6, columns=len(panels))
+    for panel, (title, measures) in zip(drawn, panels.items(), strict=True):
+        for side, measure in measures.items():
+            values = [[measure(run, side) for run in group] for group in groups.values()]
+            draw_band(panel, shares, values, marker="o", ms=4, color=COLOURS[SIDES.index(side)], label=side)
+        panel.set_xscale("symlog", linthresh=linear)
         panel.set_xticks(shares, [f"{share:g}" for share in shares])
         panel.minorticks_off()
-        panel.set_xlabel("replay (% of each batch)")
-    panels[0].axhline(
-        pick(runs)[0]["eval"][0]["upstream_perplexity"], color="0.4", ls=(0, (4, 3)), lw=1, label="before"
-    )
-    panels[0].legend(frameon=False, fontsize=8)
+        panel.set(title=title, xlabel=words)
+    return figure, drawn
+
+
+def draw_replay(runs):
+    """What replay costs on the new text and what it keeps of the old."""
+    groups = arms(runs, "replay", among=lambda share: share < 1)
+    measures = {f"final {side} perplexity": {side: final} for side in SIDES}
+    figure, panels = draw_shares(groups, "replay", "replay (% of each batch)", measures, linear=1)
+    panels[0].axhline(pick(runs)[0]["eval"][0]["upstream_perplexity"], **BEFORE, label="before")
+    panels[0].legend()
     return figure
 
 
-def draw_overlap(plt, runs):
+def draw_overlap(runs):
     """Height and length of the stability gap against the share of upstream text in the downstream distribution."""
+    measures = {
+        "height of the rise (nats)": {"downstream": rise, "upstream": rise},
+        "length of the rise, downstream": {"downstream": rise_length},
+    }
     groups = arms(runs, "overlap")
-    shares = [100 * share for share in groups]
-    figure, panels = plt.subplots(1, 2, figsize=(5.5, 2.6), layout="constrained")
-    for side, colour in zip(("downstream", "upstream"), COLOURS, strict=False):
-        heights = [rises(group, side)[0] for group in groups.values()]
-        draw_band(panels[0], shares, heights, marker="o", ms=4, color=colour, label=side)
-    lengths = [rises(group, "downstream")[1] for group in groups.values()]
-    draw_band(panels[1], shares, lengths, marker="o", ms=4, color=COLOURS[0])
-    panels[0].set_title("height of the rise (nats)", loc="left", fontsize=9, fontweight="bold")
-    panels[1].set_title("length of the rise, downstream", loc="left", fontsize=9, fontweight="bold")
+    figure, panels = draw_shares(groups, "overlap", "overlap (% upstream text)", measures, linear=100)
+    panels[0].set_ylim(bottom=0)
+    panels[0].legend()
     in_millions(panels[1].yaxis)
     panels[1].set_ylabel("tokens")
-    panels[0].set_ylim(bottom=0)
-    panels[0].legend(frameon=False, fontsize=8)
-    for panel in panels:
-        panel.set_xlabel("overlap (% upstream text)")
-        panel.set_xticks(shares)
     return figure
 
 
 OURS = {"frontier": draw_frontier, "replay": draw_replay, "overlap": draw_overlap}
 
 
-# ---------------------------------------------------------------- the paper's claims
+# ---------------------------------------------------------------- the claims
 
-SAME = 0.01  # nats: differences within it count as none; 1 % of perplexity
-T_95 = (12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # Student's t, two-sided 95 %, from 2 seeds on
+CLAIMS = {  # the claim, and what the paper or the authors' later runs found
+    "1": ("The length of the warm-up does not matter",
+          "0, 0.5, 1 and 2 % of the schedule: one curve each for Pile and SlimPajama at 50B tokens (figure 1)"),
+    "1b": ("Without warm-up there is an early spike",
+           "a spike that leaves no trace (figure 1)"),
+    "2": ("Re-warming first raises both losses, then beats the constant rate downstream",
+          "405M later runs: 2.708 at the peak against 2.642 constant, 2.501 against 2.549 at the end"),
+    "3": ("A higher maximum is better downstream and worse upstream",
+          "405M later runs, SlimPajama: 2.516 (half), 2.501, 2.507 (double)"),
+    "4": ("Continued runs end better downstream than training from scratch",
+          "405M later runs, SlimPajama: 2.516, 2.501, 2.507 against 2.537"),
+    "5": ("The constant rate is best downstream early and worst late",
+          "best for 100B of 297B tokens (34 %); scratch overtakes it after 200B (67 %)"),
+    "6": ("On the same data re-warming raises the loss, which does not recover",
+          "seen to 50B tokens, 17 % of the schedule (figure 5); Pile rises by 0.1, doubled peak 0.2 (follow-up)"),
+    "7": ("Starting from an earlier checkpoint does not help",
+          "Pythia's steps 10,000 and 27,000 against 143,000, at 50B tokens (figures 7 to 9)"),
+    "8": ("Replay of 5 % keeps much of the old at little cost (follow-up)",
+          "405M: Pile 2.44 to 2.23, SlimPajama 2.50 to 2.51"),
+    "9": ("Infinite schedules end where the cosine does (follow-up)",
+          "comparable losses after annealing"),
+}  # fmt: skip
+# The arms that they compare, by what sets them apart; the base has the name of what a claim varies.
+ARMS = {
+    "the peak": {}, "1 %": {}, "the last": {}, "none": {}, "the cosine": {},
+    "half the peak": {"peak": 0.5}, "double the peak": {"peak": 2.0}, "no warm-up": {"warmup": 0.0},
+    "constant": CONSTANT, "from scratch": {"start": 0}, "5 % replay": {"replay": 0.05},
+    "same data": {"replay": 1.0}, "same data, constant": {"replay": 1.0} | CONSTANT,
+    "infinite-cosine": {"schedule": "infinite-cosine"}, "infinite-rsqrt": {"schedule": "infinite-rsqrt"},
+}  # fmt: skip
+
 HOLDS, FAILS, UNCLEAR = "holds", "does not hold", "cannot tell at this scale"
-
-
-def loss_at(run, side, share=1.0):
-    """Validation loss at a share of the schedule; None where the run was not evaluated there."""
-    tokens = share * run["flags"]["tokens"]
-    update = run["flags"]["batch_size"] * run["flags"]["context"]
-    record = min(run["eval"], key=lambda record: abs(record["tokens"] - tokens))
-    return record[f"{side}_loss"] if abs(record["tokens"] - tokens) <= update else None
-
-
-def paired(one, other, measure):
-    """Differences between two arms in a measure of a run, paired by seed; where it is None, left out."""
-    by_seed = {run["flags"]["seed"]: measure(run) for run in other}
-    pairs = [(measure(run), by_seed.get(run["flags"]["seed"])) for run in one]
-    return [a - b for a, b in pairs if a is not None and b is not None]
-
-
-def minus(one, other, side, share=1.0):
-    """Differences in loss between two arms, paired by seed."""
-    return paired(one, other, lambda run: loss_at(run, side, share))
+SAME = 0.01  # nats: differences within it count as none; 1 % of perplexity
+EXPECTED = {"above": (0, math.inf), "below": (-math.inf, 0), "same": (-SAME, SAME)}  # where a measure should lie
+T_95 = (12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # Student's t, two-sided 95 %, from 2 seeds on
 
 
 def interval(values):
     """Mean and 95 % confidence interval over seeds (Student's t); None for less than two values."""
-    mean = sum(values) / len(values)
+    mean = fmean(values)
     if len(values) < 2:
         return mean, None
-    spread = math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1) / len(values))
-    half = T_95[min(len(values), 10) - 2] * spread
+    half = T_95[min(len(values), 10) - 2] * stdev(values) / math.sqrt(len(values))
     return mean, (mean - half, mean + half)
 
 
@@ -650,117 +673,92 @@ def verdict(values, expected):
     _, bounds = interval(values)
     if bounds is None:
         return UNCLEAR
-    low, high = bounds if expected != "below" else (-bounds[1], -bounds[0])
-    if expected == "same":
-        return HOLDS if low > -SAME and high < SAME else FAILS if low > SAME or high < -SAME else UNCLEAR
-    return HOLDS if low > 0 else FAILS if high < 0 else UNCLEAR
+    (low, high), (least, most) = bounds, EXPECTED[expected]
+    if least < low and high < most:
+        return HOLDS
+    return FAILS if low > most or high < least else UNCLEAR
+
+
+def pairs(one, other):
+    """[(run of one arm, run of the other with the same seed)]: the seed decides the order of the data."""
+    by_seed = {run["flags"]["seed"]: run for run in other}
+    return [(run, by_seed[run["flags"]["seed"]]) for run in one if run["flags"]["seed"] in by_seed]
+
+
+def loss_at(run, side, share):
+    """Validation loss at a share of the schedule; None where the run was not evaluated there."""
+    tokens = share * run["flags"]["tokens"]
+    update = run["flags"]["batch_size"] * run["flags"]["context"]
+    record = min(run["eval"], key=lambda record: abs(record["tokens"] - tokens))
+    return record[f"{side}_loss"] if abs(record["tokens"] - tokens) <= update else None
+
+
+def minus(one, other, side, share=1.0):
+    """Differences in loss between two arms, paired by seed, where both were evaluated."""
+    losses = [(loss_at(run, side, share), loss_at(rest, side, share)) for run, rest in pairs(one, other)]
+    return [loss - reference for loss, reference in losses if loss is not None and reference is not None]
 
 
 def crossing(one, other, side):
     """Share of the schedule after which arm `one` stays below arm `other`, a list over seeds; 1 where it never does."""
-    shares = []
-    for run in one:
-        pairs = [rest for rest in other if rest["flags"]["seed"] == run["flags"]["seed"]]
-        theirs = {r["tokens"]: r[f"{side}_loss"] for rest in pairs for r in rest["eval"]}
-        behind = [r["tokens"] for r in run["eval"] if r[f"{side}_loss"] >= theirs.get(r["tokens"], math.inf)]
-        shares += [max(behind, default=0) / run["flags"]["tokens"]] if pairs else []
+    key, shares = f"{side}_loss", []
+    for run, rest in pairs(one, other):
+        theirs = {record["tokens"]: record[key] for record in rest["eval"]}
+        behind = [r["tokens"] for r in run["eval"] if r[key] >= theirs.get(r["tokens"], math.inf)]
+        shares.append(max(behind, default=0) / run["flags"]["tokens"])
     return shares
 
 
 def the_claims(runs):
     """[(claim, what the paper found, [(measure, its values over seeds, what the claim expects or None)])]."""
-    early, stages = BEGINNING, {BEGINNING: "at 17 % of the schedule", 1.0: "at its end"}
-    old, new = ("upstream",), ("downstream",)
-    arm = dict.fromkeys(("the peak", "1 %", "the last", "none", "the cosine"), pick(runs))  # the base, by many names
-    arm |= {"constant": pick(runs, **CONSTANT), "from scratch": pick(runs, start=0)}
-    arm |= {"half the peak": pick(runs, peak=0.5), "double the peak": pick(runs, peak=2.0)}
-    arm |= {"same data": pick(runs, replay=1.0), "same data, constant": pick(runs, replay=1.0, **CONSTANT)}
-    arm |= {"5 % replay": pick(runs, replay=0.05), "no warm-up": pick(runs, warmup=0.0)}
-    lengths, steps = warmups(runs), {f"step {s}": g for s, g in arms(runs, "start").items() if 0 < s < LAST}
-    infinite = {name: pick(runs, schedule=name) for name in ("infinite-cosine", "infinite-rsqrt")}
-    arm |= lengths | steps | infinite
+    arm = {name: pick(runs, **settings) for name, settings in ARMS.items()}
+    lengths = {name: group for name, group in arms(runs, "warmup").items() if group != arm["1 %"]}
+    steps = arms(runs, "start", among=lambda step: 0 < step < LAST)
+    arm |= lengths | steps
+    early, end = stages = {BEGINNING: "at 17 % of the schedule", 1.0: "at its end"}
+    old, new = SIDES
 
-    def less(one, other, sides, expected, *moments):
-        """The loss of one arm less another's, a measure a moment and side; at the end, if no moment is given."""
-        return [
-            (f"{side}, {one} minus {other}, {stages[at]}", minus(arm[one], arm[other], side, at), expected)
-            for at in moments or (1.0,)
-            for side in sides
-        ]
+    def less(one, other, side, expected, at=end):
+        """The loss of one arm less another's."""
+        return f"{side}, {one} minus {other}, {stages[at]}", minus(arm[one], arm[other], side, at), expected
 
-    def rise(one, sides):
-        return [(f"{side}, {one}, highest minus start", rises(arm[one], side)[0], "above") for side in sides]
+    def rises(one, side):
+        return f"{side}, {one}, highest minus start", [rise(run, side) for run in arm[one]], "above"
 
     def overtakes(one):
         words = f"downstream, after which share {one} overtakes constant (1: never)"
-        return [(words, crossing(arm[one], arm["constant"], "downstream"), None)]
+        return words, crossing(arm[one], arm["constant"], new), None
 
-    spike = paired(arm["no warm-up"], arm["the peak"], lambda run: max(r["downstream_loss"] for r in run["eval"]))
+    spikes = [rise(run, new) - rise(rest, new) for run, rest in pairs(arm["no warm-up"], arm["1 %"])]
     rates = ("constant", "half the peak", "the peak", "double the peak")
-    table = [
-        (
-            "1. The length of the warm-up does not matter",
-            "0, 0.5, 1 and 2 % of the schedule: one curve each for Pile and SlimPajama at 50B tokens (figure 1)",
-            *(less(name, "1 %", SIDES, "same", *stages) for name in lengths if lengths[name] != arm["the peak"]),
-        ),
-        (
-            "1b. Without warm-up there is an early spike",
-            "a spike that leaves no trace (figure 1)",
-            [("downstream, highest, no warm-up minus 1 %", spike, "above")],
-        ),
-        (
-            "2. Re-warming first raises both losses, then beats the constant rate downstream",
-            "405M later runs: 2.708 at the peak against 2.642 constant, 2.501 against 2.549 at the end",
-            rise("the peak", SIDES),
-            less("the peak", "constant", new, "below"),
-        ),
-        (
-            "3. A higher maximum is better downstream and worse upstream",
-            "405M later runs, SlimPajama: 2.516 (half), 2.501, 2.507 (double)",
-            *(less(two, one, new, "below") + less(two, one, old, "above") for one, two in itertools.pairwise(rates)),
-        ),
-        (
-            "4. Continued runs end better downstream than training from scratch",
-            "405M later runs, SlimPajama: 2.516, 2.501, 2.507 against 2.537",
-            *(less(name, "from scratch", new, "below") for name in rates[1:]),
-        ),
-        (
-            "5. The constant rate is best downstream early and worst late",
-            "best for 100B of 297B tokens (34 %); scratch overtakes it after 200B (67 %)",
+    same, constant = "same data", "same data, constant"
+    measures = {
+        "1": [less(name, "1 %", side, "same", at) for name in lengths for at in stages for side in SIDES],
+        "1b": [("downstream, highest, no warm-up minus 1 %", spikes, "above")],
+        "2": [rises("the peak", old), rises("the peak", new), less("the peak", "constant", new, "below")],
+        "3": [
+            less(higher, lower, side, expected)
+            for lower, higher in itertools.pairwise(rates)
+            for side, expected in ((new, "below"), (old, "above"))
+        ],
+        "4": [less(name, "from scratch", new, "below") for name in rates[1:]],
+        "5": [
             less("constant", "the peak", new, "below", early),
             less("constant", "the peak", new, "above"),
             less("constant", "from scratch", new, "above"),
-            *(overtakes(name) for name in ("the peak", "from scratch")),
-        ),
-        (
-            "6. On the same data re-warming raises the loss, which does not recover",
-            "seen to 50B tokens, 17 % of the schedule (figure 5); Pile rises by 0.1, doubled peak 0.2 (follow-up)",
-            rise("same data", old),
-            less("same data", "same data, constant", old, "above", early),
-            less("same data", "same data, constant", old, None),
-        ),
-        (
-            "7. Starting from an earlier checkpoint does not help",
-            "Pythia's steps 10,000 and 27,000 against 143,000, at 50B tokens (figures 7 to 9)",
-            *(less(name, "the last", new, "above", *stages) for name in steps),
-        ),
-        (
-            "8. Replay of 5 % keeps much of the old at little cost (follow-up)",
-            "405M: Pile 2.44 to 2.23, SlimPajama 2.50 to 2.51",
-            less("5 % replay", "none", old, "below"),
-            less("5 % replay", "none", new, "same"),
-        ),
-        (
-            "9. Infinite schedules end where the cosine does (follow-up)",
-            "comparable losses after annealing",
-            *(less(name, "the cosine", SIDES, "same") for name in infinite),
-        ),
-    ]
-    return [(claim, found, [*itertools.chain(*measures)]) for claim, found, *measures in table]
+            overtakes("the peak"),
+            overtakes("from scratch"),
+        ],
+        "6": [rises(same, old), less(same, constant, old, "above", early), less(same, constant, old, None)],
+        "7": [less(name, "the last", new, "above", at) for name in steps for at in stages],
+        "8": [less("5 % replay", "none", old, "below"), less("5 % replay", "none", new, "same")],
+        "9": [less(f"infinite-{way}", "the cosine", side, "same") for way in ("cosine", "rsqrt") for side in SIDES],
+    }
+    return [(f"{number}. {claim}", found, measures[number]) for number, (claim, found) in CLAIMS.items()]
 
 
 def claims(flags):
-    """`eval.py claims RUNS...`: each claim of the paper and of its follow-up, put to the test on one's own runs.
+    """The paper's claims, and its follow-up's, tested on the runs of experiments.
 
     A claim holds if all of its measures do, fails if one does, by the 95 % interval over seeds."""
     runs = [read_run(folder) for folder in flags.runs]
@@ -769,84 +767,70 @@ def claims(flags):
     for claim, found, measures in the_claims(runs):
         measures = [(words, values, expected) for words, values, expected in measures if values]
         verdicts = {verdict(values, expected) for _, values, expected in measures if expected}
-        total = FAILS if FAILS in verdicts else UNCLEAR if UNCLEAR in verdicts else HOLDS if verdicts else "no runs"
+        total = next((worst for worst in (FAILS, UNCLEAR, HOLDS) if worst in verdicts), "no runs")
         lines = []
         for words, values, expected in measures:
             mean, bounds = interval(values)
             bounds = f" [{bounds[0]:+.3f}, {bounds[1]:+.3f}]" if bounds else " (one seed)"
-            fails = f" ({verdict(values, expected)})" if expected and verdict(values, expected) != total else ""
-            lines.append(f"{words}: {mean:+.3f}{bounds}{fails}")
+            differs = f" ({verdict(values, expected)})" if expected and verdict(values, expected) != total else ""
+            lines.append(f"{words}: {mean:+.3f}{bounds}{differs}")
         if flags.markdown:
             print(f"| {claim} | {'<br>'.join(lines)} | {total} | {found} |")
         else:
             print(f"{claim}: {total.upper()}", *lines, f"the paper: {found}", sep="\n     ")
 
 
-# ---------------------------------------------------------------- samples
+# ---------------------------------------------------------------- the command line
 
 
-def sample(flags):
-    """Prints the model's continuation of a prompt."""
-    folder, model = open_checkpoint(flags)
-    tokenizer = load_tokenizer(flags.tokenizer or folder)
-    ids = tokenizer.encode(flags.prompt) or [tokenizer.eot]
-    if max(ids) >= model.config.vocab_size:
-        raise ValueError(f"the tokenizer gives id {max(ids)}, the model has {model.config.vocab_size} rows")
-    generator = torch.Generator(flags.device).manual_seed(flags.seed)
-    tokens = torch.tensor([ids], device=flags.device)
-    continued = model.generate(tokens, flags.tokens, flags.temperature, flags.top_k, generator)[0, len(ids) :].tolist()
-    if tokenizer.eot in continued:
-        continued = continued[: continued.index(tokenizer.eot)]
-    print(flags.prompt + tokenizer.decode(continued))
+def plot(flags):
+    """The curves of one or more runs; the same arm with several seeds becomes one band."""
+    out = flags.out or (f"figure-{flags.figure}.png" if flags.figure else "perplexity.png")
+    if flags.figure:
+        draw_figure([read_run(folder) for folder in flags.runs], flags.figure, out)
+    else:
+        draw_curves(flags.runs, out)
+    print(out)
 
 
 def main(argv=None):
     parser = OneLineParser(description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=OneLineParser)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=OneLineParser)
 
-    def command(name, help):
-        return commands.add_parser(name, help=help, description=help, prog=f"eval.py {name}")
+    def command(function):
+        says = function.__doc__.partition("\n")[0]
+        added = commands.add_parser(function.__name__, help=says, description=says, prog=f"eval.py {function.__name__}")
+        added.set_defaults(command=function)
+        return added
 
-    one = command("perplexity", "loss, perplexity and bits per byte of a checkpoint on prepared corpora")
-    two = command("sample", "a checkpoint's continuation of a prompt")
-    four = command("lambada", "perplexity and accuracy on LAMBADA, to compare with the published numbers")
-    for each in (one, two, four):
+    one, two, three, four, five = map(command, (perplexity, lambada, sample, plot, claims))
+    for each in (one, two, three):
         each.add_argument("checkpoint", help="a run's folder (its last checkpoint), a model folder, or a hub id")
         each.add_argument("--revision", help="of a hub id, such as step1000")
         each.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     one.add_argument("--data", nargs="+", required=True, metavar="NAME", help="prepared corpora; validation is used")
     one.add_argument("--eval-tokens", type=whole_number, default=1_000_000, metavar="N", help="at most (%(default)s)")
     one.add_argument("--context", type=whole_number, metavar="N", help="window in tokens (the model's)")
-    for each in (one, four):
+    for each in (one, two):
         each.add_argument("--micro-batch-size", type=whole_number, default=8, metavar="N", help="rows at a time")
         each.add_argument("--json", action="store_true", help="one JSON object a line")
-    four.add_argument("--file", help='rows with a "text" (fetched from the hub)')
-    two.add_argument("--prompt", default="", help="text to continue")
-    two.add_argument("--tokens", type=whole_number, default=100, metavar="N", help="how many to add (%(default)s)")
-    two.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest (%(default)s)")
-    two.add_argument("--top-k", type=whole_number, metavar="K", help="sample among the K likeliest (all)")
-    two.add_argument("--seed", type=whole_number, default=0)
-    for each in (two, four):
+    two.add_argument("--file", help='rows with a "text" (fetched from the hub)')
+    for each in (two, three):
         each.add_argument("--tokenizer", help="a tokenizer.json, bytes or neox (the checkpoint's)")
-    three = command("plot", "the curves of one or more runs; the same arm with several seeds becomes one band")
-    three.add_argument("runs", nargs="+", metavar="RUNS", help="folders that train.py wrote")
-    three.add_argument("--figure", choices=[*FIGURES, *OURS], help="one of the paper's, or ours")
-    three.add_argument("--out", help=".png, .pdf or .svg (perplexity.png, or figure-N.png)")
-    five = command("claims", "the paper's claims, tested on the runs of experiments")
-    five.add_argument("runs", nargs="+", metavar="RUNS", help="folders that train.py wrote, of three seeds or more")
+    three.add_argument("--prompt", default="", help="text to continue")
+    three.add_argument("--tokens", type=whole_number, default=100, metavar="N", help="how many to add (%(default)s)")
+    three.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest (%(default)s)")
+    three.add_argument("--top-k", type=whole_number, metavar="K", help="sample among the K likeliest (all)")
+    three.add_argument("--seed", type=whole_number, default=0)
+    for each in (four, five):
+        each.add_argument("runs", nargs="+", metavar="RUNS", help="folders that train.py wrote, best of several seeds")
+    four.add_argument("--figure", choices=[*FIGURES, *OURS], help="one of the paper's, or ours")
+    four.add_argument("--out", help=".png, .pdf or .svg (perplexity.png, or figure-N.png)")
     five.add_argument("--markdown", action="store_true", help="as a table")
     flags = parser.parse_args(argv)
     if getattr(flags, "micro_batch_size", 1) < 1:
         parser.error("--micro-batch-size must be positive")
-    if flags.command == "plot":
-        out = flags.out or (f"figure-{flags.figure}.png" if flags.figure else "perplexity.png")
-        if flags.figure:
-            draw_figure([read_run(folder) for folder in flags.runs], flags.figure, out)
-        else:
-            draw_curves(flags.runs, out)
-        print(out)
-    else:
-        {"perplexity": perplexity, "sample": sample, "lambada": lambada, "claims": claims}[flags.command](flags)
+    flags.command(flags)
 
 
 if __name__ == "__main__":
