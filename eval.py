@@ -17,7 +17,7 @@ import math
 import re
 import sys
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 
 import torch
 from tqdm import tqdm
@@ -312,7 +312,10 @@ def over_seeds(runs, key, kind="eval", against="tokens"):
     for run in runs:
         for record in run[kind]:
             found.setdefault(record[against], []).append(record[key])
-    return {place: found[place] for place in sorted(found) if len(found[place]) == len(runs)}
+    shared = {place: found[place] for place in sorted(found) if len(found[place]) == len(runs)}
+    if runs and not shared:
+        raise ValueError(f"{runs[0]['folder']}: the other seeds were evaluated elsewhere; leave it, or them, out")
+    return shared
 
 
 # ---------------------------------------------------------------- drawing
@@ -330,8 +333,8 @@ BEFORE = {"color": "0.4", "ls": (0, (4, 3)), "lw": 1}  # the level before the fi
 
 
 def new_figure(width, height, rows=1, columns=1, **grid):
-    """A figure in the manner of a paper, in inches, and the list of its panels; needs no screen."""
-    import matplotlib  # takes a second, which only figures should
+    """(figure in the manner of a paper, in inches, its panels as a list); needs no screen."""
+    import matplotlib  # takes a second, which nothing but figures should wait for
     from matplotlib.figure import Figure
 
     cycle = matplotlib.cycler(color=COLOURS, linestyle=DASHES)
@@ -380,11 +383,11 @@ def draw_arms(groups, measure, sides, until, rates=False):
     groups: {label: runs, one a seed}. A panel for each of `sides`, as far as `until` tokens; with `rates` one more, for
     the learning rate."""
     runs = [run for group in groups.values() for run in group]
-    # A random start begins far above: beside others it decides neither the level before nor where an axis ends.
+    # A random start begins far above: beside others it decides neither the level before nor how far up an axis goes.
     trained = [run for run in runs if run["flags"].get("init") != "scratch"] or runs
     heights = [3] * len(sides) + [1] * rates
     figure, panels = new_figure(
-        5.5, 0.9 + 0.7 * sum(heights), rows=len(heights), sharex=True, gridspec_kw={"height_ratios": heights}
+        5.5, 0.8 + 0.72 * sum(heights), rows=len(heights), sharex=True, gridspec_kw={"height_ratios": heights}
     )
     for panel, side in zip(panels, sides, strict=False):
         key = f"{side}_{measure}"
@@ -392,14 +395,16 @@ def draw_arms(groups, measure, sides, until, rates=False):
         for label, group in groups.items():
             shared = over_seeds(group, key)
             draw_band(panel, [*shared], [*shared.values()], label=label)
-            for run in group:
-                values = [r[key] for r in run["eval"] if r["tokens"] <= 1.001 * until and math.isfinite(r[key])]
-                seen += values if run in trained else values[-1:]
+            shown = [values for tokens, values in shared.items() if tokens <= 1.001 * until]
+            seen += itertools.chain(*(shown if group[0] in trained else shown[-1:]))
         before = {round(run["eval"][0][key], 3) for run in trained if run["eval"][0]["step"] == 0}
         if len(before) == 1:  # runs from different starts have no common level
             panel.axhline(*before, **BEFORE, label="before")
-        margin = 0.06 * (max(seen) - min(seen))
-        panel.set(title=title_of(runs, side), ylim=(min(seen) - margin, max(seen) + margin))
+        seen = list(filter(math.isfinite, seen))
+        if len(set(seen)) > 1:
+            margin = 0.06 * (max(seen) - min(seen))
+            panel.set_ylim(min(seen) - margin, max(seen) + margin)
+        panel.set_title(title_of(runs, side))
         panel.set_ylabel("perplexity" if measure == "perplexity" else "validation loss (nats)")
         panel.locator_params(axis="y", min_n_ticks=5)
     if rates:
@@ -416,7 +421,7 @@ def draw_arms(groups, measure, sides, until, rates=False):
     panels[-1].set_xlim(-0.01 * until, 1.01 * until)
     in_millions(panels[-1].xaxis)
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=2 if max(map(len, labels)) > 20 else 3)
+    figure.legend(handles, labels, loc="outside upper center", ncols=2 if max(map(len, labels)) > 20 else 4)
     figure.align_ylabels(panels)
     return figure
 
@@ -427,7 +432,7 @@ def draw_curves(folders, out):
     groups = {}  # the same arm with several seeds is one curve
     for run, label in zip(runs, label_runs(runs), strict=True):
         groups.setdefault(label, []).append(run)
-    until = max(run["eval"][-1]["tokens"] for run in runs)
+    until = max(1, *(run["eval"][-1]["tokens"] for run in runs))
     save_figure(draw_arms(groups, "perplexity", ("downstream", "upstream"), until, rates=True), out)
 
 
@@ -664,7 +669,8 @@ def interval(values):
     mean = fmean(values)
     if len(values) < 2:
         return mean, None
-    half = T_95[min(len(values), 10) - 2] * stdev(values) / math.sqrt(len(values))
+    error = math.dist(values, [mean] * len(values)) / math.sqrt(len(values) * (len(values) - 1))
+    half = T_95[min(len(values), 10) - 2] * error
     return mean, (mean - half, mean + half)
 
 
