@@ -20,6 +20,7 @@ from pathlib import Path
 from statistics import fmean
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 import schedule
@@ -142,9 +143,8 @@ def lambada(flags):
     total, right = 0.0, 0
     for first in tqdm(range(0, len(rows), flags.micro_batch_size), disable=None, desc="lambada"):
         batch = rows[first : first + flags.micro_batch_size]
-        tokens = torch.zeros(len(batch), len(batch[0][0]), dtype=torch.int64)
-        for row, (ids, _) in zip(tokens, batch, strict=True):
-            row[: len(ids)] = torch.tensor(ids)  # padded on the right: a causal model never looks there
+        # Padded on the right: a causal model never looks there.
+        tokens = pad_sequence([torch.tensor(ids) for ids, _ in batch], batch_first=True)  # (B, T + 1)
         log_probability = model(tokens[:, :-1].to(flags.device)).float().log_softmax(dim=-1).cpu()  # (B, T, V)
         for scores, (ids, start) in zip(log_probability, batch, strict=True):
             target = torch.tensor(ids[start:])
@@ -479,13 +479,15 @@ def draw_figure(runs, number, out):
     if number in OURS:
         if not pick(runs):
             raise ValueError(f"--figure {number}: the base arm is not here; see train.py --experiment")
-        return save_figure(OURS[number](runs), out)
-    arms_of, sides, until = FIGURES[number]
-    groups = {label: group for label, group in arms_of(runs).items() if group}
-    if len(groups) < 2:
-        raise ValueError(f"--figure {number}: fewer than two of its arms are here; see train.py --experiment")
-    until *= max(run["flags"]["tokens"] for group in groups.values() for run in group)
-    save_figure(draw_arms(groups, "loss", sides, until) if sides else draw_paths(groups, until), out)
+        figure = OURS[number](runs)
+    else:
+        arms_of, sides, until = FIGURES[number]
+        groups = arms_of(runs)
+        if len(groups) < 2:
+            raise ValueError(f"--figure {number}: fewer than two of its arms are here; see train.py --experiment")
+        until *= max(run["flags"]["tokens"] for group in groups.values() for run in group)
+        figure = draw_arms(groups, "loss", sides, until) if sides else draw_paths(groups, until)
+    save_figure(figure, out)
 
 
 def draw_paths(groups, until):
@@ -507,7 +509,7 @@ def draw_paths(groups, until):
     flags = group[0]["flags"]
     panel.set_xlabel(f"downstream perplexity ({flags['downstream']})")
     panel.set_ylabel(f"upstream perplexity ({flags['upstream']})")
-    in_millions(figure.colorbar(dots, label="tokens", pad=0.02).ax.yaxis)
+    in_millions(figure.colorbar(dots, pad=0.02).ax.yaxis)
     panel.legend()
     return figure
 
@@ -521,12 +523,11 @@ def final(run, side):
 
 
 def spread(groups, side):
-    """Final perplexities of arms: means over seeds, and how far the least and the most lie from them (2, arms)."""
+    """Final perplexities of arms: means over seeds, and how far from them the least and the most lie (2, arms)."""
     finals = [[final(run, side) for run in group] for group in groups]
     means = [fmean(values) for values in finals]
-    below = [mean - min(values) for mean, values in zip(means, finals, strict=True)]
-    above = [max(values) - mean for mean, values in zip(means, finals, strict=True)]
-    return means, (below, above)
+    ranges = [(abs(mean - min(values)), abs(max(values) - mean)) for mean, values in zip(means, finals, strict=True)]
+    return means, list(zip(*ranges, strict=True))
 
 
 def draw_frontier(runs):
@@ -665,10 +666,10 @@ T_95 = (12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # Studen
 
 
 def interval(values):
-    """Mean and 95 % confidence interval over seeds (Student's t); None for less than two values."""
+    """Mean and 95 % confidence interval over seeds (Student's t), which for one value is everything."""
     mean = fmean(values)
     if len(values) < 2:
-        return mean, None
+        return mean, (-math.inf, math.inf)
     error = math.dist(values, [mean] * len(values)) / math.sqrt(len(values) * (len(values) - 1))
     half = T_95[min(len(values), 10) - 2] * error
     return mean, (mean - half, mean + half)
@@ -676,10 +677,7 @@ def interval(values):
 
 def verdict(values, expected):
     """What an interval says of an expectation: "above" zero, "below" it, or the "same" within SAME."""
-    _, bounds = interval(values)
-    if bounds is None:
-        return UNCLEAR
-    (low, high), (least, most) = bounds, EXPECTED[expected]
+    (_, (low, high)), (least, most) = interval(values), EXPECTED[expected]
     if least < low and high < most:
         return HOLDS
     return FAILS if low > most or high < least else UNCLEAR
@@ -776,10 +774,10 @@ def claims(flags):
         total = next((worst for worst in (FAILS, UNCLEAR, HOLDS) if worst in verdicts), "no runs")
         lines = []
         for words, values, expected in measures:
-            mean, bounds = interval(values)
-            bounds = f" [{bounds[0]:+.3f}, {bounds[1]:+.3f}]" if bounds else " (one seed)"
+            mean, (low, high) = interval(values)
+            bounds = f"[{low:+.3f}, {high:+.3f}]" if len(values) > 1 else "(one seed)"
             differs = f" ({verdict(values, expected)})" if expected and verdict(values, expected) != total else ""
-            lines.append(f"{words}: {mean:+.3f}{bounds}{differs}")
+            lines.append(f"{words}: {mean:+.3f} {bounds}{differs}")
         if flags.markdown:
             print(f"| {claim} | {'<br>'.join(lines)} | {total} | {found} |")
         else:
@@ -809,30 +807,32 @@ def main(argv=None):
         added.set_defaults(command=function)
         return added
 
-    one, two, three, four, five = map(command, (perplexity, lambada, sample, plot, claims))
-    for each in (one, two, three):
+    measuring, scoring, sampling = command(perplexity), command(lambada), command(sample)
+    plotting, testing = command(plot), command(claims)
+    count = {"type": whole_number, "metavar": "N"}
+    for each in (measuring, scoring, sampling):
         each.add_argument("checkpoint", help="a run's folder (its last checkpoint), a model folder, or a hub id")
         each.add_argument("--revision", help="of a hub id, such as step1000")
         each.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    one.add_argument("--data", nargs="+", required=True, metavar="NAME", help="prepared corpora; validation is used")
-    one.add_argument("--eval-tokens", type=whole_number, default=1_000_000, metavar="N", help="at most (%(default)s)")
-    one.add_argument("--context", type=whole_number, metavar="N", help="window in tokens (the model's)")
-    for each in (one, two):
-        each.add_argument("--micro-batch-size", type=whole_number, default=8, metavar="N", help="rows at a time")
+    measuring.add_argument("--data", nargs="+", required=True, metavar="NAME", help="prepared corpora (their val.bin)")
+    measuring.add_argument("--eval-tokens", **count, default=1_000_000, help="at most (%(default)s)")
+    measuring.add_argument("--context", **count, help="window in tokens (the model's)")
+    for each in (measuring, scoring):
+        each.add_argument("--micro-batch-size", **count, default=8, help="rows at a time")
         each.add_argument("--json", action="store_true", help="one JSON object a line")
-    two.add_argument("--file", help='rows with a "text" (fetched from the hub)')
-    for each in (two, three):
+    scoring.add_argument("--file", help='rows with a "text" (fetched from the hub)')
+    for each in (scoring, sampling):
         each.add_argument("--tokenizer", help="a tokenizer.json, bytes or neox (the checkpoint's)")
-    three.add_argument("--prompt", default="", help="text to continue")
-    three.add_argument("--tokens", type=whole_number, default=100, metavar="N", help="how many to add (%(default)s)")
-    three.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest (%(default)s)")
-    three.add_argument("--top-k", type=whole_number, metavar="K", help="sample among the K likeliest (all)")
-    three.add_argument("--seed", type=whole_number, default=0)
-    for each in (four, five):
+    sampling.add_argument("--prompt", default="", help="text to continue")
+    sampling.add_argument("--tokens", **count, default=100, help="how many to add (%(default)s)")
+    sampling.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest (%(default)s)")
+    sampling.add_argument("--top-k", **count, help="sample among the N likeliest (all)")
+    sampling.add_argument("--seed", **count, default=0, help="of the random numbers (%(default)s)")
+    for each in (plotting, testing):
         each.add_argument("runs", nargs="+", metavar="RUNS", help="folders that train.py wrote, best of several seeds")
-    four.add_argument("--figure", choices=[*FIGURES, *OURS], help="one of the paper's, or ours")
-    four.add_argument("--out", help=".png, .pdf or .svg (perplexity.png, or figure-N.png)")
-    five.add_argument("--markdown", action="store_true", help="as a table")
+    plotting.add_argument("--figure", choices=[*FIGURES, *OURS], help="one of the paper's, or ours")
+    plotting.add_argument("--out", help=".png, .pdf or .svg (perplexity.png, or figure-N.png)")
+    testing.add_argument("--markdown", action="store_true", help="as a table")
     flags = parser.parse_args(argv)
     if getattr(flags, "micro_batch_size", 1) < 1:
         parser.error("--micro-batch-size must be positive")

@@ -275,3 +275,35 @@ def test_figures_of_the_command_line(house):
     refused(call("eval.py", "plot", folders[1], "--figure", "frontier"), "base arm")
     refused(call("eval.py", "plot", *folders, "--figure", "10"), "--figure")
     refused(call("eval.py", "claims", "nowhere"), "nowhere")
+
+
+def test_runs_that_do_not_fit_together_are_named(house):
+    folders = study(noise=0.01, seeds=2)
+    # The weights between start and end of one seed were evaluated at fewer places than those of the other.
+    lines = [json.dumps({"share": share, "upstream_loss": 1.3, "downstream_loss": 2.0}) + "\n" for share in (0, 0.5, 1)]
+    Path("study/base-0/interpolation.jsonl").write_text("".join(lines))
+    Path("study/base-1/interpolation.jsonl").write_text("".join(lines[1:]))
+    frontier = ["eval.py", "plot", *folders, "--figure", "frontier", "--out", "frontier.svg"]
+    assert call(*frontier).returncode == 0
+    Path("study/base-1/interpolation.jsonl").write_text(lines[0].replace("1.3", "1e9"))
+    assert call(*frontier).returncode == 0  # perplexity is bounded
+    Path("study/base-1/interpolation.jsonl").write_text(lines[0] + "{torn\n")
+    refused(call(*frontier), "base-1/interpolation.jsonl:2", "remove it")
+    Path("study/base-1/interpolation.jsonl").unlink()
+    log = Path("study/base-1/metrics.jsonl")
+    log.write_text(log.read_text().replace('"tokens": ', '"tokens": 7'))
+    for figure in ("1", "4"):
+        refused(call("eval.py", "plot", *folders, "--figure", figure), "study/base-0", "leave")
+
+
+def test_a_title_names_the_overlap_only_where_the_runs_agree(house, monkeypatch):
+    one, two = made_up("one", overlap=0.25), made_up("two", overlap=0.5)
+    kept = []
+    monkeypatch.setattr(evaluation, "save_figure", lambda figure, out: kept.append(figure))
+    evaluation.draw_curves([one], "unused.png")
+    evaluation.draw_curves([one, two], "unused.png")
+    titles = [figure.axes[0].get_title(loc="left") for figure in kept]
+    assert titles[0].endswith(" (25 % stdlib)") and "%" not in titles[1]
+    styles = {line.get_linestyle() for line in kept[1].axes[0].lines[:2]}
+    colours = {line.get_color() for line in kept[1].axes[0].lines[:2]}
+    assert len(styles) == len(colours) == 2
