@@ -471,8 +471,9 @@ def test_embedded_corpora_are_real_text(tmp_path, monkeypatch):
 def test_perplexity_passes_over_domains_without_a_window(house):
     GPTNeoX(config_of("tiny", 257)).save_pretrained("model")
     for name in ("short", "shorter"):
-        documents = ((f"{name} {i}", None, "abc") for i in range(40))
-        data.write_corpus(name, documents, data.load_tokenizer("bytes"), ["made up"], val_share=0.3)
+        documents = ((name, f"{name} {i}", None, "abc") for i in range(40))
+        with data.corpus_writer(name, data.load_tokenizer("bytes"), ["made up"], val_share=0.3) as writer:
+            writer.write(documents)
     words = ["eval.py", "perplexity", "model", "--context", "200", "--eval-tokens", "400", "--json", "--data"]
     done = call(*words, "short", "old")
     assert done.returncode == 0 and [json.loads(row)["corpus"] for row in done.stdout.splitlines()] == ["old"]

@@ -298,7 +298,7 @@ def test_ranges_are_exact_and_asked_for_again_after_growing_waits(hub, monkeypat
     monkeypatch.setattr(huggingface_hub, "HfFileSystem", connect)
     monkeypatch.setattr(time, "sleep", waits.append)
     monkeypatch.setattr(data, "RANGE", 10_000)
-    parts = data.read_hub(Path("me/corpus/a.bin"), tqdm(disable=True))
+    parts = data.read_hub([Path("me/corpus/a.bin")], tqdm(disable=True))
     if short == 99:
         with pytest.raises(OSError, match="me/corpus/a.bin: 5000 bytes came instead of 10000"):
             next(parts)
