@@ -32,8 +32,7 @@ import time
 import unicodedata
 import zlib
 from collections import deque
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from fnmatch import fnmatch
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -54,22 +53,22 @@ NOT_TEXT_OF_INTEREST = {"site-packages", "dist-packages", "test", "tests", "__py
 VAL_SHARE = 0.05
 COUNTS = ("tokens", "documents", "bytes_of_text", "largest_id")  # of a split, in meta.json
 
-# Where the hub keeps the paper's corpora: datasets, the next where one is not to be had, and the names of the files.
+# Where the hub keeps the paper's corpora: the names of the files, and datasets, the next where one is not to be had.
 SLIMPAJAMA = ("cerebras/SlimPajama-627B", "venketh/SlimPajama-62B")
 HUB = {
     "pile": {
-        "val": (("EleutherAI/pile_val_test",), "val.jsonl*"),
-        "train": (("EleutherAI/pile-deduped-pythia-preshuffled",), "document-*.bin"),
+        "val": ("val.jsonl*", "EleutherAI/pile_val_test"),
+        "train": ("document-*.bin", "EleutherAI/pile-deduped-pythia-preshuffled"),
     },
     "slimpajama": {
-        "val": (SLIMPAJAMA, "validation/chunk*.jsonl.zst"),
-        "train": (SLIMPAJAMA, "train/chunk*.jsonl.zst"),
+        "val": ("validation/chunk*.jsonl.zst", *SLIMPAJAMA),
+        "train": ("train/chunk*.jsonl.zst", *SLIMPAJAMA),
     },
 }
 HUB_VAL_TOKENS = 20_000_000  # of the official validation files, if --val-tokens does not say
 PYTHIA_ROW = 2049  # tokens in a row of the Pile as Pythia read it: a window of 2048 and one more target
 RANGE = 2**24  # bytes asked for at a time
-KEEP_SECONDS = 30  # how often a preparation from the hub writes down how far it is
+KEEP_SECONDS = 30  # how often a preparation writes down how far it is
 WAITS = (1, 4, 16, 64)  # seconds before a range is asked for again, each after the client's own five tries
 
 # Sampling weights in percent of SlimPajama's domains, prepared by `data.py slimpajama --by-domain`.
@@ -103,17 +102,8 @@ class Tokenizer:
     vocab_size; eot, the id that ends a document; sha256, of what decides the ids; spec, what tokenizer.json holds.
     """
 
-    def __init__(self, spec, where="tokenizer.json"):
-        self.spec = spec
-        try:
-            self.read(spec)
-        except (KeyError, TypeError, AttributeError, IndexError) as fault:
-            raise ValueError(f"{where}: not a byte-level BPE like GPT-NeoX's ({fault!r} fails)") from None
-        except ValueError as fault:
-            raise ValueError(f"{where}: {fault}; only tokenizers like GPT-NeoX's can be read") from None
-
-    def read(self, spec):
-        """Fills in everything from a spec; ValueError for one that encode() would get wrong."""
+    def __init__(self, spec):
+        """Raises ValueError for a tokenizer that encode() would get wrong, KeyError and such for other contents."""
         normalizer, split, model = spec.get("normalizer"), spec["pre_tokenizer"] or {}, spec["model"]
         if normalizer not in (None, {"type": "NFC"}):
             raise ValueError(f"its normalizer is {str(normalizer)[:60]}, not NFC")
@@ -142,7 +132,7 @@ class Tokenizer:
         if len(set(ids)) < len(ids) or not all(type(i) is int and 0 <= i < 2**24 for i in ids):
             raise ValueError("its ids are not different whole numbers")
 
-        self.normalize = normalizer is not None
+        self.spec, self.normalize = spec, normalizer is not None
         self.bpe = tiktoken.Encoding("rewarm", pat_str=GPT2_SPLIT, mergeable_ranks=ranks, special_tokens=added)
         self.eot, self.known, self.vocab_size = added[END], set(ids), 1 + max(ids)
         identity = json.dumps([sorted(vocab.items()), sorted(added.items()), self.normalize])
@@ -203,10 +193,11 @@ def load_tokenizer(name_or_path):
     if not path.is_file():
         raise ValueError(f"{path}: no such tokenizer; give bytes, neox, a tokenizer.json or a folder with one")
     try:
-        spec = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as fault:
-        raise ValueError(f"{path}: not JSON ({fault})") from None
-    return Tokenizer(spec, path)
+        return Tokenizer(json.loads(path.read_text(encoding="utf-8")))
+    except (KeyError, TypeError, AttributeError, IndexError, RecursionError) as fault:
+        raise ValueError(f"{path}: not a byte-level BPE like GPT-NeoX's ({fault!r} fails)") from None
+    except ValueError as fault:
+        raise ValueError(f"{path}: {fault}; only a tokenizer.json like GPT-NeoX's can be read") from None
 
 
 # ---------------------------------------------------------------- reading text
@@ -214,24 +205,25 @@ def load_tokenizer(name_or_path):
 
 def source_files(paths):
     """The files of a command line, folders opened and sorted. Raises ValueError for one that cannot be read."""
-    kinds = re.compile(r"\.(jsonl|txt)(\.gz|\.zst)?$")
-    files = []
+    kinds, files = re.compile(r"\.(jsonl|txt)(\.gz|\.zst)?$"), []
     for path in map(Path, paths):
-        inside = sorted(p for p in path.rglob("*") if p.is_file() and kinds.search(p.name)) if path.is_dir() else [path]
         if not path.exists():
             raise ValueError(f"{path}: no such file or folder")
-        if not inside or not kinds.search(inside[0].name):
+        inside = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+        found = [p for p in inside if kinds.search(p.name)]
+        if not found:
             raise ValueError(f"{path}: no .jsonl or .txt here (also as .gz or .zst)")
-        files += inside
+        files += found
     return files
 
 
-def read_file(path, bar):
-    """Yields the bytes of a file, in parts."""
-    with open(path, "rb") as file:
-        while part := file.read(2**16):
-            bar.update(len(part))
-            yield part
+def read_local(paths, bar):
+    """Yields the bytes of files, in parts."""
+    for path in paths:
+        with open(path, "rb") as file:
+            while part := file.read(2**16):
+                bar.update(len(part))
+                yield part
 
 
 def decompressed(parts, suffix):
@@ -265,25 +257,30 @@ def pieces(parts, by_line):
         yield piece
 
 
-def documents_in(path, parts, bar, skip_bad_lines):
-    """Yields (domain, text) of every document of a file, whose bytes come in parts; see read_documents."""
-    jsonl, number = ".jsonl" in path.suffixes[-2:], 1
-    try:
-        for number, piece in enumerate(pieces(decompressed(parts, path.suffix), jsonl), 1):
-            if len(piece) > DOCUMENT_LIMIT:
-                raise ValueError(f"longer than {DOCUMENT_LIMIT >> 20} MiB")
-            if not jsonl:
-                yield None, piece.decode()
-            elif not piece.isspace():
-                try:
-                    yield parse_row(piece)
-                except (ValueError, RecursionError) as fault:
-                    if not skip_bad_lines:
-                        raise ValueError(f"{fault}; mend it, or pass --skip-bad-lines") from None
-                    bar.bad += 1
-    except (ValueError, EOFError, zlib.error, zstandard.ZstdError) as fault:
-        where = f"{path}:{number}" if jsonl else path
-        raise ValueError(f"{where}: damaged: {fault}") from None
+def read_documents(files, bar, skip_bad_lines=False, read=read_local):
+    """Yields (domain, text) of every document of .jsonl and .txt files: a JSON row's "text", or a whole .txt file.
+
+    The domain is the row's meta.pile_set_name or meta.redpajama_set_name, if any. A damaged line or file raises
+    ValueError with its name and line; with skip_bad_lines a damaged line is counted in bar.bad instead."""
+    for path in files:
+        jsonl, line = ".jsonl" in path.suffixes[-2:], 0
+        try:
+            for piece in pieces(decompressed(read([path], bar), path.suffix), jsonl):
+                line += 1
+                if len(piece) > DOCUMENT_LIMIT:
+                    raise ValueError(f"longer than {DOCUMENT_LIMIT >> 20} MiB")
+                if not jsonl:
+                    yield None, piece.decode()
+                elif not piece.isspace():
+                    try:
+                        yield parse_row(piece)
+                    except (ValueError, RecursionError) as fault:
+                        if not skip_bad_lines:
+                            raise ValueError(f"{fault}; mend it, or pass --skip-bad-lines") from None
+                        bar.bad += 1
+        except (ValueError, EOFError, zlib.error, zstandard.ZstdError) as fault:
+            where = f"{path}:{max(line, 1)}" if jsonl else path
+            raise ValueError(f"{where}: damaged: {fault}") from None
 
 
 def parse_row(line):
@@ -296,27 +293,18 @@ def parse_row(line):
     return domain if isinstance(domain, str) else None, row["text"]
 
 
-def read_documents(files, bar, skip_bad_lines=False):
-    """Yields (domain, text) of every document of .jsonl and .txt files: a JSON row's "text", or a whole .txt file.
-
-    The domain is the row's meta.pile_set_name or meta.redpajama_set_name, if any. A damaged line or file raises
-    ValueError with its name and line; with skip_bad_lines a damaged line is counted in bar.bad instead."""
-    for path in files:
-        yield from documents_in(path, read_file(path, bar), bar, skip_bad_lines)
-
-
 def embedded_documents(library):
     """(library, path, None, text) of its Python files, ordered by a hash of the path: a fair sample of the tree."""
     root = Path(sysconfig.get_paths()["stdlib"]) if library == "stdlib" else Path(find_spec("torch").origin).parent
-    files = {p.relative_to(root).as_posix(): p for p in root.rglob("*.py")}
-    names = sorted(n for n in files if not NOT_TEXT_OF_INTEREST & set(n.split("/")))
+    names = [p.relative_to(root).as_posix() for p in root.rglob("*.py")]
+    names = [name for name in names if not NOT_TEXT_OF_INTEREST & set(name.split("/"))]
     size = 0
-    for path in sorted(names, key=lambda n: hash_share("order of " + n)):
-        text = files[path].read_text(encoding="utf-8", errors="replace")
+    for name in sorted(names, key=lambda name: hash_share("order of " + name)):
+        text = (root / name).read_text(encoding="utf-8", errors="replace")
         size += len(text.encode())
         if size > EMBEDDED_BYTES:
             return
-        yield library, path, None, text
+        yield library, name, None, text
 
 
 def hash_share(key):
@@ -335,16 +323,16 @@ def hub_files(datasets, pattern):
 
     folder, order = pattern.rpartition("/")[0] or None, None if pattern.endswith(".bin") else hash_share
     for dataset in datasets:
-        fault = "no such files"
         try:
             tree = HfApi().list_repo_tree(dataset, folder, recursive=bool(folder), repo_type="dataset")
-            if names := [entry.path for entry in tree if fnmatch(entry.path, pattern)]:
-                return [Path(dataset, name) for name in sorted(names, key=order)]
-        except Exception as problem:
-            if not hub_or_network(problem):
+            names = sorted((entry.path for entry in tree if fnmatch(entry.path, pattern)), key=order)
+            if not names:
+                raise OSError("no such files")
+            return [Path(dataset, name) for name in names]
+        except Exception as fault:
+            if not hub_or_network(fault):
                 raise
-            fault = one_line(problem)
-        print(f"{dataset} is not to be had ({fault})", file=sys.stderr)
+            print(f"{dataset} is not to be had ({one_line(fault)})", file=sys.stderr)
     raise ValueError(f"none of {', '.join(datasets)} can be had; try later, or give FILES of your own")
 
 
@@ -397,24 +385,20 @@ def pythia_rows(paths, bar, skip):
 def hub_documents(name, split, begun, bar, skip_bad_lines):
     """Yields (file, key, domain, text) of the official files of one split of one of the hub's corpora.
 
-    begun: how many documents of each file were made before, if so; they are left out, and only the last file is
-    opened again."""
-    datasets, pattern = HUB[name][split]
+    begun: {file: how many of its documents are written}; these are left out, and but the last file is not read."""
+    pattern, *datasets = HUB[name][split]
     # Goes on with the dataset that it began with, whichever answers now.
     datasets = [dataset for dataset in datasets if any(file.startswith(dataset) for file in begun)] or datasets
-    paths = hub_files(datasets, pattern)
+    paths, done = hub_files(datasets, pattern), list(begun)[:-1]
     if pattern.endswith(".bin"):
         file = str(paths[0])
-        for ids in pythia_rows(paths, bar, begun.get(file, 0)):
-            yield file, file, None, ids
+        yield from ((file, file, None, ids) for ids in pythia_rows(paths, bar, begun.get(file, 0)))
         return
-    done = [*begun][:-1]
     for path in paths:
-        if str(path) in done:
-            continue
-        documents = documents_in(path, read_hub([path], bar), bar, skip_bad_lines)
-        for domain, text in islice(documents, begun.get(str(path), 0), None):
-            yield str(path), text, domain, text
+        if str(path) not in done:
+            documents = read_documents([path], bar, skip_bad_lines, read_hub)
+            for domain, text in islice(documents, begun.get(str(path), 0), None):
+                yield str(path), text, domain, text
 
 
 # ---------------------------------------------------------------- from text to token ids, in many processes
@@ -486,8 +470,8 @@ class CorpusWriter:
     """The corpus data/NAME while it is written; with by_domain data/NAME-DOMAIN for each domain.
 
     All is written under a hidden name and renamed at the end: an interrupted corpus never looks whole. A note beside
-    it says how far it is: `begun`, how many documents of each source are written, and `counts`, what each split of
-    each corpus holds. So the same command goes on after it was stopped or killed.
+    it says how far it is, so that the same command goes on after it was stopped or killed: `begun`, how many documents
+    of each source are dealt with; `counts`, what each split of each corpus holds; `room`, in tokens, of each split.
     """
 
     def __init__(
@@ -498,41 +482,35 @@ class CorpusWriter:
             raise ValueError(f"the tokenizer has {tokenizer.vocab_size} ids; token files hold 16-bit ids")
         self.name, self.tokenizer, self.sources, self.processes = name, tokenizer, sources, processes
         self.val_share, self.by_domain = val_share, by_domain
-        self.limits = {"train": train_tokens or math.inf, "val": val_tokens or math.inf}
         self.request = [train_tokens, val_tokens, val_share, by_domain, tokenizer.sha256, sources, list(stamps)]
         self.folder = ROOT / f".{name}.partial"
         self.note = self.folder / "progress"
-        self.begun, self.counts, self.files = {}, {}, {}  # files: {(corpus, split): open}
-
-    def begin(self):
-        """Begins, or goes on where the note of the same command says that it was."""
+        self.files = {}  # (corpus, split): open
+        self.begun, self.counts = {}, {}
+        self.room = {"train": train_tokens or math.inf, "val": val_tokens or math.inf}
         said = self.note.read_bytes() if self.note.is_file() else b""
         if said and hashlib.sha256(said[32:]).digest() == said[:32]:
             state = json.loads(said[32:])
-            if state["request"] != self.request:
-                before = f"--train-tokens {state['request'][0]}, --val-tokens {state['request'][1]} ..."
+            self.begun, self.counts, self.room = state["begun"], state["counts"], state["room"]
+            before = state["request"]
+            if before != self.request:
+                before = f"--train-tokens {before[0]}, --val-tokens {before[1]} ..."
                 way_out = "repeat these, or remove the folder"
                 raise ValueError(f"{self.folder}: stopped with other options or files ({before}); {way_out}")
-            self.begun, self.counts = state["begun"], state["counts"]
         else:
             shutil.rmtree(self.folder, ignore_errors=True)  # of a run that was killed
-        for corpus in list(self.counts) or [self.name] * (not self.by_domain):
-            self.open_files(corpus)
 
     def open_files(self, corpus):
-        """Opens the token files of a corpus, cut to what the note says of them."""
+        """Opens the token files of a corpus, cut to what the note says of them: what came after is written again."""
         if corpus_folder(corpus).exists():
             raise ValueError(f"{corpus_folder(corpus)} exists already; choose another name or remove it first")
         (self.folder / corpus).mkdir(parents=True, exist_ok=True)
-        counts = self.counts.setdefault(corpus, {split: dict.fromkeys(COUNTS, 0) for split in self.limits})
-        for split in self.limits:
+        counts = self.counts.setdefault(corpus, {split: dict.fromkeys(COUNTS, 0) for split in self.room})
+        for split in self.room:
             file = self.files[corpus, split] = open(self.folder / corpus / f"{split}.bin", "ab")
             if file.tell() < 2 * counts[split]["tokens"]:
                 raise ValueError(f"{self.folder}: damaged; remove the folder, then the same command begins again")
             file.truncate(2 * counts[split]["tokens"])
-
-    def full(self, split):
-        return sum(counts[split]["tokens"] for counts in self.counts.values()) >= self.limits[split]
 
     def write(self, documents, split=None):
         """Writes (source, key, domain, text) documents to one split, or to both, until there is no room for more.
@@ -540,26 +518,27 @@ class CorpusWriter:
         Of both, a document goes to validation if the hash of its key is below val_share. So it stays there whatever
         other files come or in which order, and a second copy of it never gets into train.
         A split is full with the document that reaches its limit of tokens, all domains together."""
-        splits, kept = [split] if split else list(self.limits), time.monotonic()
-        if all(map(self.full, splits)):
+        targets, kept = [split] if split else [*self.room], time.monotonic()
+        if all(self.room[target] <= 0 for target in targets):
             return
         for source, share, domain, ids, size in tokenize_all(documents, self.tokenizer, self.processes):
             self.begun[source] = self.begun.get(source, 0) + 1
-            self.add(split or ("val" if share < self.val_share else "train"), domain, ids, size)
-            if all(map(self.full, splits)):
+            target = split or ("val" if share < self.val_share else "train")
+            if self.room[target] > 0:
+                self.add(target, domain, ids, size)
+            if all(self.room[target] <= 0 for target in targets):
                 break
             if time.monotonic() > kept + KEEP_SECONDS:
                 self.keep()
                 kept = time.monotonic()
 
     def add(self, split, domain, ids, size):
-        """Writes the ids of a document, of so many bytes of text, unless the split is full."""
-        if self.full(split):
-            return
+        """Writes the ids of one document; size: bytes of its text."""
         corpus = f"{self.name}-{slug(domain or 'other')}" if self.by_domain else self.name
-        if corpus not in self.counts:
+        if (corpus, split) not in self.files:
             self.open_files(corpus)
         self.files[corpus, split].write(ids)
+        self.room[split] -= len(ids) // 2
         counts = self.counts[corpus][split]
         counts["tokens"] += len(ids) // 2
         counts["documents"] += 1
@@ -571,7 +550,8 @@ class CorpusWriter:
         for file in self.files.values():
             file.flush()
             os.fsync(file.fileno())
-        said = json.dumps({"request": self.request, "begun": self.begun, "counts": self.counts}).encode()
+        state = {"request": self.request, "begun": self.begun, "counts": self.counts, "room": self.room}
+        said = json.dumps(state).encode()
         write_file(self.folder / ".progress", hashlib.sha256(said).digest() + said)
         os.replace(self.folder / ".progress", self.note)
 
@@ -588,7 +568,7 @@ class CorpusWriter:
             folder = self.folder / corpus
             meta = {"name": corpus, "vocab_size": self.tokenizer.vocab_size, "eot": self.tokenizer.eot}
             meta |= {"sources": self.sources or list(self.begun), "tokenizer_sha256": self.tokenizer.sha256}
-            for split in self.limits:
+            for split in self.room:
                 with open(folder / f"{split}.bin", "rb") as file:
                     whole = hashlib.file_digest(file, "sha256").hexdigest()
                 meta[split] = counts[split] | {"sha256": whole, "sample_sha256": sample_hash(folder / f"{split}.bin")}
@@ -600,17 +580,6 @@ class CorpusWriter:
         sync_folder(ROOT)
         self.note.unlink()
 
-    def close(self):
-        """Leaves nothing behind but what the same command can go on with."""
-        for file in self.files.values():
-            with contextlib.suppress(OSError):  # of a full disk, which was told before
-                file.close()
-        if not self.note.is_file():
-            shutil.rmtree(self.folder, ignore_errors=True)
-
-    def again(self):
-        return "goes on" if self.note.is_file() else "begins again"
-
 
 @contextlib.contextmanager
 def corpus_writer(name, *given, **options):
@@ -618,25 +587,32 @@ def corpus_writer(name, *given, **options):
 
     Raises ValueError if a corpus exists or nothing was left to write, RuntimeError if the disk is full or a
     tokenizing process died."""
-    final, writer = corpus_folder(name), CorpusWriter(name, *given, **options)
+    final = corpus_folder(name)
     ROOT.mkdir(exist_ok=True)
     with locked(ROOT / f".{name}.lock", f"another process is writing {final}; wait for it or choose another name"):
+        writer = CorpusWriter(name, *given, **options)
         try:
-            writer.begin()
+            for corpus in list(writer.counts) or ([] if writer.by_domain else [name]):
+                writer.open_files(corpus)
             yield writer
             writer.finish()
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(writer.again()) from None
-        except BrokenProcessPool:
-            way_out = f"the same command {writer.again()}; fewer --processes need less memory"
-            raise RuntimeError(f"a tokenizing process was killed, or ran out of memory; {way_out}") from None
-        except OSError as fault:
-            if fault.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            way_out = f"make room, then the same command {writer.again()}"
-            raise RuntimeError(f"could not write {final}: {os.strerror(fault.errno)}; {way_out}") from None
+        except (KeyboardInterrupt, BrokenExecutor, OSError) as fault:
+            again = f"the same command {'goes on' if writer.note.is_file() else 'begins again'}"
+            if isinstance(fault, KeyboardInterrupt):
+                raise KeyboardInterrupt(again) from None
+            if isinstance(fault, BrokenExecutor):
+                said = "a tokenizing process was killed, or ran out of memory"
+                raise RuntimeError(f"{said}; {again}; fewer --processes need less memory") from None
+            if fault.errno in (errno.ENOSPC, errno.EDQUOT):
+                said = f"could not write {final}: {os.strerror(fault.errno)}"
+                raise RuntimeError(f"{said}; make room, then {again}") from None
+            raise
         finally:
-            writer.close()
+            for file in writer.files.values():
+                with contextlib.suppress(OSError):  # of a full disk, which was told before
+                    file.close()
+            if not writer.note.is_file():  # nothing that the same command could go on with
+                shutil.rmtree(writer.folder, ignore_errors=True)
 
 
 def prepare(name, files=(), tokenizer=None, skip_bad_lines=False, **options):
@@ -836,17 +812,17 @@ def parse_shares(text):
     ValueError for anything else."""
     if text in MIXTURES:
         return {f"slimpajama-redpajama{d}": w for d, w in zip(DOMAINS, MIXTURES[text], strict=True)}
-    shares = {}
-    for part in text.split(","):
+    shares, parts = {}, text.split(",")
+    for part in parts:
         name, _, weight = part.strip().partition("=")
         corpus_folder(name)
         try:
-            shares[name] = float(weight) if weight else 1.0
+            shares[name] = float(weight or 1)
         except ValueError:
             raise ValueError(f"{part!r}: the weight is no number; write NAME=WEIGHT,NAME=WEIGHT") from None
         if not 0 < shares[name] < 1e9:
             raise ValueError(f"{part!r}: a weight must be positive")
-    if len(shares) != len(text.split(",")):
+    if len(shares) != len(parts):
         raise ValueError(f"{text}: a corpus is named twice")
     return shares
 
@@ -927,7 +903,7 @@ def run_command(main):
     try:
         main()
     except KeyboardInterrupt as stopped:
-        print(f"{program}: stopped; the same command {str(stopped) or 'begins again'}", file=sys.stderr)
+        print(f"{program}: stopped; {str(stopped) or 'the same command begins again'}", file=sys.stderr)
         sys.exit(130)
     except Exception as fault:
         bad_input = isinstance(fault, ValueError) or hub_or_network(fault)
@@ -937,13 +913,13 @@ def run_command(main):
         sys.exit(2 if bad_input else 1)
 
 
+def hub_or_network(fault):
+    return from_hub(fault) or isinstance(fault, OSError)
+
+
 def from_hub(fault):
     """Whether huggingface_hub, or the HTTP client beneath it, raised this."""
     return type(fault).__module__.startswith(("huggingface_hub", "httpx", "httpcore"))
-
-
-def hub_or_network(fault):
-    return from_hub(fault) or isinstance(fault, OSError)
 
 
 UNREACHABLE = "the hub cannot be reached and the files are not in the local cache; "
