@@ -347,11 +347,15 @@ data.main()
 """
 
 
-@pytest.mark.parametrize("corpus", ["mine a.jsonl b.jsonl.gz --tokenizer bytes", "stdlib"])
-@pytest.mark.parametrize("options", ["--processes 1 --val-tokens 900", "--by-domain --skip-bad-lines --processes 2"])
+@pytest.mark.parametrize(
+    "corpus, options",
+    [
+        ("mine a.jsonl b.jsonl.gz --tokenizer bytes", "--processes 1 --val-tokens 900"),
+        ("mine a.jsonl b.jsonl.gz --tokenizer bytes", "--by-domain --skip-bad-lines --processes 2"),
+        pytest.param("stdlib", "--processes 1 --val-tokens 900", marks=pytest.mark.slow),
+    ],
+)
 def test_a_killed_preparation_goes_on_to_the_same_bytes_unless_its_files_changed(tmp_path, corpus, options):
-    if corpus == "stdlib" and "--by-domain" in options:
-        pytest.skip("has no domains")
     words, whole, cut = [*corpus.split(), *options.split()], tmp_path / "whole", tmp_path / "cut"
     lines = [line for pair in zip(texts("old", 40), texts("new", 40), strict=True) for line in pair]
     for folder in (whole, cut):
