@@ -32,8 +32,7 @@ import time
 import unicodedata
 import zlib
 from collections import deque
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from fnmatch import fnmatch
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -54,22 +53,22 @@ NOT_TEXT_OF_INTEREST = {"site-packages", "dist-packages", "test", "tests", "__py
 VAL_SHARE = 0.05
 COUNTS = ("tokens", "documents", "bytes_of_text", "largest_id")  # of a split, in meta.json
 
-# Where the hub keeps the paper's corpora: datasets, the next where one is not to be had, and the names of the files.
+# Where the hub keeps the paper's corpora: the names of the files, and datasets, the next where one is not to be had.
 SLIMPAJAMA = ("cerebras/SlimPajama-627B", "venketh/SlimPajama-62B")
 HUB = {
     "pile": {
-        "val": (("EleutherAI/pile_val_test",), "val.jsonl*"),
-        "train": (("EleutherAI/pile-deduped-pythia-preshuffled",), "document-*.bin"),
+        "val": ("val.jsonl*", "EleutherAI/pile_val_test"),
+        "train": ("document-*.bin", "EleutherAI/pile-deduped-pythia-preshuffled"),
     },
     "slimpajama": {
-        "val": (SLIMPAJAMA, "validation/chunk*.jsonl.zst"),
-        "train": (SLIMPAJAMA, "train/chunk*.jsonl.zst"),
+        "val": ("validation/chunk*.jsonl.zst", *SLIMPAJAMA),
+        "train": ("train/chunk*.jsonl.zst", *SLIMPAJAMA),
     },
 }
 HUB_VAL_TOKENS = 20_000_000  # of the official validation files, if --val-tokens does not say
 PYTHIA_ROW = 2049  # tokens in a row of the Pile as Pythia read it: a window of 2048 and one more target
 RANGE = 2**24  # bytes asked for at a time
-KEEP_SECONDS = 30  # how often a preparation from the hub writes down how far it is
+KEEP_SECONDS = 30  # how often a preparation writes down how far it is
 WAITS = (1, 4, 16, 64)  # seconds before a range is asked for again, each after the client's own five tries
 
 # Sampling weights in percent of SlimPajama's domains, prepared by `data.py slimpajama --by-domain`.
@@ -103,41 +102,8 @@ class Tokenizer:
     vocab_size; eot, the id that ends a document; sha256, of what decides the ids; spec, what tokenizer.json holds.
     """
 
-    def __init__(self, spec, where="tokenizer.json"):
-        self.spec = spec
-        try:
-            self.normalize = self.check(spec)
-            alphabet = byte_alphabet()
-            added = {token["content"]: token["id"] for token in spec["added_tokens"]}
-            vocab = {t: i for t, i in spec["model"]["vocab"].items() if t not in added}
-            ranks = {bytes(alphabet[c] for c in token): i for token, i in vocab.items()}
-            # tiktoken merges the pair of lowest id first, tokenizer.json in the order of its list: must agree.
-            pairs = [m if isinstance(m, list) else m.split(" ") for m in spec["model"]["merges"]]
-            made = list(dict.fromkeys(vocab["".join(pair)] for pair in pairs))
-            single = {token for token in ranks if len(token) == 1}
-            if made != sorted(made) or len(ranks) != len(single) + len(made):
-                raise ValueError("its merges are not in the order of their ids")
-            if not {bytes([b]) for b in range(256)} - single <= NEVER_IN_UTF8:
-                raise ValueError("it lacks some bytes")
-            self.runs = {run: i for run, i in added.items() if run.strip(" ") == ""}
-            if self.runs and {len(run) for run in self.runs} != set(range(2, 25)):
-                raise ValueError("its added tokens are not the runs of 2 to 24 spaces")
-            ids = [*ranks.values(), *added.values()]
-            if len(set(ids)) < len(ids) or not all(type(i) is int and 0 <= i < 2**24 for i in ids):
-                raise ValueError("its ids are not different whole numbers")
-            self.eot = added[END]
-            self.bpe = tiktoken.Encoding("rewarm", pat_str=GPT2_SPLIT, mergeable_ranks=ranks, special_tokens=added)
-            self.known, self.vocab_size = set(ids), 1 + max(ids)
-            identity = json.dumps([sorted(vocab.items()), sorted(added.items()), self.normalize])
-            self.sha256 = hashlib.sha256(identity.encode()).hexdigest()
-        except (KeyError, TypeError, AttributeError, IndexError) as fault:
-            raise ValueError(f"{where}: not a byte-level BPE like GPT-NeoX's ({fault!r} fails)") from None
-        except ValueError as fault:
-            raise ValueError(f"{where}: {fault}; only tokenizers like GPT-NeoX's can be read") from None
-
-    @staticmethod
-    def check(spec):
-        """Says whether text is NFC-normalised; raises ValueError for a tokenizer that this class would get wrong."""
+    def __init__(self, spec):
+        """Raises ValueError for a tokenizer that encode() would get wrong, KeyError and such for other contents."""
         normalizer, split, model = spec.get("normalizer"), spec["pre_tokenizer"] or {}, spec["model"]
         if normalizer not in (None, {"type": "NFC"}):
             raise ValueError(f"its normalizer is {str(normalizer)[:60]}, not NFC")
@@ -146,7 +112,31 @@ class Tokenizer:
         odd = [key for key, value in model.items() if value and key not in ("type", "vocab", "merges", "fuse_unk")]
         if model["type"] != "BPE" or odd:
             raise ValueError(f"its model is {model['type']} {' '.join(odd)}, not plain BPE")
-        return normalizer is not None
+
+        alphabet = byte_alphabet()
+        added = {token["content"]: token["id"] for token in spec["added_tokens"]}
+        vocab = {token: i for token, i in model["vocab"].items() if token not in added}
+        ranks = {bytes(alphabet[char] for char in token): i for token, i in vocab.items()}
+        single = {token for token in ranks if len(token) == 1}
+        if not {bytes([b]) for b in range(256)} - single <= NEVER_IN_UTF8:
+            raise ValueError("it lacks some bytes")
+        # tiktoken merges the pair of lowest id first, tokenizer.json in the order of its list: must agree.
+        pairs = [merge if isinstance(merge, list) else merge.split(" ") for merge in model["merges"]]
+        made = list(dict.fromkeys(vocab["".join(pair)] for pair in pairs))
+        if made != sorted(made) or len(ranks) != len(single) + len(made):
+            raise ValueError("its merges are not in the order of their ids")
+        self.runs = {run: i for run, i in added.items() if run.strip(" ") == ""}
+        if self.runs and {len(run) for run in self.runs} != set(range(2, 25)):
+            raise ValueError("its added tokens are not the runs of 2 to 24 spaces")
+        ids = [*ranks.values(), *added.values()]
+        if len(set(ids)) < len(ids) or not all(type(i) is int and 0 <= i < 2**24 for i in ids):
+            raise ValueError("its ids are not different whole numbers")
+
+        self.spec, self.normalize = spec, normalizer is not None
+        self.bpe = tiktoken.Encoding("rewarm", pat_str=GPT2_SPLIT, mergeable_ranks=ranks, special_tokens=added)
+        self.eot, self.known, self.vocab_size = added[END], set(ids), 1 + max(ids)
+        identity = json.dumps([sorted(vocab.items()), sorted(added.items()), self.normalize])
+        self.sha256 = hashlib.sha256(identity.encode()).hexdigest()
 
     def encode(self, text):
         # Two traps. Without NFC, decomposed accents get other ids. And the runs of spaces are split off *before*
@@ -203,56 +193,47 @@ def load_tokenizer(name_or_path):
     if not path.is_file():
         raise ValueError(f"{path}: no such tokenizer; give bytes, neox, a tokenizer.json or a folder with one")
     try:
-        spec = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as fault:
-        raise ValueError(f"{path}: not JSON ({fault})") from None
-    return Tokenizer(spec, path)
+        return Tokenizer(json.loads(path.read_text(encoding="utf-8")))
+    except (KeyError, TypeError, AttributeError, IndexError, RecursionError) as fault:
+        raise ValueError(f"{path}: not a byte-level BPE like GPT-NeoX's ({fault!r} fails)") from None
+    except ValueError as fault:
+        raise ValueError(f"{path}: {fault}; only a tokenizer.json like GPT-NeoX's can be read") from None
 
 
-# ---------------------------------------------------------------- from text to token files
+# ---------------------------------------------------------------- reading text
 
 
 def source_files(paths):
     """The files of a command line, folders opened and sorted. Raises ValueError for one that cannot be read."""
-    kinds = re.compile(r"\.(jsonl|txt)(\.gz|\.zst)?$")
-    files = []
+    kinds, files = re.compile(r"\.(jsonl|txt)(\.gz|\.zst)?$"), []
     for path in map(Path, paths):
-        inside = sorted(p for p in path.rglob("*") if p.is_file() and kinds.search(p.name)) if path.is_dir() else [path]
         if not path.exists():
             raise ValueError(f"{path}: no such file or folder")
-        if not inside or not kinds.search(inside[0].name):
+        inside = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+        found = [p for p in inside if kinds.search(p.name)]
+        if not found:
             raise ValueError(f"{path}: no .jsonl or .txt here (also as .gz or .zst)")
-        files += inside
+        files += found
     return files
 
 
-class Stream(io.RawIOBase):
-    """What an iterator of bytes yields, to be read as a file."""
-
-    def __init__(self, parts):
-        self.parts, self.ready = map(memoryview, parts), b""
-
-    def readable(self):
-        return True
-
-    def readinto(self, buffer):
-        while not self.ready:
-            self.ready = next(self.parts, None)
-            if self.ready is None:
-                return 0
-        count = min(len(buffer), len(self.ready))
-        buffer[:count], self.ready = self.ready[:count], self.ready[count:]
-        return count
+def read_local(paths, bar):
+    """Yields the bytes of files, in parts."""
+    for path in paths:
+        with open(path, "rb") as file:
+            while part := file.read(2**16):
+                bar.update(len(part))
+                yield part
 
 
 def decompressed(parts, suffix):
     """Yields what the bytes of a .gz or .zst file hold, of other files the bytes. EOFError where the file was cut."""
     new = {".gz": lambda: zlib.decompressobj(31), ".zst": zstandard.ZstdDecompressor().decompressobj}.get(suffix)
+    if new is None:
+        yield from parts
+        return
     frame = None  # a file may hold several, one after the other
     for part in parts:
-        if new is None:
-            yield part
-            continue
         for start in range(0, len(part), 2048):  # small, so that a bomb that swells 30,000 times fills no memory
             bite = part[start : start + 2048]
             while bite:
@@ -263,57 +244,36 @@ def decompressed(parts, suffix):
         raise EOFError("ends in the middle of a compressed frame")
 
 
-def read_file(path, bar):
-    """Yields the bytes of a file, in parts."""
-    with open(path, "rb") as file:
-        while part := file.read(2**16):
-            bar.update(len(part))
-            yield part
+def pieces(parts, by_line):
+    """Yields the lines of bytes that come in parts, else all of it; early what is longer than DOCUMENT_LIMIT."""
+    piece = bytearray()
+    for part in parts:
+        for line in io.BytesIO(part) if by_line else [part]:
+            piece += line
+            if (by_line and line.endswith(b"\n")) or len(piece) > DOCUMENT_LIMIT:
+                yield piece
+                piece = bytearray()
+    if piece:
+        yield piece
 
 
-def read_hub(path, bar, start=0):
-    """Yields the bytes of a file of the hub, "owner/dataset/path", in ranges: only what is read is fetched, and
-    nothing lands on the disk. A range that fails, or comes short, is asked for again after growing waits."""
-    from huggingface_hub import HfFileSystem  # late: everything else here works without a network
-
-    file = HfFileSystem().open(f"datasets/{path}", "rb", cache_type="none")
-    for begin in range(start, file.size, RANGE):
-        wanted = min(RANGE, file.size - begin)
-        for wait in (*WAITS, None):
-            try:
-                file.seek(begin)
-                part = file.read(wanted)
-                if len(part) != wanted:
-                    raise OSError(f"{path}: {len(part)} bytes came instead of {wanted}; the same command goes on")
-                break
-            except Exception as fault:
-                status = getattr(getattr(fault, "response", None), "status_code", 500)
-                if wait is None or status < 500 or not hub_or_network(fault):
-                    raise
-                time.sleep(wait)
-        bar.update(wanted)
-        yield part
-    return max(0, start - file.size)  # what is left to pass over in the next file
-
-
-def read_documents(files, bar, skip_bad_lines=False, read=read_file):
+def read_documents(files, bar, skip_bad_lines=False, read=read_local):
     """Yields (domain, text) of every document of .jsonl and .txt files: a JSON row's "text", or a whole .txt file.
 
     The domain is the row's meta.pile_set_name or meta.redpajama_set_name, if any. A damaged line or file raises
     ValueError with its name and line; with skip_bad_lines a damaged line is counted in bar.bad instead."""
     for path in files:
-        stream = io.BufferedReader(Stream(decompressed(read(path, bar), path.suffix)), 2**20)
         jsonl, line = ".jsonl" in path.suffixes[-2:], 0
         try:
-            while text := stream.readline(DOCUMENT_LIMIT + 1) if jsonl else stream.read(DOCUMENT_LIMIT + 1):
+            for piece in pieces(decompressed(read([path], bar), path.suffix), jsonl):
                 line += 1
-                if len(text) > DOCUMENT_LIMIT:
+                if len(piece) > DOCUMENT_LIMIT:
                     raise ValueError(f"longer than {DOCUMENT_LIMIT >> 20} MiB")
                 if not jsonl:
-                    yield None, text.decode()
-                elif text.strip():
+                    yield None, piece.decode()
+                elif not piece.isspace():
                     try:
-                        yield parse_row(text)
+                        yield parse_row(piece)
                     except (ValueError, RecursionError) as fault:
                         if not skip_bad_lines:
                             raise ValueError(f"{fault}; mend it, or pass --skip-bad-lines") from None
@@ -333,85 +293,18 @@ def parse_row(line):
     return domain if isinstance(domain, str) else None, row["text"]
 
 
-def hub_documents(name, bar, skip_bad_lines, progress):
-    """Yields (share, domain, text) of one of the hub's corpora: first the official validation files, share 0, until
-    "val" is full; then those for training, share 1, until "train" is. Begins where `progress` says, and tells it of
-    each file the number of its first document."""
-    full, files, number = progress["full"], progress["files"], progress["documents"]
-    for path in [path for path, first in files.items() if first > number]:
-        del files[path]  # begun, but nothing of it was written
-    begun = [*files]
-    for split, (datasets, pattern) in HUB[name].items():
-        if split in full:
-            continue
-        # Goes on with the dataset that it began with, whichever answers now.
-        datasets = [dataset for dataset in datasets if any(path.startswith(dataset) for path in begun)] or datasets
-        paths = hub_files(datasets, pattern)
-        for path in paths[:1] if pattern.endswith(".bin") else paths:
-            if split in full:
-                break
-            if str(path) in begun[:-1]:
-                continue
-            skip = number - files.setdefault(str(path), number)
-            if path.suffix == ".bin":
-                rows = pythia_rows(paths, bar, skip)
-            else:
-                rows = islice(read_documents([path], bar, skip_bad_lines, read_hub), skip, None)
-            for domain, text in rows:
-                if split in full:
-                    break
-                number += 1
-                yield float(split == "train"), domain, text
-
-
-def hub_files(datasets, pattern):
-    """The files of the first dataset that answers, as paths owner/dataset/...; says so where it has to go on.
-
-    Pythia's in Pythia's order, others in the order of a hash: a fair sample of all."""
-    from huggingface_hub import HfApi
-
-    folder, order = pattern.rpartition("/")[0] or None, None if pattern.endswith(".bin") else hash_share
-    for dataset in datasets:
-        fault = "no such files"
-        try:
-            tree = HfApi().list_repo_tree(dataset, folder, recursive=bool(folder), repo_type="dataset")
-            if names := [entry.path for entry in tree if fnmatch(entry.path, pattern)]:
-                return [Path(dataset, name) for name in sorted(names, key=order)]
-        except Exception as problem:
-            if not hub_or_network(problem):
-                raise
-            fault = one_line(problem)
-        print(f"{dataset} is not to be had ({fault})", file=sys.stderr)
-    raise ValueError(f"none of {', '.join(datasets)} can be had; try later, or give FILES of your own")
-
-
-def pythia_rows(paths, bar, skip):
-    """Token ids in the order in which Pythia saw them, no tokenizing. The files of 30 GB are cuts of one: a row may
-    begin in one and end in the next.
-
-    A row's last token is only a target; without it, windows of 2048 and a target fall on Pythia's own windows."""
-
-    def parts(start):
-        for path in paths:
-            start = yield from read_hub(path, bar, start)
-
-    stream = io.BufferedReader(Stream(parts(skip * 2 * PYTHIA_ROW)), RANGE)
-    while len(row := stream.read(2 * PYTHIA_ROW)) == 2 * PYTHIA_ROW:
-        yield None, np.frombuffer(row, "<u2")[:-1]
-
-
-def embedded_documents(name):
-    """(path, text) of a library's Python files, ordered by a hash of the path: a fair sample of the whole tree."""
-    root = Path(sysconfig.get_paths()["stdlib"]) if name == "stdlib" else Path(find_spec("torch").origin).parent
-    files = {p.relative_to(root).as_posix(): p for p in root.rglob("*.py")}
-    names = sorted(n for n in files if not NOT_TEXT_OF_INTEREST & set(n.split("/")))
+def embedded_documents(library):
+    """(library, path, None, text) of its Python files, ordered by a hash of the path: a fair sample of the tree."""
+    root = Path(sysconfig.get_paths()["stdlib"]) if library == "stdlib" else Path(find_spec("torch").origin).parent
+    names = [p.relative_to(root).as_posix() for p in root.rglob("*.py")]
+    names = [name for name in names if not NOT_TEXT_OF_INTEREST & set(name.split("/"))]
     size = 0
-    for path in sorted(names, key=lambda n: hash_share("order of " + n)):
-        text = files[path].read_text(encoding="utf-8", errors="replace")
+    for name in sorted(names, key=lambda name: hash_share("order of " + name)):
+        text = (root / name).read_text(encoding="utf-8", errors="replace")
         size += len(text.encode())
         if size > EMBEDDED_BYTES:
             return
-        yield path, text
+        yield library, name, None, text
 
 
 def hash_share(key):
@@ -419,19 +312,109 @@ def hash_share(key):
     return int.from_bytes(hashlib.sha256(key.encode(errors="surrogatepass")).digest()[:8]) / 2**64
 
 
-def tokenize(documents, tokenizer=None):
-    """[(key, domain, text)] -> [(share, domain, ids as bytes, bytes of text)]; runs in many processes.
+# ---------------------------------------------------------------- the paper's corpora, from the hub
 
-    The share, below val_share for validation, is the hash of the key, or the key itself if that is a number.
-    Where the text is an array, it is token ids already."""
+
+def hub_files(datasets, pattern):
+    """The files of the first dataset that answers, as paths owner/dataset/...; says so where it has to go on.
+
+    Pythia's in Pythia's order, others in the order of a hash: a fair sample of all."""
+    from huggingface_hub import HfApi  # late: everything else here works without a network
+
+    folder, order = pattern.rpartition("/")[0] or None, None if pattern.endswith(".bin") else hash_share
+    for dataset in datasets:
+        try:
+            tree = HfApi().list_repo_tree(dataset, folder, recursive=bool(folder), repo_type="dataset")
+            names = sorted((entry.path for entry in tree if fnmatch(entry.path, pattern)), key=order)
+            if not names:
+                raise OSError("no such files")
+            return [Path(dataset, name) for name in names]
+        except Exception as fault:
+            if not hub_or_network(fault):
+                raise
+            print(f"{dataset} is not to be had ({one_line(fault)})", file=sys.stderr)
+    raise ValueError(f"none of {', '.join(datasets)} can be had; try later, or give FILES of your own")
+
+
+def read_hub(paths, bar, start=0):
+    """Yields the bytes of files "owner/dataset/path" of the hub, one file after the other, from byte `start` on.
+
+    They come in ranges: only what is read is fetched, and nothing lands on the disk."""
+    from huggingface_hub import HfFileSystem
+
+    for path in paths:
+        file = HfFileSystem().open(f"datasets/{path}", "rb", cache_type="none")
+        for begin in range(start, file.size, RANGE):
+            part = read_range(path, file, begin, min(RANGE, file.size - begin))
+            bar.update(len(part))
+            yield part
+        start = max(0, start - file.size)  # what is left to pass over in the next file
+
+
+def read_range(path, file, begin, size):
+    """Bytes of an open file of the hub; if that fails, or too few come, it asks again after growing waits."""
+    for wait in (*WAITS, None):
+        try:
+            file.seek(begin)
+            part = file.read(size)
+            if len(part) != size:
+                raise OSError(f"{path}: {len(part)} bytes came instead of {size}; the same command goes on")
+            return part
+        except Exception as fault:
+            status = getattr(getattr(fault, "response", None), "status_code", 500)
+            if wait is None or status < 500 or not hub_or_network(fault):
+                raise
+            time.sleep(wait)
+
+
+def pythia_rows(paths, bar, skip):
+    """Token ids in the order in which Pythia saw them, no tokenizing. The files of 30 GB are cuts of one: a row may
+    begin in one and end in the next.
+
+    A row's last token is only a target; without it, windows of 2048 and a target fall on Pythia's own windows."""
+    size = 2 * PYTHIA_ROW  # bytes
+    rest = b""
+    for part in read_hub(paths, bar, skip * size):
+        rest += part
+        whole = len(rest) // size * size
+        for begin in range(0, whole, size):
+            yield np.frombuffer(rest, "<u2", PYTHIA_ROW - 1, begin)
+        rest = rest[whole:]
+
+
+def hub_documents(name, split, begun, bar, skip_bad_lines):
+    """Yields (file, key, domain, text) of the official files of one split of one of the hub's corpora.
+
+    begun: {file: how many of its documents are written}; these are left out, and but the last file is not read."""
+    pattern, *datasets = HUB[name][split]
+    # Goes on with the dataset that it began with, whichever answers now.
+    datasets = [dataset for dataset in datasets if any(file.startswith(dataset) for file in begun)] or datasets
+    paths, done = hub_files(datasets, pattern), list(begun)[:-1]
+    if pattern.endswith(".bin"):
+        file = str(paths[0])
+        yield from ((file, file, None, ids) for ids in pythia_rows(paths, bar, begun.get(file, 0)))
+        return
+    for path in paths:
+        if str(path) not in done:
+            documents = read_documents([path], bar, skip_bad_lines, read_hub)
+            for domain, text in islice(documents, begun.get(str(path), 0), None):
+                yield str(path), text, domain, text
+
+
+# ---------------------------------------------------------------- from text to token ids, in many processes
+
+
+def tokenize(documents, tokenizer=None):
+    """[(source, key, domain, text)] -> [(source, share, domain, ids as bytes, bytes of text)], in many processes.
+
+    The share is the hash of the key. Where the text is an array, it is token ids already."""
     tokenizer, done = tokenizer or worker_tokenizer, []
-    for key, domain, text in documents:
+    for source, key, domain, text in documents:
         if isinstance(text, np.ndarray):
             ids, size = text, int(tokenizer.token_bytes[text].sum())
         else:
             ids, size = [*tokenizer.encode(text), tokenizer.eot], len(text.encode(errors="surrogatepass"))
-        share = key if isinstance(key, float) else hash_share(key)
-        done.append((share, domain, np.array(ids, "<u2").tobytes(), size))
+        done.append((source, hash_share(key), domain, np.array(ids, "<u2").tobytes(), size))
     return done
 
 
@@ -446,7 +429,7 @@ def in_batches(documents, limit=2**18):  # characters: some milliseconds of work
     batch, size = [], 0
     for document in documents:
         batch.append(document)
-        size += len(document[2])
+        size += len(document[-1])
         if size > limit:
             yield batch
             batch, size = [], 0
@@ -460,157 +443,182 @@ def tokenize_all(documents, tokenizer, processes):
         for batch in batches:
             yield from tokenize(batch, tokenizer)
         return
-    resource_tracker.ensure_running()  # it would unblock, in the first worker, what submit() blocks
+    resource_tracker.ensure_running()  # it would unblock, in the first worker, what is blocked below
     pool = ProcessPoolExecutor(processes, get_context("spawn"), start_worker, (tokenizer.spec,))
-
-    def submit(batch):
-        # Workers start here, and inherit the mask: Ctrl-C is the parent's to answer.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
-            return pool.submit(tokenize, batch)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
+    waiting = deque()
     try:
-        # A bounded queue, so that the reader never runs ahead of the workers.
-        waiting = deque(map(submit, islice(batches, 2 * processes)))
-        while waiting:
+        while True:
+            # A bounded queue, so that the reader never runs ahead of the workers.
+            for batch in islice(batches, 2 * processes - len(waiting)):
+                # Workers start here, and inherit the mask: Ctrl-C is the parent's to answer.
+                before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+                try:
+                    waiting.append(pool.submit(tokenize, batch))
+                finally:
+                    signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            if not waiting:
+                return
             yield from waiting.popleft().result()
-            waiting.extend(map(submit, islice(batches, 1)))
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def write_corpus(
-    name, documents, tokenizer, sources, *,
-    train_tokens=None, val_tokens=None, val_share=VAL_SHARE, by_domain=False, processes=1, progress=None,
-):  # fmt: skip
-    """Writes data/NAME (with by_domain: data/NAME-DOMAIN for each domain) from (key, domain, text) documents.
+# ---------------------------------------------------------------- from token ids to token files
 
-    A document goes to validation if the hash of its key is below val_share. So it stays there whatever other
-    files come or in which order, and a second copy of it never gets into train.
-    All files are written under a hidden name and renamed at the end: an interrupted corpus never looks whole.
-    train_tokens and val_tokens stop a split after the document that reaches them, all domains together.
-    progress: what is known of a preparation that the same command goes on with, for whoever makes the documents:
-    how many are written, the splits that are full, the files they came from. It is filled in before the first is made.
-    Returns the names written. Raises ValueError if a corpus exists or nothing was left to write, RuntimeError if the
-    disk is full or a tokenizing process died.
+
+class CorpusWriter:
+    """The corpus data/NAME while it is written; with by_domain data/NAME-DOMAIN for each domain.
+
+    All is written under a hidden name and renamed at the end: an interrupted corpus never looks whole. A note beside
+    it says how far it is, so that the same command goes on after it was stopped or killed: `begun`, how many documents
+    of each source are dealt with; `counts`, what each split of each corpus holds; `room`, in tokens, of each split.
     """
-    if tokenizer.vocab_size > 2**16:
-        raise ValueError(f"the tokenizer has {tokenizer.vocab_size} ids; token files hold 16-bit ids")
-    final, partial = corpus_folder(name), ROOT / f".{name}.partial"
-    limits = {"train": train_tokens or math.inf, "val": val_tokens or math.inf}
-    request = [tokenizer.sha256, train_tokens, val_tokens, val_share, by_domain]
-    state = {} if progress is None else progress
-    state |= {"request": request, "documents": 0, "full": [], "files": {}, "corpora": {}}
-    files = {}  # (corpus, split): open
 
-    def again():
-        return "goes on" if progress is not None and (partial / "progress").is_file() else "begins again"
+    def __init__(
+        self, name, tokenizer, sources, stamps=(), *,
+        train_tokens=None, val_tokens=None, val_share=VAL_SHARE, by_domain=False, processes=1,
+    ):  # fmt: skip
+        if tokenizer.vocab_size > 2**16:
+            raise ValueError(f"the tokenizer has {tokenizer.vocab_size} ids; token files hold 16-bit ids")
+        self.name, self.tokenizer, self.sources, self.processes = name, tokenizer, sources, processes
+        self.val_share, self.by_domain = val_share, by_domain
+        self.request = [train_tokens, val_tokens, val_share, by_domain, tokenizer.sha256, sources, list(stamps)]
+        self.folder = ROOT / f".{name}.partial"
+        self.note = self.folder / "progress"
+        self.files = {}  # (corpus, split): open
+        self.begun, self.counts = {}, {}
+        self.room = {"train": train_tokens or math.inf, "val": val_tokens or math.inf}
+        said = self.note.read_bytes() if self.note.is_file() else b""
+        if said and hashlib.sha256(said[32:]).digest() == said[:32]:
+            state = json.loads(said[32:])
+            self.begun, self.counts, self.room = state["begun"], state["counts"], state["room"]
+            before = state["request"]
+            if before != self.request:
+                before = f"--train-tokens {before[0]}, --val-tokens {before[1]} ..."
+                way_out = "repeat these, or remove the folder"
+                raise ValueError(f"{self.folder}: stopped with other options or files ({before}); {way_out}")
+        else:
+            shutil.rmtree(self.folder, ignore_errors=True)  # of a run that was killed
 
-    def begin(corpus):
+    def open_files(self, corpus):
+        """Opens the token files of a corpus, cut to what the note says of them: what came after is written again."""
         if corpus_folder(corpus).exists():
             raise ValueError(f"{corpus_folder(corpus)} exists already; choose another name or remove it first")
-        (partial / corpus).mkdir(parents=True, exist_ok=True)
-        counts = state["corpora"].setdefault(corpus, {split: dict.fromkeys(COUNTS, 0) for split in limits})
-        for split in limits:
-            files[corpus, split] = open(partial / corpus / f"{split}.bin", "ab")
-            if files[corpus, split].tell() < 2 * counts[split]["tokens"]:
-                raise ValueError(f"{partial}: damaged; remove the folder, then the same command begins again")
-            files[corpus, split].truncate(2 * counts[split]["tokens"])  # what came after is written again
+        (self.folder / corpus).mkdir(parents=True, exist_ok=True)
+        counts = self.counts.setdefault(corpus, {split: dict.fromkeys(COUNTS, 0) for split in self.room})
+        for split in self.room:
+            file = self.files[corpus, split] = open(self.folder / corpus / f"{split}.bin", "ab")
+            if file.tell() < 2 * counts[split]["tokens"]:
+                raise ValueError(f"{self.folder}: damaged; remove the folder, then the same command begins again")
+            file.truncate(2 * counts[split]["tokens"])
 
-    def keep():
-        """Makes what is written durable, and says beside it how far it goes."""
-        for file in files.values():
+    def write(self, documents, split=None):
+        """Writes (source, key, domain, text) documents to one split, or to both, until there is no room for more.
+
+        Of both, a document goes to validation if the hash of its key is below val_share. So it stays there whatever
+        other files come or in which order, and a second copy of it never gets into train.
+        A split is full with the document that reaches its limit of tokens, all domains together."""
+        targets, kept = [split] if split else [*self.room], time.monotonic()
+        if all(self.room[target] <= 0 for target in targets):
+            return
+        for source, share, domain, ids, size in tokenize_all(documents, self.tokenizer, self.processes):
+            self.begun[source] = self.begun.get(source, 0) + 1
+            target = split or ("val" if share < self.val_share else "train")
+            if self.room[target] > 0:
+                self.add(target, domain, ids, size)
+            if all(self.room[target] <= 0 for target in targets):
+                break
+            if time.monotonic() > kept + KEEP_SECONDS:
+                self.keep()
+                kept = time.monotonic()
+
+    def add(self, split, domain, ids, size):
+        """Writes the ids of one document; size: bytes of its text."""
+        corpus = f"{self.name}-{slug(domain or 'other')}" if self.by_domain else self.name
+        if (corpus, split) not in self.files:
+            self.open_files(corpus)
+        self.files[corpus, split].write(ids)
+        self.room[split] -= len(ids) // 2
+        counts = self.counts[corpus][split]
+        counts["tokens"] += len(ids) // 2
+        counts["documents"] += 1
+        counts["bytes_of_text"] += size
+        counts["largest_id"] = max(counts["largest_id"], int(np.frombuffer(ids, "<u2").max()))
+
+    def keep(self):
+        """Makes what is written durable, and notes down how far it goes."""
+        for file in self.files.values():
             file.flush()
             os.fsync(file.fileno())
+        state = {"request": self.request, "begun": self.begun, "counts": self.counts, "room": self.room}
         said = json.dumps(state).encode()
-        write_file(partial / ".progress", hashlib.sha256(said).digest() + said)
-        os.replace(partial / ".progress", partial / "progress")
+        write_file(self.folder / ".progress", hashlib.sha256(said).digest() + said)
+        os.replace(self.folder / ".progress", self.note)
 
+    def finish(self):
+        """Describes what is written, and gives it its name."""
+        if not self.begun:
+            raise ValueError(f"{self.name}: the sources hold no document")
+        whole = self.counts.get(self.name, {})  # a domain, unlike a whole corpus, may lack a split
+        empty = [f"{split}.bin" for split, counts in whole.items() if not counts["documents"]]
+        if empty:
+            raise ValueError(f"{self.name}: no document fell into {' and '.join(empty)}; give more text")
+        self.keep()
+        for corpus, counts in self.counts.items():
+            folder = self.folder / corpus
+            meta = {"name": corpus, "vocab_size": self.tokenizer.vocab_size, "eot": self.tokenizer.eot}
+            meta |= {"sources": self.sources or list(self.begun), "tokenizer_sha256": self.tokenizer.sha256}
+            for split in self.room:
+                with open(folder / f"{split}.bin", "rb") as file:
+                    whole = hashlib.file_digest(file, "sha256").hexdigest()
+                meta[split] = counts[split] | {"sha256": whole, "sample_sha256": sample_hash(folder / f"{split}.bin")}
+            self.tokenizer.save(folder)
+            write_file(folder / "meta.json", (json.dumps(meta, indent=2) + "\n").encode())
+            sync_folder(folder)
+        for corpus in self.counts:
+            os.replace(self.folder / corpus, corpus_folder(corpus))
+        sync_folder(ROOT)
+        self.note.unlink()
+
+
+@contextlib.contextmanager
+def corpus_writer(name, *given, **options):
+    """A CorpusWriter to be given documents in a `with` block, at whose end the corpus gets its name.
+
+    Raises ValueError if a corpus exists or nothing was left to write, RuntimeError if the disk is full or a
+    tokenizing process died."""
+    final = corpus_folder(name)
     ROOT.mkdir(exist_ok=True)
     with locked(ROOT / f".{name}.lock", f"another process is writing {final}; wait for it or choose another name"):
-        if progress is not None and (partial / "progress").is_file():
-            said = (partial / "progress").read_bytes()
-            if hashlib.sha256(said[32:]).digest() == said[:32]:
-                state |= json.loads(said[32:])
-            if state["request"] != request:
-                said = f"--train-tokens {state['request'][1]}, --val-tokens {state['request'][2]} ..."
-                raise ValueError(f"{partial}: stopped with other options ({said}); repeat these, or remove the folder")
-        if not state["documents"]:
-            shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
+        writer = CorpusWriter(name, *given, **options)
         try:
-            for corpus in [*state["corpora"]] or [name] * (not by_domain):
-                begin(corpus)
-            kept = time.monotonic()
-            for share, domain, ids, size in tokenize_all(documents, tokenizer, processes):
-                corpus = f"{name}-{slug(domain or 'other')}" if by_domain else name
-                split = "val" if share < val_share else "train"
-                state["documents"] += 1
-                if split in state["full"]:
-                    continue
-                if (corpus, split) not in files:
-                    begin(corpus)
-                files[corpus, split].write(ids)
-                counts = state["corpora"][corpus][split]
-                counts["tokens"] += len(ids) // 2
-                counts["documents"] += 1
-                counts["bytes_of_text"] += size
-                counts["largest_id"] = max(counts["largest_id"], int(np.frombuffer(ids, "<u2").max()))
-                if sum(corpus[split]["tokens"] for corpus in state["corpora"].values()) >= limits[split]:
-                    state["full"].append(split)
-                    if len(state["full"]) == 2:
-                        break
-                if progress is not None and time.monotonic() > kept + KEEP_SECONDS:
-                    keep()
-                    kept = time.monotonic()
-            if not files:
-                raise ValueError(f"{name}: the sources hold no document")
-            keep()
-            for corpus, counts in state["corpora"].items():
-                empty = [f"{split}.bin" for split in limits if not counts[split]["documents"]]
-                if empty and not by_domain:
-                    raise ValueError(f"{name}: no document fell into {' and '.join(empty)}; give more text")
-                meta = {"name": corpus, "vocab_size": tokenizer.vocab_size, "eot": tokenizer.eot}
-                read = [path for path, first in state["files"].items() if first < state["documents"]]
-                meta |= {"sources": sources or read}
-                meta["tokenizer_sha256"] = tokenizer.sha256
-                for split in limits:
-                    file = partial / corpus / f"{split}.bin"
-                    with open(file, "rb") as opened:
-                        whole = hashlib.file_digest(opened, "sha256").hexdigest()
-                    meta[split] = counts[split] | {"sha256": whole, "sample_sha256": sample_hash(file)}
-                tokenizer.save(partial / corpus)
-                write_file(partial / corpus / "meta.json", (json.dumps(meta, indent=2) + "\n").encode())
-                sync_folder(partial / corpus)
-            for corpus in state["corpora"]:
-                os.replace(partial / corpus, corpus_folder(corpus))
-            sync_folder(ROOT)
-            progress = None
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(again()) from None
-        except BrokenProcessPool:
-            way_out = f"the same command {again()}; fewer --processes need less memory"
-            raise RuntimeError(f"a tokenizing process was killed, or ran out of memory; {way_out}") from None
-        except OSError as fault:
-            if fault.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            way_out = f"make room, then the same command {again()}"
-            raise RuntimeError(f"could not write {final}: {os.strerror(fault.errno)}; {way_out}") from None
+            for corpus in list(writer.counts) or ([] if writer.by_domain else [name]):
+                writer.open_files(corpus)
+            yield writer
+            writer.finish()
+        except (KeyboardInterrupt, BrokenExecutor, OSError) as fault:
+            again = f"the same command {'goes on' if writer.note.is_file() else 'begins again'}"
+            if isinstance(fault, KeyboardInterrupt):
+                raise KeyboardInterrupt(again) from None
+            if isinstance(fault, BrokenExecutor):
+                said = "a tokenizing process was killed, or ran out of memory"
+                raise RuntimeError(f"{said}; {again}; fewer --processes need less memory") from None
+            if fault.errno in (errno.ENOSPC, errno.EDQUOT):
+                said = f"could not write {final}: {os.strerror(fault.errno)}"
+                raise RuntimeError(f"{said}; make room, then {again}") from None
+            raise
         finally:
-            for file in files.values():
+            for file in writer.files.values():
                 with contextlib.suppress(OSError):  # of a full disk, which was told before
                     file.close()
-            if progress is None or not (partial / "progress").is_file():
-                shutil.rmtree(partial, ignore_errors=True)
-    return list(state["corpora"])
+            if not writer.note.is_file():  # nothing that the same command could go on with
+                shutil.rmtree(writer.folder, ignore_errors=True)
 
 
 def prepare(name, files=(), tokenizer=None, skip_bad_lines=False, **options):
-    """Prepares an embedded corpus, one of the hub's, or one's own files; options are write_corpus's.
+    """Prepares an embedded corpus, one of the hub's, or one's own files; options are CorpusWriter's.
 
-    The hub's come with their official validation files, as many tokens as asked for. They are read by ranges and
-    kept nowhere else. The same command goes on with a preparation that was stopped or killed.
+    The hub's come with their official validation files, as many tokens as asked for.
     Returns the names written."""
     corpus_folder(name)  # a bad name is told before any work
     if name in HUB:
@@ -618,29 +626,33 @@ def prepare(name, files=(), tokenizer=None, skip_bad_lines=False, **options):
             raise ValueError(f"{name} comes from the hub, in Pythia's tokens: it takes neither FILES nor --tokenizer")
         if options.get("train_tokens") is None:
             raise ValueError(f"say how much of {name}: `python data.py {name} --train-tokens 1e9`")
+        options["val_tokens"] = options.get("val_tokens") or HUB_VAL_TOKENS
     elif name in EMBEDDED and files:
         raise ValueError(f"{name} is an embedded corpus, which takes no files; choose another name for yours")
     elif name not in EMBEDDED and not files:
         raise ValueError(f"no FILES for {name}: `python data.py {name} FILES...`; embedded: {', '.join(EMBEDDED)}")
     paths, tokenizer = source_files(files), load_tokenizer(tokenizer or EMBEDDED.get(name, "neox"))
-    size = sum(p.stat().st_size for p in paths) or None
-    with tqdm(total=size, unit="B", unit_scale=True, disable=None, desc=name) as bar:
-        bar.bad, sources = 0, [str(p) for p in paths]
-        if name in EMBEDDED:
-            library = name.removesuffix("-neox")
-            documents = ((path, None, text) for path, text in embedded_documents(library))
-            sources = [f"Python {sys.version.split()[0]}" if library == "stdlib" else f"torch {version('torch')}"]
-        elif name in HUB:
-            options["progress"] = {}
-            documents = hub_documents(name, bar, skip_bad_lines, options["progress"])
-            options["val_tokens"] = options.get("val_tokens") or HUB_VAL_TOKENS
-            options["val_share"] = 0.5  # between hub_documents' shares
+    sources, stamps = [str(p) for p in paths], [[p.stat().st_size, p.stat().st_mtime_ns] for p in paths]
+    library = name.removesuffix("-neox")
+    if name in EMBEDDED:
+        sources = [f"Python {sys.version.split()[0]}" if library == "stdlib" else f"torch {version('torch')}"]
+    total = sum(size for size, _ in stamps) or None
+    with (
+        tqdm(total=total, unit="B", unit_scale=True, disable=None, desc=name) as bar,
+        corpus_writer(name, tokenizer, sources, stamps, **options) as writer,
+    ):
+        bar.bad, begun = 0, dict(writer.begun)
+        if name in HUB:
+            for split in HUB[name]:
+                writer.write(hub_documents(name, split, begun, bar, skip_bad_lines), split)
+        elif name in EMBEDDED:
+            writer.write(islice(embedded_documents(library), begun.get(library, 0), None))
         else:
-            documents = ((text, domain, text) for domain, text in read_documents(paths, bar, skip_bad_lines))
-        names = write_corpus(name, documents, tokenizer, sources, **options)
+            documents = ((name, text, domain, text) for domain, text in read_documents(paths, bar, skip_bad_lines))
+            writer.write(islice(documents, begun.get(name, 0), None))
     if bar.bad:
         print(f"skipped {bar.bad} bad lines")
-    return names
+    return list(writer.counts)
 
 
 # ---------------------------------------------------------------- prepared corpora
@@ -800,17 +812,17 @@ def parse_shares(text):
     ValueError for anything else."""
     if text in MIXTURES:
         return {f"slimpajama-redpajama{d}": w for d, w in zip(DOMAINS, MIXTURES[text], strict=True)}
-    shares = {}
-    for part in text.split(","):
+    shares, parts = {}, text.split(",")
+    for part in parts:
         name, _, weight = part.strip().partition("=")
         corpus_folder(name)
         try:
-            shares[name] = float(weight) if weight else 1.0
+            shares[name] = float(weight or 1)
         except ValueError:
             raise ValueError(f"{part!r}: the weight is no number; write NAME=WEIGHT,NAME=WEIGHT") from None
         if not 0 < shares[name] < 1e9:
             raise ValueError(f"{part!r}: a weight must be positive")
-    if len(shares) != len(text.split(",")):
+    if len(shares) != len(parts):
         raise ValueError(f"{text}: a corpus is named twice")
     return shares
 
@@ -891,7 +903,7 @@ def run_command(main):
     try:
         main()
     except KeyboardInterrupt as stopped:
-        print(f"{program}: stopped; the same command {str(stopped) or 'begins again'}", file=sys.stderr)
+        print(f"{program}: stopped; {str(stopped) or 'the same command begins again'}", file=sys.stderr)
         sys.exit(130)
     except Exception as fault:
         bad_input = isinstance(fault, ValueError) or hub_or_network(fault)
@@ -901,13 +913,13 @@ def run_command(main):
         sys.exit(2 if bad_input else 1)
 
 
+def hub_or_network(fault):
+    return from_hub(fault) or isinstance(fault, OSError)
+
+
 def from_hub(fault):
     """Whether huggingface_hub, or the HTTP client beneath it, raised this."""
     return type(fault).__module__.startswith(("huggingface_hub", "httpx", "httpcore"))
-
-
-def hub_or_network(fault):
-    return from_hub(fault) or isinstance(fault, OSError)
 
 
 UNREACHABLE = "the hub cannot be reached and the files are not in the local cache; "

@@ -34,8 +34,9 @@ def texts(kind, count, seed=0):
 
 
 def make_corpus(name, kind, count=200, tokenizer="bytes", seed=0):
-    documents = ((text, None, text) for text in texts(kind, count, seed))
-    data.write_corpus(name, documents, data.load_tokenizer(tokenizer), ["made up"], val_share=0.2)
+    documents = ((name, text, None, text) for text in texts(kind, count, seed))
+    with data.corpus_writer(name, data.load_tokenizer(tokenizer), ["made up"], val_share=0.2) as writer:
+        writer.write(documents)
 
 
 @pytest.fixture

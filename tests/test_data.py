@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 import zstandard
-from conftest import ROOT, call, make_corpus, refused, texts
+from conftest import ROOT, call, command, make_corpus, refused, texts
 
 import data
 from model import GPTNeoX, config_of
@@ -329,6 +329,59 @@ def test_an_interrupted_corpus_is_absent_and_the_same_command_begins_again(how, 
     assert sorted(p.name for p in (tmp_path / "data").iterdir()) == [".mine.lock", "mine"]
 
 
+# data.py, dying before the n-th file gets its name, or with 0 when all is written but the description;
+# what is done is written down after every document.
+DYING = f"""
+import os, sys
+sys.path.insert(0, {str(ROOT)!r})
+import data
+data.KEEP_SECONDS, left, rename = -1, int(sys.argv.pop(1)), os.replace
+def replace(*paths):
+    global left
+    left -= 1
+    os._exit(9) if left == 0 else rename(*paths)
+os.replace = replace
+if not left:
+    data.sample_hash = lambda *_: os._exit(9)
+data.main()
+"""
+
+
+@pytest.mark.parametrize(
+    "corpus, options",
+    [
+        ("mine a.jsonl b.jsonl.gz --tokenizer bytes", "--processes 1 --val-tokens 900"),
+        ("mine a.jsonl b.jsonl.gz --tokenizer bytes", "--by-domain --skip-bad-lines --processes 2"),
+        pytest.param("stdlib", "--processes 1 --val-tokens 900", marks=pytest.mark.slow),
+    ],
+)
+def test_a_killed_preparation_goes_on_to_the_same_bytes_unless_its_files_changed(tmp_path, corpus, options):
+    words, whole, cut = [*corpus.split(), *options.split()], tmp_path / "whole", tmp_path / "cut"
+    lines = [line for pair in zip(texts("old", 40), texts("new", 40), strict=True) for line in pair]
+    for folder in (whole, cut):
+        folder.mkdir()
+        (folder / "a.jsonl").write_bytes(b"".join(rows([t], "ABC"[i % 3]) for i, t in enumerate(lines)) + b"{torn\n")
+        if "skip" not in options:
+            (folder / "a.jsonl").write_bytes(rows(lines))
+        (folder / "b.jsonl.gz").write_bytes(gzip.compress(rows(texts("old", 20, seed=5))))
+    done = command("data.py", *words, cwd=whole)
+    assert done.returncode == 0, done.stderr
+    for deaths in (1, 7, 30, 0):  # at the first nothing is written down yet
+        dying = [sys.executable, "-c", DYING, str(deaths), *words]
+        assert subprocess.run(dying, cwd=cut, capture_output=True).returncode == 9
+        assert not list((cut / "data").glob("[!.]*"))
+    if corpus != "stdlib":
+        changed = (cut / "a.jsonl").stat().st_mtime_ns
+        os.utime(cut / "a.jsonl", ns=(0, changed + 10**9))
+        refused(command("data.py", *words, cwd=cut), ".mine.partial", "other options or files")
+        os.utime(cut / "a.jsonl", ns=(0, changed))
+    again = command("data.py", *words, cwd=cut)
+    assert (again.returncode, again.stdout) == (0, done.stdout), again.stderr
+    files = [p.relative_to(whole) for p in (whole / "data").glob("[!.]*/*")]
+    assert len(files) in (4, 16) and all((whole / p).read_bytes() == (cut / p).read_bytes() for p in files)
+    assert not list((cut / "data").glob(".*.partial"))
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 def test_a_worker_that_is_killed_is_one_line(tmp_path):
     # Ctrl-C reaches the workers too, from their first moment; it is the parent's to answer.
@@ -471,8 +524,9 @@ def test_embedded_corpora_are_real_text(tmp_path, monkeypatch):
 def test_perplexity_passes_over_domains_without_a_window(house):
     GPTNeoX(config_of("tiny", 257)).save_pretrained("model")
     for name in ("short", "shorter"):
-        documents = ((f"{name} {i}", None, "abc") for i in range(40))
-        data.write_corpus(name, documents, data.load_tokenizer("bytes"), ["made up"], val_share=0.3)
+        documents = ((name, f"{name} {i}", None, "abc") for i in range(40))
+        with data.corpus_writer(name, data.load_tokenizer("bytes"), ["made up"], val_share=0.3) as writer:
+            writer.write(documents)
     words = ["eval.py", "perplexity", "model", "--context", "200", "--eval-tokens", "400", "--json", "--data"]
     done = call(*words, "short", "old")
     assert done.returncode == 0 and [json.loads(row)["corpus"] for row in done.stdout.splitlines()] == ["old"]

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import torch
 import zstandard
-from conftest import ROOT, SHORT, command, make_corpus, refused, texts
-from test_data import REAL, small_spec, tokenizer_file
+from conftest import SHORT, command, make_corpus, refused, texts
+from test_data import DYING, REAL, small_spec, tokenizer_file
 from tqdm import tqdm
 
 import data
@@ -298,7 +298,7 @@ def test_ranges_are_exact_and_asked_for_again_after_growing_waits(hub, monkeypat
     monkeypatch.setattr(huggingface_hub, "HfFileSystem", connect)
     monkeypatch.setattr(time, "sleep", waits.append)
     monkeypatch.setattr(data, "RANGE", 10_000)
-    parts = data.read_hub(Path("me/corpus/a.bin"), tqdm(disable=True))
+    parts = data.read_hub([Path("me/corpus/a.bin")], tqdm(disable=True))
     if short == 99:
         with pytest.raises(OSError, match="me/corpus/a.bin: 5000 bytes came instead of 10000"):
             next(parts)
@@ -323,24 +323,6 @@ def test_slimpajama_falls_back_and_is_split_by_domain(corpora_hub, tmp_path, mon
     domain = corpora_hub.pajama[0]["meta"]["redpajama_set_name"]
     assert (tmp_path / f"data/slimpajama-{domain.lower()}/meta.json").exists()
     assert not list((tmp_path / "cache").rglob("*.zst"))  # shards are read, not kept
-
-
-# data.py, dying before the n-th file gets its name, or with 0 when all is written but the description;
-# what is done is written down after every document.
-DYING = f"""
-import os, sys
-sys.path.insert(0, {str(ROOT)!r})
-import data
-data.KEEP_SECONDS, left, rename = -1, int(sys.argv.pop(1)), os.replace
-def replace(*paths):
-    global left
-    left -= 1
-    os._exit(9) if left == 0 else rename(*paths)
-os.replace = replace
-if not left:
-    data.sample_hash = lambda *_: os._exit(9)
-data.main()
-"""
 
 
 @pytest.mark.parametrize(
