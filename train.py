@@ -12,6 +12,7 @@ Sections 3 and 4 of "How to (re)warm your model?" (arXiv 2308.04014): AdamW (bet
 decay 0.1, clip 1.0), fresh optimiser state, a linear warm-up, a decay, and two validation sets in one run.
 """
 
+import argparse
 import copy
 import hashlib
 import inspect
@@ -235,7 +236,9 @@ def train(flags, bar=None):
             lr = learning_rate(flags, step + 1)
             for group in optimizer.param_groups:
                 group["lr"] = lr
-            batch = read_batch(run, step)  # (B / ranks, T + 1)
+            batch = run.mixture.batch(step, flags.batch_size, run.rank, run.ranks)  # (B / ranks, T + 1)
+            if run.device.type == "cuda":
+                batch = batch.pin_memory()  # a GPU copies such memory without a wait
             lap(run, "data")
             loss, micro_batches = 0.0, batch.split(flags.micro_batch_size)
             for number, rows in enumerate(micro_batches, 1):
@@ -270,12 +273,6 @@ def train(flags, bar=None):
 def learning_rate(flags, update):
     update = min(update, flags.updates)  # --profile may time more updates than a short schedule has
     return schedule.learning_rate(update, flags.updates, flags.max_lr, flags.min_lr, flags.warmup, flags.schedule)
-
-
-def read_batch(run, step):
-    """This process's share of an update's sequences, (B / ranks, T + 1). A GPU copies pinned memory without a wait."""
-    batch = run.mixture.batch(step, run.flags.batch_size, run.rank, run.ranks)
-    return batch.pin_memory() if run.device.type == "cuda" else batch
 
 
 def check_finite(run, step, lr, loss, norm):
@@ -324,9 +321,10 @@ def evaluation_steps(flags):
     """Where things happen: before the first update, at powers of two while the loss jumps, at the peak of the
     learning rate, where the paper stopped its runs, at even steps, at the end."""
     stop, every = flags.stop, flags.eval_every
-    early = {2**k for k in range(32) if 2**k < min(every, stop)}
-    moments = {flags.peak, *(round(flags.updates * share) for share in schedule.PAPER_STOPS.values())}
-    return {0, stop} | early | {min(step, stop) for step in moments} | set(range(0, stop, every))
+    doubling = {2**k for k in range(32) if 2**k < min(every, stop)}
+    papers = {round(flags.updates * share) for share in schedule.PAPER_STOPS.values()}
+    steps = {0, flags.peak, stop, *doubling, *papers, *range(0, stop, every)}
+    return {min(step, stop) for step in steps}
 
 
 # ---------------------------------------------------------------- where the time goes
@@ -387,11 +385,8 @@ def processes():
         dist.init_process_group(backend, timeout=timedelta(hours=6))  # rank 0 may fetch a model while the others wait
     except (ValueError, RuntimeError) as fault:
         sys.exit(f"train.py: cannot join the other processes ({data.one_line(fault)}); start it with torchrun")
-    with ExitStack() as quiet:
-        if dist.get_rank():
-            nowhere = quiet.enter_context(open(os.devnull, "w"))
-            quiet.enter_context(redirect_stdout(nowhere))
-            quiet.enter_context(redirect_stderr(nowhere))
+    quiet = open(os.devnull, "w") if dist.get_rank() else None
+    with redirect_stdout(quiet or sys.stdout), redirect_stderr(quiet or sys.stderr):
         yield
     dist.destroy_process_group()
 
@@ -501,7 +496,7 @@ def resolve(flags):
     flags.eval_every = flags.eval_every or max(1, run.stop // 20)
     flags.save_every = flags.save_every or max(1, run.stop // 4)
     if run.stop > 10**6 * min(flags.eval_every, flags.save_every):
-        raise ValueError(f"{run.stop} updates stop a million times for so small an --eval-every or --save-every")
+        raise ValueError(f"--eval-every or --save-every stops these {run.stop} updates a million times; raise it")
     if run.start > run.stop:
         raise ValueError(f"{run.out} is at update {run.start} already, past --stop-tokens; leave that out")
 
@@ -539,7 +534,7 @@ def set_up(flags, cleanup, bar=None):
     # The weights themselves stay fp32.
     run.scaler = torch.amp.GradScaler(run.device.type, growth_interval=1000, enabled=precision == torch.float16)
     if state:
-        load_optimizer(run.checkpoint, model, run.optimizer, run.scaler, state)
+        load_optimizer(run)
     run.skipped, run.skipped_in_a_row = (state.get(name, 0) for name in SKIPPED)
 
     # Where the loop stops to evaluate and to save: all these steps, but for what a resumed run has done before.
@@ -688,23 +683,20 @@ def known_peak(config, init):
     return peak
 
 
-LIMITS = {"max_lr": (1e-30, 1e9), "batch_size": (1, 2**16)}
-LIMITS |= dict.fromkeys(("tokens", "upstream_tokens", "stop_tokens", "eval_tokens", "seeds"), (1, 10**15))
-LIMITS |= dict.fromkeys(("micro_batch_size", "context", "eval_every", "save_every"), (1, 10**15))
-LIMITS |= dict.fromkeys(("overlap", "replay", "warmup"), (0, 1)) | dict.fromkeys(("min_lr", "weight_decay"), (0, 1e9))
+LIMITS = {"max_lr": (1e-30, 1e9), "min_lr": (0, 1e9), "weight_decay": (0, 1e9)}
+LIMITS |= dict.fromkeys(("overlap", "replay", "warmup"), (0, 1))
+LIMITS |= {"batch_size": (1, 2**16), "keep": (0, 10**15), "seed": (0, 10**15)}  # every other count: from 1
 
 
 def check_flags(flags):
     """Raises ValueError for the first value that cannot be."""
     for f in fields(Flags):  # a config.json can hold anything
         name, value = f"--{f.name.replace('_', '-')}", getattr(flags, f.name)
-        whole = type(value) is int
-        if not isinstance(value, f.type) and not (whole and isinstance(0.0, f.type)):
+        fits = isinstance(value, f.type) or (type(value) is int and isinstance(0.0, f.type))
+        if not fits or (type(value) is bool and f.type is not bool):
             raise ValueError(f"{name} {value!r:.60} is of another kind; see train.py --help")
-        if type(value) is bool and f.type is not bool:
-            raise ValueError(f"{name} {value!r:.60} is no number")
-        low, high = LIMITS.get(f.name, (0, 10**15) if whole else (-math.inf, math.inf))
-        if isinstance(value, int | float) and not low <= value <= high:
+        low, high = LIMITS.get(f.name, (1, 10**15))
+        if type(value) in (int, float) and not low <= value <= high:
             raise ValueError(f"{name} {value!r:.60} is not between {low:g} and {high:g}")
     known = {"schedule": schedule.SCHEDULES, "model": SIZES, "precision": ("auto", *AUTOCAST)}
     known["experiment"] = (None, *EXPERIMENTS, "all")
@@ -737,12 +729,11 @@ AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 def pick_precision(name, device, width):
     """bf16 where the hardware computes it, not merely imitates it, and a processor gains by it; else fp32."""
-    if name == "auto":
-        cpu = width > 64 and torch.cpu._is_avx512_bf16_supported()  # below, the conversions cost more
-        cuda = torch.cuda.is_bf16_supported(including_emulation=False)
-        has_bf16 = {"cuda": cuda, "cpu": cpu}.get(device.type, False)
-        name = "bf16" if has_bf16 else "fp32"
-    return name
+    if name != "auto":
+        return name
+    cpu = width > 64 and torch.cpu._is_avx512_bf16_supported()  # below, the conversions cost more
+    cuda = torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16" if {"cuda": cuda, "cpu": cpu}.get(device.type) else "fp32"
 
 
 # ---------------------------------------------------------------- what a person sees, and metrics.jsonl
@@ -783,7 +774,8 @@ class Log:
 
     def say(self, line):
         if self.alone:
-            self.bar.write(line) if self.tty else print(line, flush=True)
+            self.bar.write(line)
+            sys.stdout.flush()
 
     def place(self, step):
         return f"{step:>6}/{self.run.stop} ({step / self.run.stop:6.1%})"
@@ -960,17 +952,18 @@ def last_whole_checkpoint(out):
                     raise ValueError(f"{name} is not what was written")
             return folder, state
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as fault:
-            said = f"damaged ({data.one_line(fault)}); using the checkpoint before it"
-            print(f"{folder}: {said}", file=sys.stderr)
+            said = f"{folder}: damaged ({data.one_line(fault)}); using the checkpoint before it"
+            print(said, file=sys.stderr)
     print(f"{out}: no whole checkpoint; beginning again", file=sys.stderr)
     return None, {}
 
 
-def load_optimizer(folder, model, optimizer, scaler, state):
+def load_optimizer(run):
     """The moments of AdamW from optimizer.safetensors, its count of updates, and the loss scale of fp16."""
+    optimizer, scaler, state = run.optimizer, run.scaler, run.state
     try:
-        with safe_open(folder / "optimizer.safetensors", framework="pt") as moments:
-            for name, p in model.named_parameters():
+        with safe_open(run.checkpoint / "optimizer.safetensors", framework="pt") as moments:
+            for name, p in run.model.named_parameters():
                 if moments.keys():  # none while all updates so far overflowed in fp16
                     optimizer.state[p] = {
                         kind: like(p, moments.get_tensor(f"{kind}.{name}")) for kind in ("exp_avg", "exp_avg_sq")
@@ -980,11 +973,11 @@ def load_optimizer(folder, model, optimizer, scaler, state):
         for group in optimizer.param_groups:
             group["t"] = state["adam_t"]
         if scaler.is_enabled():
-            varying = {"scale": float, "_growth_tracker": int}
-            varying = {name: kind(state["scaler"][name]) for name, kind in varying.items()}
-            scaler.load_state_dict(scaler.state_dict() | varying)
+            kept = state["scaler"]
+            kept = {"scale": float(kept["scale"]), "_growth_tracker": int(kept["_growth_tracker"])}
+            scaler.load_state_dict(scaler.state_dict() | kept)
     except (SafetensorError, KeyError, ValueError) as fault:
-        raise ValueError(f"{folder}: damaged ({data.one_line(fault)}); remove this checkpoint") from None
+        raise ValueError(f"{run.checkpoint}: damaged ({data.one_line(fault)}); remove this checkpoint") from None
 
 
 # ---------------------------------------------------------------- the experiments
@@ -1025,9 +1018,9 @@ def experiment_runs(given):
 
     Arms that several experiments share are one run, as long as the longest of them needs."""
     name, first, seeds = given["experiment"], given.get("seed", 0), given.get("seeds", 1)
-    for flag in ("resume", "out", "stop_tokens"):
+    for flag in ("resume", "out", "stop_tokens", "profile"):
         if flag in given:
-            raise ValueError(f"--experiment names its own runs; leave --{flag.replace('_', '-')} out")
+            raise ValueError(f"--experiment plans its own runs; leave --{flag.replace('_', '-')} out")
     given = {flag: value for flag, value in given.items() if flag not in ("experiment", "seeds", "dry_run")}
     papers = PAPER if given.get("init", "upstream") != "upstream" else {}
     base = {"keep": 1} | (papers or {"model": LAPTOP_SIZES[0]}) | given
@@ -1066,7 +1059,9 @@ def arm_flags(base, arm):
     if start != LAST_STEP and pythia:
         flags["revision"] = f"step{start}"
     elif start != LAST_STEP:
-        flags["init"] = earlier_checkpoint(Flags(**flags), start / LAST_STEP)
+        before = upstream_run(Flags(**flags))  # of its checkpoints the nearest
+        number = max(1, round(start / LAST_STEP * before.updates / before.save_every))
+        flags["init"] = str(checkpoint_folder(before.out, number * before.save_every))
     if "init" in arm:
         flags["model"] = size
     if "max_lr" in arm:  # a multiple
@@ -1075,25 +1070,24 @@ def arm_flags(base, arm):
     return flags | {flag: value for flag, value in arm.items() if value != usual[flag]}
 
 
-def earlier_checkpoint(flags, share):
-    """The checkpoint of the pre-training behind --init upstream that is nearest to a share of its length."""
-    before = upstream_run(flags)
-    return str(
-        checkpoint_folder(before.out, max(1, round(share * before.updates / before.save_every)) * before.save_every)
-    )
+def from_upstream(flags):
+    """Whether a run starts from the pre-training behind --init upstream: its end, or one of its checkpoints."""
+    return flags.init == "upstream" or flags.init.startswith("runs/upstream-")
 
 
 def size_of(flags):
-    """The key of SIZES of the model that a run starts from."""
-    pythia = PYTHIA_ID.fullmatch(flags.init)
-    return pythia[2] if pythia else flags.model
+    """The key of SIZES of the model that a run starts from; None for a folder, whose model can have any size."""
+    if pythia := PYTHIA_ID.fullmatch(flags.init):
+        return pythia[2]
+    return flags.model if flags.init == "scratch" or from_upstream(flags) else None
 
 
 def peak_of(flags):
-    """The peak of a run's learning rate: --max-lr, else that of the pre-training of the model that --init names."""
-    ours = flags.init in ("upstream", "scratch") or flags.init.startswith("runs/upstream-")
-    if flags.max_lr or ours or PYTHIA_ID.fullmatch(flags.init):
-        return flags.max_lr or SIZES[size_of(flags)][3]
+    """The peak of a run's learning rate: --max-lr, else that of the pre-training of the model that it starts from."""
+    if flags.max_lr:
+        return flags.max_lr
+    if size := size_of(flags):
+        return SIZES[size][3]
     shapes = GPTNeoX.from_pretrained(newest_checkpoint(flags.init), flags.revision, empty=True)
     return known_peak(shapes.config, flags.init)
 
@@ -1104,12 +1098,11 @@ def run_experiment(given):
     Stopped or killed, the same command goes on: whole runs are left alone, a cut one is resumed."""
     check_flags(Flags(**given))
     runs, bases = experiment_runs(given)
-    plan = {}  # {folder: flags}, the pre-training before the runs that need one
+    plan = {}  # {folder: flags}: the same runs, and before those that need one the pre-training
     for arm in runs.values():
         flags = Flags(**arm)
         flags.context = flags.context or SIZES[size_of(flags)][5]
-        from_upstream = flags.init == "upstream" or flags.init.startswith("runs/upstream-")
-        for run in (upstream_run(flags), flags) if from_upstream else (flags,):
+        for run in (upstream_run(flags), flags) if from_upstream(flags) else (flags,):
             plan[run.out] = replace(run, max_lr=peak_of(run))
     to_do = {out for out, flags in plan.items() if not finished(flags)}
     print(f"{'schedule':<16}{'max LR':>8}{'warm-up':>9}{'updates':>9}{'stop':>9}  run")
@@ -1121,10 +1114,11 @@ def run_experiment(given):
     if given.get("dry_run"):
         return
     with progress_bar(given["experiment"], total) as bar:
-        for number, (out, arm) in enumerate(runs.items(), 1):
+        for number, (out, flags) in enumerate(plan.items(), 1):
+            going = True
             if out in to_do:
-                bar.write(f"run {number}/{len(runs)} {out}", file=sys.stdout)
-            going = out not in to_do or begin(Flags(**arm), bar)
+                bar.write(f"run {number}/{len(plan)} {out}", file=sys.stdout)
+                going = begin(going_on(flags), bar)
             if going and given["experiment"] in ("softening", "all") and out in bases:
                 going = interpolate(out)
             if not going:
@@ -1218,8 +1212,7 @@ def run_name(given, prefix=""):
 
 def parse_flags(argv):
     """The flags that were given, {name: value}; the parser is made from the dataclass and its comments."""
-    parser = data.OneLineParser(description=__doc__)
-    group = None
+    parser = data.OneLineParser(description=__doc__, argument_default=argparse.SUPPRESS)
     by_name = {f.name: f for f in fields(Flags)}
     for line in inspect.getsource(Flags).splitlines():
         if heading := re.fullmatch(r"    # ([A-Z][\w ]+)", line):
@@ -1228,16 +1221,16 @@ def parse_flags(argv):
             name, text = match.groups()
             default, kind = by_name[name].default, by_name[name].type
             text = text.replace("%", "%%") + ("" if default in (None, False, "") else f" ({default})")
-            options = {"dest": name, "default": None, "help": text}
             if kind is bool:
-                options |= {"action": "store_true"}
+                options = {"action": "store_true"}
+            elif name == "resume":
+                options = {"nargs": "?", "const": "", "metavar": "FOLDER"}
+            elif kind in (str, str | None):
+                options = {"metavar": "NAME"}
             else:
-                types = {int: data.whole_number, int | None: data.whole_number, float: float, float | None: float}
-                options |= {"type": types.get(kind, str), "metavar": "X" if kind not in (str, str | None) else "NAME"}
-            if name == "resume":
-                options |= {"nargs": "?", "const": "", "metavar": "FOLDER"}
-            group.add_argument("--" + name.replace("_", "-"), **options)
-    given = {name: value for name, value in vars(parser.parse_args(argv)).items() if value is not None}
+                options = {"type": data.whole_number if kind in (int, int | None) else float, "metavar": "X"}
+            group.add_argument("--" + name.replace("_", "-"), help=text, **options)
+    given = vars(parser.parse_args(argv))
     if "resume" in given and "init" in given:
         parser.error("--init begins a run and --resume continues one; give one of them")
     if given.get("resume") and "out" in given:
@@ -1270,19 +1263,18 @@ def going_on(flags):
 
 
 def begin(flags, bar=None):
-    """Begins the run of these flags; before it, if need be, the pre-training behind --init upstream. In an experiment,
-    which has a progress bar, also continues it where it was cut. Returns whether it got to its end."""
+    """The run of these flags; before it, if need be, the pre-training behind --init upstream. Returns whether it got to
+    its end. bar: the progress bar of an experiment."""
     check_flags(flags)
     if flags.init == "upstream" and not (flags.dry_run or flags.profile):
         before = upstream_run(flags)
         if not finished(before):
-            if bar is None:
-                in_turn(lambda: resolve(flags))  # what is wrong with the flags is told before minutes are spent
-                print(f"pre-training {flags.model} on {flags.upstream} (once; cached in {before.out})")
+            in_turn(lambda: resolve(flags))  # what is wrong with the flags is told before minutes are spent
+            print(f"pre-training {flags.model} on {flags.upstream} (once; cached in {before.out})")
             if not train(going_on(before), bar):
                 return False
         flags.init = before.out
-    return train(flags if bar is None else going_on(flags), bar)
+    return train(flags, bar)
 
 
 def main(argv=None):
