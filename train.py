@@ -12,7 +12,6 @@ Sections 3 and 4 of "How to (re)warm your model?" (arXiv 2308.04014): AdamW (bet
 decay 0.1, clip 1.0), fresh optimiser state, a linear warm-up, a decay, and two validation sets in one run.
 """
 
-import argparse
 import copy
 import hashlib
 import inspect
@@ -305,8 +304,8 @@ def evaluate(run):
     """
     losses = {}
     for name, windows in run.windows.items():
-        # Each process takes as many windows, because the processes of a sharded model compute together. What is too
-        # much for that repeats the first windows, and is not counted.
+        # Every process takes the same number of windows, because those of a sharded model compute together. Windows
+        # that are repeated to reach this number are not counted.
         share = torch.arange(run.rank, -(-len(windows) // run.ranks) * run.ranks, run.ranks)
         rows = windows[share % len(windows)]
         by_token = token_losses(run.model, rows, run.flags.micro_batch_size, run.autocast_dtype)
@@ -344,14 +343,13 @@ def lap(run, piece):
 def print_laps(run):
     """Prints where the time of an update went. Backward includes the gradients that processes exchange; the share of
     evaluation is what it would be over the whole run."""
-    flags = run.flags
+    flags, seconds = run.flags, {}  # of each piece in an update
+    for piece, laps in run.laps.items():
+        counted = laps[len(laps) * UNCOUNTED // (UNCOUNTED + PROFILED) :]  # every update has as many laps
+        seconds[piece] = sum(counted) / PROFILED
+    rate = flags.tokens_per_update / sum(seconds.values())
     evaluate(run)
     lap(run, "evaluation")
-    seconds = {}
-    for piece, laps in run.laps.items():  # each update has as many
-        counted = laps[len(laps) * UNCOUNTED // (UNCOUNTED + PROFILED) :]
-        seconds[piece] = sum(counted) / PROFILED
-    rate = flags.tokens_per_update / (sum(seconds.values()) - seconds["evaluation"])
     seconds["evaluation"] = run.laps["evaluation"][0] * len(evaluation_steps(flags)) / flags.stop
     for piece, mean in seconds.items():
         print(f"{piece:<12}{1e3 * mean:10.2f} ms an update{mean / sum(seconds.values()):8.1%}")
@@ -1212,7 +1210,7 @@ def run_name(given, prefix=""):
 
 def parse_flags(argv):
     """The flags that were given, {name: value}; the parser is made from the dataclass and its comments."""
-    parser = data.OneLineParser(description=__doc__, argument_default=argparse.SUPPRESS)
+    parser = data.OneLineParser(description=__doc__)
     by_name = {f.name: f for f in fields(Flags)}
     for line in inspect.getsource(Flags).splitlines():
         if heading := re.fullmatch(r"    # ([A-Z][\w ]+)", line):
@@ -1229,8 +1227,9 @@ def parse_flags(argv):
                 options = {"metavar": "NAME"}
             else:
                 options = {"type": data.whole_number if kind in (int, int | None) else float, "metavar": "X"}
-            group.add_argument("--" + name.replace("_", "-"), help=text, **options)
-    given = vars(parser.parse_args(argv))
+            group.add_argument("--" + name.replace("_", "-"), default=None, help=text, **options)
+    # In the order of the dataclass, so that a run's name does not depend on the order in which its flags were typed.
+    given = {name: value for name, value in vars(parser.parse_args(argv)).items() if value is not None}
     if "resume" in given and "init" in given:
         parser.error("--init begins a run and --resume continues one; give one of them")
     if given.get("resume") and "out" in given:
