@@ -117,18 +117,8 @@ class Flags:
 
 # What may differ when a run is resumed: where and how it computes, not what.
 MACHINE = ("device", "compile", "shard", "micro_batch_size", "activation_checkpointing")
-RESUMABLE = (
-    *MACHINE,
-    "resume",
-    "out",
-    "save_every",
-    "keep",
-    "stop_tokens",
-    "dry_run",
-    "profile",
-    "experiment",
-    "seeds",
-)
+RESUMABLE = (*MACHINE, "resume", "out", "save_every", "keep", "stop_tokens", "dry_run", "profile")
+RESUMABLE += ("experiment", "seeds")
 
 
 class AdamW(torch.optim.Optimizer):
@@ -558,8 +548,9 @@ def set_up(flags, cleanup, bar=None):
     def interrupt(*_):  # finish the update, save, leave
         run.signalled = True
 
-    for number in () if flags.profile else (signal.SIGINT, signal.SIGTERM):
-        cleanup.callback(signal.signal, number, signal.signal(number, interrupt))
+    if not flags.profile:  # which has nothing to save
+        for number in (signal.SIGINT, signal.SIGTERM):
+            cleanup.callback(signal.signal, number, signal.signal(number, interrupt))
     return run
 
 
@@ -654,10 +645,14 @@ def open_folder(run, cleanup):
     cleanup.enter_context(data.locked(out / ".lock", f"{out}: another process runs it; wait or choose another --out"))
     if not run.resumed:
         refuse_to_overwrite(out)  # another process may have come and gone since
-    versions = {"python": platform.python_version(), "torch": torch.__version__}
-    record = {"flags": asdict(run.flags), "versions": versions, "corpora": run.hashes}
     config = run.model.config
-    record |= {"parameters": config.parameters, "pretraining_peak": pretraining_peak(config) or run.flags.max_lr}
+    record = {
+        "flags": asdict(run.flags),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "corpora": run.hashes,
+        "parameters": config.parameters,
+        "pretraining_peak": pretraining_peak(config) or run.flags.max_lr,
+    }
     write_whole(out / "config.json", json.dumps(record, indent=2) + "\n")
 
 
@@ -801,8 +796,8 @@ class Log:
 
     def evaluation(self, step, losses):
         tokens = step * self.per_update
-        record = {"kind": "eval", "step": step, "tokens": tokens}
-        record["lr"] = learning_rate(self.run.flags, step) if step else 0.0
+        lr = learning_rate(self.run.flags, step) if step else 0.0
+        record = {"kind": "eval", "step": step, "tokens": tokens, "lr": lr}
         for side in SIDES:
             record[f"{side}_loss"] = losses[f"{side}_loss"]
             record[f"{side}_perplexity"] = math.exp(min(losses[f"{side}_loss"], 700))
@@ -841,7 +836,6 @@ def progress_bar(name, total, done=0):
 
 
 # ---------------------------------------------------------------- checkpoints
-
 
 CHECKPOINT_FILES = ("config.json", "model.safetensors", "optimizer.safetensors", "tokenizer.json")
 
@@ -949,9 +943,9 @@ def last_whole_checkpoint(out):
                 if found != state["sha256"][name]:
                     raise ValueError(f"{name} is not what was written")
             return folder, state
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as fault:
-            said = f"{folder}: damaged ({data.one_line(fault)}); using the checkpoint before it"
-            print(said, file=sys.stderr)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as problem:
+            fault = data.one_line(problem)
+        print(f"{folder}: damaged ({fault}); using the checkpoint before it", file=sys.stderr)
     print(f"{out}: no whole checkpoint; beginning again", file=sys.stderr)
     return None, {}
 
@@ -1138,9 +1132,6 @@ def time_for(tokens, plan):
     return ""
 
 
-INTERPOLATED = (0.0, 0.25, 0.5, 0.75, 1.0)
-
-
 @faults_explained()
 def interpolate(out):
     """Evaluates a whole run's weights on the way from its start to its end: softening for the price of evaluations.
@@ -1153,7 +1144,7 @@ def interpolate(out):
         start = in_turn(lambda: starting_weights(run))
         end = {p: p.detach().clone() for p in start}
         lines = []
-        for share in INTERPOLATED:
+        for share in (0.0, 0.25, 0.5, 0.75, 1.0):
             if run.flags.shard:
                 run.model.reshard()  # the evaluation before left the embeddings whole
             for p in start:
@@ -1175,11 +1166,10 @@ def upstream_run(flags):
     name = f"upstream-{flags.model}-{flags.upstream}"
     if flags.upstream_tokens != Flags.upstream_tokens:
         name += f"-{flags.upstream_tokens}"
-    before = Flags(init="scratch", model=flags.model, tokens=flags.upstream_tokens, context=SIZES[flags.model][5])
+    machine = {flag: getattr(flags, flag) for flag in (*MACHINE, "precision")}
+    before = Flags(init="scratch", model=flags.model, context=SIZES[flags.model][5], out=f"runs/{name}", **machine)
     before.upstream = before.downstream = flags.upstream
-    before.overlap, before.replay, before.out = 0.0, 0.0, f"runs/{name}"
-    for machine in (*MACHINE, "precision"):
-        setattr(before, machine, getattr(flags, machine))
+    before.tokens, before.overlap, before.replay = flags.upstream_tokens, 0.0, 0.0
     before.eval_every = max(1, before.updates // 10)
     before.save_every = max(1, before.updates // 16)  # kept: section 4.5 starts from earlier checkpoints
     return before
