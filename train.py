@@ -24,6 +24,7 @@ import shutil
 import signal
 import sys
 import time
+from collections import defaultdict
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import timedelta
@@ -39,22 +40,13 @@ from tqdm import tqdm
 import data
 import schedule
 from eval import SIDES, check_tokenizer, draw_curves, newest_checkpoint, read_run, token_losses
-from model import (
-    SIZES,
-    GPTNeoX,
-    GPTNeoXConfig,
-    config_of,
-    is_hub_id,
-    model_folder,
-    pretraining_peak,
-    read_json,
-    rotary_tables,
-)
+from model import SIZES, GPTNeoX, config_of, is_hub_id, model_folder, pretraining_peak, read_json, rotary_tables
 
 BETAS, EPS, WEIGHT_DECAY, CLIP = (0.9, 0.95), 1e-8, 0.1, 1.0  # Pythia's and the paper's
 MIN_LR_SHARE = 0.1  # min = 0.1 x max
-SKIPPED = ("skipped", "skipped_in_a_row")  # what a checkpoint says of the overflows of fp16
-SKIPS = 20  # overflows of fp16 in a row that end a run: the loss scale is then a millionth of what it was
+SKIPPED = ("skipped", "skipped_in_a_row")  # updates that overflowed in fp16, as a checkpoint counts them
+SKIPS = 20  # so many in a row end a run: the loss scale is then a millionth of what it was
+PROFILED, UNCOUNTED = 30, 2  # updates that --profile times, and before them those that allocate and compile
 EMBEDDED_OVERLAP = 0.25  # of stdlib and torch: this shows the whole stability gap
 ADVISED_REPLAY = 0.05  # the follow-up's (arXiv 2403.08763) for a shift like Pile to SlimPajama
 
@@ -105,6 +97,22 @@ class Flags:
     # Experiments
     experiment: str | None = None  # warmup-length, max-lr, same-data, checkpoints, schedules, replay, ... or all
     seeds: int = 1  # how often each arm of --experiment runs, from --seed on
+
+    @property
+    def tokens_per_update(self):
+        return self.batch_size * self.context
+
+    @property
+    def updates(self):  # in the whole schedule
+        return max(1, self.tokens // self.tokens_per_update)
+
+    @property
+    def peak(self):  # the last update of the warm-up, which has the highest learning rate
+        return schedule.warmup_updates(self.updates, self.warmup)
+
+    @property
+    def stop(self):  # the last update of this run
+        return max(1, min(self.stop_tokens or self.tokens, self.tokens) // self.tokens_per_update)
 
 
 # What may differ when a run is resumed: where and how it computes, not what.
@@ -176,13 +184,18 @@ def parameter_groups(model):
 
 
 @contextmanager
-def memory_advice():
-    """Says in one line what to try where torch says that memory ran out."""
+def faults_explained():
+    """Adds to what a run raises: what to try where memory ran out; and, where a process that otherwise keeps silent
+    (see processes) has a fault of its own, a line that says it."""
     try:
         yield
-    except (MemoryError, RuntimeError) as fault:
-        told = "allocate memory" in str(fault) or "create a primitive" in str(fault)  # torch, oneDNN
-        if not told and not isinstance(fault, MemoryError | torch.OutOfMemoryError):
+    except Exception as fault:
+        if rank := rank_and_ranks()[0]:
+            print(f"train.py: process {rank}: {data.one_line(fault)}", file=sys.__stderr__)
+        no_memory = isinstance(fault, MemoryError | torch.OutOfMemoryError)
+        if isinstance(fault, RuntimeError):  # as torch and oneDNN say it on a processor
+            no_memory |= "allocate memory" in str(fault) or "create a primitive" in str(fault)
+        if not no_memory:
             raise
         raise RuntimeError(
             f"out of memory ({data.one_line(fault)[:100]}); try a smaller --micro-batch-size or "
@@ -190,7 +203,7 @@ def memory_advice():
         ) from None
 
 
-@memory_advice()
+@faults_explained()
 def train(flags, bar=None):
     """One run, from its first update or from its last whole checkpoint to its end. Returns whether it got there.
 
@@ -202,17 +215,20 @@ def train(flags, bar=None):
         run = set_up(flags, cleanup, bar)
         flags, model, optimizer, scaler, log = run.flags, run.model, run.optimizer, run.scaler, run.log
         for step in range(run.start, run.stop + 1):  # `step` updates are done
-            if step in run.evaluations and step > run.done:
+            if step in run.evaluations:
                 log.evaluation(step, evaluate(run))
-            if (step in run.saves or step == run.stop or run.interrupted) and step > run.done:
+            if step in run.saves or run.interrupted:
                 save_checkpoint(run, step)
             if step == run.stop or run.interrupted:
                 break
 
-            lr = learning_rate(flags, run, step + 1)
+            lr = learning_rate(flags, step + 1)
             for group in optimizer.param_groups:
                 group["lr"] = lr
-            batch = read_batch(run, step)  # (B / ranks, T + 1)
+            batch = run.mixture.batch(step, flags.batch_size, run.rank, run.ranks)  # (B / ranks, T + 1)
+            if run.device.type == "cuda":
+                batch = batch.pin_memory()  # a GPU copies such memory without a wait
+            lap(run, "data")
             loss, micro_batches = 0.0, batch.split(flags.micro_batch_size)
             for number, rows in enumerate(micro_batches, 1):
                 rows = rows.to(run.device, non_blocking=True)
@@ -221,39 +237,65 @@ def train(flags, bar=None):
                     # A share of the batch's mean, so that the gradients of micro-batches add up to the whole one's.
                     # Between processes, whose batches are alike in size, gradients are averaged.
                     part = run.forward(rows[:, :-1], rows[:, 1:]) * (len(rows) / len(batch))
+                lap(run, "forward")
                 scaler.scale(part).backward()
                 loss += part.detach()
+                lap(run, "backward")
             scaler.unscale_(optimizer)
-            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
-            loss, signals = sum_over_processes(loss, run.signalled)
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP).item()
+            loss, signals = sum_over_processes(loss / run.ranks, run.signalled)
             run.interrupted = signals > 0  # by all processes after the same update
-            log.update(step + 1, lr, loss / run.ranks, norm.item())  # stops if not finite, before the weights see it
+            check_finite(run, step + 1, lr, loss, norm)  # else the run ends here, before the weights see it
+            log.update(step + 1, lr, loss, norm)
             scaler.step(optimizer)
             scaler.update()
             optimizer.zero_grad()
+            lap(run, "optimiser")
+        if flags.profile:
+            print_laps(run)
+            sys.exit(0)
         stopped = sum_over_processes(run.signalled)[0]  # after the last update too: an experiment ends here
         log.close(step)
     return step == run.stop and not stopped
 
 
-def learning_rate(flags, run, update):
-    return schedule.learning_rate(update, run.updates, flags.max_lr, flags.min_lr, flags.warmup, flags.schedule)
+def learning_rate(flags, update):
+    update = min(update, flags.updates)  # --profile may time more updates than a short schedule has
+    return schedule.learning_rate(update, flags.updates, flags.max_lr, flags.min_lr, flags.warmup, flags.schedule)
 
 
-def read_batch(run, step):
-    """This process's share of an update's sequences, (B / ranks, T + 1). A GPU copies pinned memory without a wait."""
-    batch = run.mixture.batch(step, run.flags.batch_size, run.rank, run.ranks)
-    return batch.pin_memory() if run.device.type == "cuda" else batch
+def check_finite(run, step, lr, loss, norm):
+    """Raises RuntimeError if the loss or the gradient norm (before clipping) of an update is not finite.
+
+    In fp16 gradients may overflow under a finite loss: the scaler then skips the update and halves the loss scale.
+    This is normal at times, so it is counted, and an error only if it happens in SKIPS updates in a row.
+    """
+    overflow = run.scaler.is_enabled() and math.isfinite(loss) and not math.isfinite(norm)
+    run.skipped += overflow
+    run.skipped_in_a_row = run.skipped_in_a_row + 1 if overflow else 0
+    if run.skipped_in_a_row == SKIPS:
+        fault = f"the gradients overflowed fp16 in {SKIPS} updates in a row, the last of them {step} (lr {lr:.2e})"
+        way_out = "--precision bf16 or fp32"
+    elif overflow or (math.isfinite(loss) and math.isfinite(norm)):
+        return
+    else:
+        fault = f"loss {loss} and gradient norm {norm} at update {step} (lr {lr:.2e}); the weights were left alone"
+        way_out = "--precision fp32"
+    checkpoints = sorted((run.out / "checkpoints").glob("step_*"))
+    good = checkpoints[-1] if checkpoints else "none"
+    with one_fault_ends_all():
+        raise RuntimeError(f"{fault}; last good checkpoint: {good}; try a lower --max-lr or {way_out}")
 
 
 def evaluate(run):
-    """Validation loss of both distributions, from one pass over the fixed windows of each corpus.
+    """Validation loss of both distributions, in nats, from one pass over the fixed windows of each corpus.
 
     The mean loss on a mixture is the mean of the losses on its parts, weighted by their shares.
     """
     losses = {}
     for name, windows in run.windows.items():
-        # A share for each process. Equal ones, for sharded models compute together: what is too much is not counted.
+        # Every process takes the same number of windows, because those of a sharded model compute together. Windows
+        # that are repeated to reach this number are not counted.
         share = torch.arange(run.rank, -(-len(windows) // run.ranks) * run.ranks, run.ranks)
         rows = windows[share % len(windows)]
         by_token = token_losses(run.model, rows, run.flags.micro_batch_size, run.autocast_dtype)
@@ -264,57 +306,43 @@ def evaluate(run):
     return {"upstream_loss": upstream, "downstream_loss": downstream, "losses": losses}
 
 
-def evaluation_steps(updates, stop, warmup, every):
+def evaluation_steps(flags):
     """Where things happen: before the first update, at powers of two while the loss jumps, at the peak of the
     learning rate, where the paper stopped its runs, at even steps, at the end."""
-    early = {2**k for k in range(32) if 2**k < min(every, stop)}
-    moments = {warmup, *(round(updates * share) for share in schedule.PAPER_STOPS.values())}
-    return {0, stop} | early | {min(step, stop) for step in moments} | set(range(0, stop, every))
+    stop, every = flags.stop, flags.eval_every
+    doubling = {2**k for k in range(32) if 2**k < min(every, stop)}
+    papers = {round(flags.updates * share) for share in schedule.PAPER_STOPS.values()}
+    steps = {0, flags.peak, stop, *doubling, *papers, *range(0, stop, every)}
+    return {min(step, stop) for step in steps}
 
 
-def profile(run, updates=30):
-    """Prints where the time of an update goes, and writes nothing. The pieces are the loop's, each waited for.
+# ---------------------------------------------------------------- where the time goes
 
-    The share of evaluation is what it would be over the whole run. Backward includes what processes exchange."""
-    flags, spent = run.flags, {}
-    clock = 0.0
 
-    def lap(piece):
-        nonlocal clock
-        if run.device.type != "cpu":
-            getattr(torch, run.device.type).synchronize()
-        spent[piece] = spent.get(piece, 0.0) + time.perf_counter() - clock
-        clock = time.perf_counter()
+def lap(run, piece):
+    """With --profile, notes the time since the last lap as a piece of the loop's; else does and waits for nothing."""
+    if not run.flags.profile:
+        return
+    if run.device.type != "cpu":
+        getattr(torch, run.device.type).synchronize()
+    now = time.perf_counter()
+    run.laps[piece].append(now - run.clock)
+    run.clock = now
 
-    for step in range(updates + 2):
-        if step == 2:  # the first two, which allocate and compile, are not counted
-            spent.clear()
-        clock = time.perf_counter()
-        batch = read_batch(run, step)
-        lap("data")
-        micro_batches = batch.split(flags.micro_batch_size)
-        for number, rows in enumerate(micro_batches, 1):
-            rows = rows.to(run.device, non_blocking=True)
-            run.share_gradients(number == len(micro_batches))
-            with run.autocast():
-                loss = run.forward(rows[:, :-1], rows[:, 1:]) * (len(rows) / len(batch))
-            lap("forward")
-            run.scaler.scale(loss).backward()
-            lap("backward")
-        run.scaler.unscale_(run.optimizer)
-        torch.nn.utils.clip_grad_norm_(run.model.parameters(), CLIP)
-        run.scaler.step(run.optimizer)
-        run.scaler.update()
-        run.optimizer.zero_grad()
-        lap("optimiser")
-    seconds = sum(spent.values()) / updates
+
+def print_laps(run):
+    """Prints where the time of an update went. Backward includes the gradients that processes exchange; the share of
+    evaluation is what it would be over the whole run."""
+    flags, seconds = run.flags, {}  # of each piece in an update
+    for piece, laps in run.laps.items():
+        counted = laps[len(laps) * UNCOUNTED // (UNCOUNTED + PROFILED) :]  # every update has as many laps
+        seconds[piece] = sum(counted) / PROFILED
+    rate = flags.tokens_per_update / sum(seconds.values())
     evaluate(run)
-    lap("evaluation")
-    spent["evaluation"] *= updates * len(run.evaluations) / run.stop
-    total = sum(spent.values())
-    for piece, time_spent in spent.items():
-        print(f"{piece:<12}{1e3 * time_spent / updates:10.2f} ms an update{time_spent / total:8.1%}")
-    rate = flags.batch_size * flags.context / seconds
+    lap(run, "evaluation")
+    seconds["evaluation"] = run.laps["evaluation"][0] * len(evaluation_steps(flags)) / flags.stop
+    for piece, mean in seconds.items():
+        print(f"{piece:<12}{1e3 * mean:10.2f} ms an update{mean / sum(seconds.values()):8.1%}")
     print(f"{rate:,.0f} tokens/s without evaluation{share_of_peak(run, rate)}")
 
 
@@ -345,11 +373,8 @@ def processes():
         dist.init_process_group(backend, timeout=timedelta(hours=6))  # rank 0 may fetch a model while the others wait
     except (ValueError, RuntimeError) as fault:
         sys.exit(f"train.py: cannot join the other processes ({data.one_line(fault)}); start it with torchrun")
-    with ExitStack() as quiet:
-        if dist.get_rank():
-            nowhere = quiet.enter_context(open(os.devnull, "w"))
-            quiet.enter_context(redirect_stdout(nowhere))
-            quiet.enter_context(redirect_stderr(nowhere))
+    quiet = open(os.devnull, "w") if dist.get_rank() else None
+    with redirect_stdout(quiet or sys.stdout), redirect_stderr(quiet or sys.stderr):
         yield
     dist.destroy_process_group()
 
@@ -369,9 +394,15 @@ def sum_over_processes(*values):
     return values
 
 
-def agree(fault=None):
-    """Every process comes by here. If some have a fault, the first of those raises it and all others leave: none
-    waits for ever for one that is gone, and what went wrong is told once."""
+@contextmanager
+def one_fault_ends_all():
+    """All processes come to the end of this block together. If some failed in it, the first of those raises what went
+    wrong, and all others leave: none waits for ever for one that is gone, and it is told once."""
+    fault = None
+    try:
+        yield
+    except Exception as problem:
+        fault = problem
     rank, ranks = rank_and_ranks()
     if ranks > 1:
         first = torch.tensor(ranks if fault is None else rank)
@@ -386,164 +417,140 @@ def in_turn(work):
     """The result of work(), which rank 0 does first: the others then find what it has fetched or prepared."""
     rank, ranks = rank_and_ranks()
     for turn in range(min(ranks, 2)):
-        fault = None
-        if turn == min(rank, 1):
-            try:
+        with one_fault_ends_all():
+            if turn == min(rank, 1):
                 result = work()
-            except Exception as problem:
-                fault = problem
-        agree(fault)
     return result
-
-
-def tell(_, fault, __):
-    """As the last thing in a process that otherwise keeps silent: what went wrong here and nowhere else."""
-    if rank_and_ranks()[0] and isinstance(fault, Exception):
-        print(f"train.py: process {dist.get_rank()}: {data.one_line(fault)}", file=sys.__stderr__)
 
 
 # ---------------------------------------------------------------- setting up
 
 
 def resolve(flags):
-    """What a run computes: all flags filled in, the data and the model. Whatever is wrong with the flags is found
-    here, before anything is written."""
+    """What a run computes, in a namespace: the flags filled in, the data, the model, the checkpoint to go on from.
+
+    Whatever is wrong with the flags is found here, before anything is written: ValueError or OSError.
+    """
     check_flags(flags)
-    rank, ranks = rank_and_ranks()
-    device = pick_device(flags.device)
-    # Under torchrun each process has a GPU of its own, so the record says "cuda" rather than which.
-    name = device.type if ranks > 1 else str(device)
-    flags = replace(with_advice(flags), device=name)
-    if flags.batch_size % ranks:
-        raise ValueError(f"--batch-size {flags.batch_size} is not a multiple of the {ranks} processes; choose one")
-    if flags.shard and ranks == 1 and not flags.resume:
+    run = SimpleNamespace(out=Path(flags.out), resumed=bool(flags.resume), device=pick_device(flags.device))
+    run.rank, run.ranks = rank_and_ranks()
+    if flags.batch_size % run.ranks:
+        raise ValueError(f"--batch-size {flags.batch_size} is not a multiple of the {run.ranks} processes; choose one")
+    if flags.shard and run.ranks == 1 and not run.resumed:
         raise ValueError("--shard needs several processes: torchrun --nproc_per_node=N train.py --shard ...")
-    flags = replace(flags, shard=flags.shard and ranks > 1)  # resumed by one process, it no longer is
-    resumed, out = bool(flags.resume), Path(flags.resume or flags.out)
-    if not resumed and not flags.profile:
-        refuse_to_overwrite(out)
+    if not run.resumed and not flags.profile:
+        refuse_to_overwrite(run.out)
+    run.flags = flags = with_advice(flags)
+    flags.out, flags.resume = str(run.out), None
+    flags.shard = flags.shard and run.ranks > 1  # resumed by one process, it no longer is
+    # Under torchrun each process has a GPU of its own, so the record says "cuda" rather than which.
+    flags.device = run.device.type if run.ranks > 1 else str(run.device)
 
     # The data.
-    distribution = data.parse_shares(flags.downstream)
-    distribution = data.blend(distribution, flags.upstream, flags.overlap)
-    stream = data.blend(distribution, flags.upstream, flags.replay)
-    corpora = {name: data.Corpus(name) for name in dict.fromkeys([flags.upstream, *distribution, *stream])}
-    hashes = {n: {s: c.meta[s]["sha256"] for s in ("train", "val")} for n, c in corpora.items()}
-    if resumed and read_json(out / "config.json").get("corpora") != hashes:
-        raise ValueError(f"{out}: the corpora changed since the run began; start a new run with --init")
-    one = corpora[flags.upstream]
+    run.distribution = data.blend(data.parse_shares(flags.downstream), flags.upstream, flags.overlap)
+    stream = data.blend(run.distribution, flags.upstream, flags.replay)
+    corpora = {name: data.Corpus(name) for name in dict.fromkeys([flags.upstream, *run.distribution])}
+    run.hashes = {name: {split: c.meta[split]["sha256"] for split in ("train", "val")} for name, c in corpora.items()}
+    if run.resumed and read_json(run.out / "config.json").get("corpora") != run.hashes:
+        raise ValueError(f"{run.out}: the corpora changed since the run began; start a new run with --init")
+    run.upstream = one = corpora[flags.upstream]
     for other in corpora.values():
         if other.tokenizer_sha256 != one.tokenizer_sha256:
             raise ValueError(f"data/{one.name} and data/{other.name} have different tokenizers; prepare one anew")
+    run.tokenizer = one.tokenizer()
 
     # The model.
-    folder, state = last_whole_checkpoint(out) if resumed else (None, {})
-    start = state.get("step", 0)
-    begun = starting_model(flags, one) if folder is None or flags.decay_to_start else None
-    model = begun
-    if folder is not None:
-        model = GPTNeoX.from_pretrained(folder, empty=flags.shard)
-        check_tokenizer(folder, one)
-    config = model.config
-    # The weights that --decay-to-start pulls towards, by name.
-    begun = {n: p.detach().clone() for n, p in begun.named_parameters()} if flags.decay_to_start else None
+    run.checkpoint, run.state = last_whole_checkpoint(run.out) if run.resumed else (None, {})
+    run.start = run.state.get("step", 0)
+    run.model = load_model(flags, one, run.checkpoint, empty=flags.shard)
+    config = run.model.config
     if one.vocab_size > config.vocab_size:
         raise ValueError(
             f"data/{one.name} has {one.vocab_size} token ids, {flags.init} {config.vocab_size} embedding rows; "
             "prepare the corpus with the model's own tokenizer"
         )
-    peak = flags.max_lr or pretraining_peak(config)
-    if peak is None:
-        raise ValueError(f"{flags.init} is none of Pythia's sizes, so its pre-training peak is unknown; give --max-lr")
-    context = flags.context or config.max_position_embeddings
-    if context > config.max_position_embeddings:
-        raise ValueError(f"--context {context} is more than the model's {config.max_position_embeddings}")
-    flags = replace(
-        flags,
-        precision=pick_precision(flags.precision, device, config.hidden_size),
-        max_lr=peak,
-        min_lr=peak * MIN_LR_SHARE if flags.min_lr is None else flags.min_lr,
-        context=context,
-        micro_batch_size=min(flags.batch_size // ranks, flags.micro_batch_size or 8),
-        out=str(out),
-        resume=None,
-    )
-    updates, stop = length(flags)
-    flags.eval_every = flags.eval_every or max(1, stop // 20)
-    flags.save_every = flags.save_every or max(1, stop // 4)
-    if stop > 10**6 * min(flags.eval_every, flags.save_every):
-        raise ValueError(f"{stop} updates with so small an --eval-every or --save-every stop a million times; raise it")
-    if start > stop:
-        raise ValueError(f"{out} is at update {start} already, past --stop-tokens; leave that out")
+
+    # The flags that depend on others.
+    flags.context = flags.context or config.max_position_embeddings
+    if flags.context > config.max_position_embeddings:
+        raise ValueError(f"--context {flags.context} is more than the model's {config.max_position_embeddings}")
+    flags.max_lr = flags.max_lr or known_peak(config, flags.init)
+    flags.min_lr = flags.max_lr * MIN_LR_SHARE if flags.min_lr is None else flags.min_lr
     if flags.min_lr > flags.max_lr:
         raise ValueError(f"--min-lr {flags.min_lr} is above --max-lr {flags.max_lr}")
-    mixture = data.Mixture({corpora[name]: share for name, share in stream.items()}, context, flags.seed)
-    evaluated = dict.fromkeys([flags.upstream, *distribution])
-    windows = {name: data.fixed_windows(corpora[name], context, flags.eval_tokens) for name in evaluated}
+    flags.precision = pick_precision(flags.precision, run.device, config.hidden_size)
+    flags.micro_batch_size = min(flags.batch_size // run.ranks, flags.micro_batch_size or 8)
+    run.stop = flags.stop
+    flags.eval_every = flags.eval_every or max(1, run.stop // 20)
+    flags.save_every = flags.save_every or max(1, run.stop // 4)
+    if run.stop > 10**6 * min(flags.eval_every, flags.save_every):
+        raise ValueError(f"--eval-every or --save-every stops these {run.stop} updates a million times; raise it")
+    if run.start > run.stop:
+        raise ValueError(f"{run.out} is at update {run.start} already, past --stop-tokens; leave that out")
 
-    return SimpleNamespace(
-        flags=flags, out=out, model=model, begun=begun, mixture=mixture, windows=windows, distribution=distribution,
-        hashes=hashes, tokenizer=one.tokenizer(), device=device, rank=rank, ranks=ranks, updates=updates, stop=stop,
-        start=start, folder=folder, state=state, resumed=resumed,
-    )  # fmt: skip
+    run.mixture = data.Mixture({corpora[name]: share for name, share in stream.items()}, flags.context, flags.seed)
+    run.windows = {name: data.fixed_windows(c, flags.context, flags.eval_tokens) for name, c in corpora.items()}
+    return run
 
 
 def set_up(flags, cleanup, bar=None):
-    """Everything the loop needs, in one namespace: what resolve() found, ready on the machine, and the run's folder."""
-    cleanup.push(tell)
+    """Everything the loop needs, in one namespace: what resolve() found, ready on the machine, and the run's folder.
+
+    cleanup: an ExitStack, which gives back at the end of the run what is taken for it here."""
     run = in_turn(lambda: resolve(flags))
     flags, model, state = run.flags, run.model, run.state
     if is_hub_id(flags.init) and not run.resumed:
-        advised = f"max LR {flags.max_lr:g} (its pre-training peak: {pretraining_peak(model.config) or 'unknown'}), "
-        advised += f"warm-up {100 * flags.warmup:g} %, {flags.schedule} to {flags.min_lr:g}, "
-        advised += f"replay {100 * flags.replay:g} %"
-        print(f"re-warming  {advised}; why: README, How to (re)warm your model", file=sys.stderr)
+        print(
+            f"re-warming  max LR {flags.max_lr:g} (its pre-training peak: {pretraining_peak(model.config) or 'unknown'}"
+            f"), warm-up {100 * flags.warmup:g} %, {flags.schedule} to {flags.min_lr:g}, "
+            f"replay {100 * flags.replay:g} %; why: README, How to (re)warm your model",
+            file=sys.stderr,
+        )
     if flags.dry_run:
         print(json.dumps(asdict(flags), indent=2))
         sys.exit(0)
 
     # The machine.
-    torch.manual_seed(flags.seed)
     precision = run.autocast_dtype = AUTOCAST[flags.precision]
     run.autocast = lambda: torch.autocast(run.device.type, precision or torch.bfloat16, enabled=precision is not None)
     model.activation_checkpointing = flags.activation_checkpointing
     spread(run)
-    towards = {p: like(p, run.begun[n]) for n, p in model.named_parameters()} if flags.decay_to_start else None
+    towards = in_turn(lambda: starting_weights(run)) if flags.decay_to_start else None
     run.optimizer = AdamW(parameter_groups(model), lr=0.0, weight_decay=flags.weight_decay, towards=towards)
     # The paper's fp16: the loss scale halves when gradients overflow (that update is skipped), and doubles after 1,000
     # good ones. GPT-NeoX also forgives one overflow (hysteresis 2) and stops halving at 1; torch's scaler does neither.
     # The weights themselves stay fp32.
     run.scaler = torch.amp.GradScaler(run.device.type, growth_interval=1000, enabled=precision == torch.float16)
     if state:
-        load_optimizer(run.folder, model, run.optimizer, run.scaler, state)
-    run.done = run.start if state else -1  # evaluated and saved already
-    warmup = schedule.warmup_updates(run.updates, flags.warmup)
-    run.evaluations = evaluation_steps(run.updates, run.stop, warmup, flags.eval_every)
-    run.saves = {warmup, *range(flags.save_every, run.stop, flags.save_every)} - {0}
+        load_optimizer(run)
+    run.skipped, run.skipped_in_a_row = (state.get(name, 0) for name in SKIPPED)
 
-    if flags.profile:
-        profile(run)
-        sys.exit(0)
+    # Where the loop stops to evaluate and to save: all these steps, but for what a resumed run has done before.
+    done = run.start if state else -1
+    saves = {flags.peak, *range(flags.save_every, run.stop, flags.save_every), run.stop} - {0}
+    run.saves = {step for step in saves if step > done}
+    run.evaluations = {step for step in evaluation_steps(flags) if step > done}
+    if flags.profile:  # nowhere
+        run.saves, run.evaluations, run.stop = set(), set(), run.start + UNCOUNTED + PROFILED
+        run.laps, run.clock, bar = defaultdict(list), time.perf_counter(), tqdm(disable=True)
 
     # The folder, from here on ours.
-    fault = None
-    try:
-        if run.rank == 0:
+    run.writes = run.rank == 0 and not flags.profile
+    with one_fault_ends_all():
+        if run.writes:
             open_folder(run, cleanup)
-        run.log = Log(run, state.get("metrics_bytes", 0), bar)
+        run.log = Log(run, bar)
         cleanup.callback(run.log.file.close)
-        if state and run.rank == 0:
+        if run.writes and state:
             prune(run, run.start)  # what a killed run did not get round to
-    except (ValueError, OSError) as problem:
-        fault = problem
-    agree(fault)
     run.signalled = run.interrupted = False
-    for number in (signal.SIGINT, signal.SIGTERM):  # finish the update, save, leave
 
-        def interrupt(*_):
-            run.signalled = True
+    def interrupt(*_):  # finish the update, save, leave
+        run.signalled = True
 
-        cleanup.callback(signal.signal, number, signal.signal(number, interrupt))
+    if not flags.profile:  # which has nothing to save
+        for number in (signal.SIGINT, signal.SIGTERM):
+            cleanup.callback(signal.signal, number, signal.signal(number, interrupt))
     return run
 
 
@@ -558,16 +565,36 @@ def with_advice(flags):
     return replace(flags, **{name: value for name, value in usual.items() if getattr(flags, name) is None})
 
 
-def starting_model(flags, corpus):
-    """The model before the first update: of a checkpoint, or random."""
-    empty = flags.shard and not flags.decay_to_start  # filled in when it is spread over the processes
-    if flags.init not in ("scratch", "upstream"):
-        folder = model_folder(newest_checkpoint(flags.init), flags.revision)
-        check_tokenizer(folder, corpus)
-        return GPTNeoX.from_pretrained(folder, empty=empty)
-    # For Pythia's tokenizer as many embedding rows as Pythia has, for another as many as it needs.
-    rows = None if corpus.vocab_size == 50277 else corpus.vocab_size
-    return GPTNeoX(config_of(flags.model, rows), flags.seed, empty)
+def load_model(flags, corpus, folder=None, empty=False):
+    """The model of one of the run's own checkpoints (folder), else the one before the first update: that of --init, or
+    a random one. With empty=True only its shapes, for weights() to fill."""
+    if folder is None and flags.init in ("scratch", "upstream"):
+        # For Pythia's tokenizer as many embedding rows as Pythia has, for another as many as it needs.
+        rows = None if corpus.vocab_size == 50277 else corpus.vocab_size
+        return GPTNeoX(config_of(flags.model, rows), flags.seed, empty)
+    folder = folder or model_folder(newest_checkpoint(flags.init), flags.revision)
+    check_tokenizer(folder, corpus)
+    return GPTNeoX.from_pretrained(folder, empty=empty)
+
+
+def starting_weights(run):
+    """{parameter: its weights before the first update}, on the same device, and sharded if it is.
+
+    Read tensor by tensor: nowhere is there more than one whole tensor."""
+    parameters = dict(run.model.named_parameters())
+    start = load_model(run.flags, run.upstream, empty=True)
+    return {parameters[name]: like(parameters[name], tensor.float()) for name, tensor in start.weights()}
+
+
+def like(parameter, tensor):
+    """A copy of a tensor where the parameter is; if that is sharded, the same share of it."""
+    tensor = tensor.to(parameter.device, copy=True)
+    if hasattr(parameter, "full_tensor"):
+        from torch.distributed.tensor import distribute_tensor  # late, as fully_shard below
+
+        mesh, placements = parameter.device_mesh, parameter.placements
+        tensor = distribute_tensor(tensor, mesh, placements, src_data_rank=None)  # each takes its own, none is sent
+    return tensor
 
 
 def spread(run):
@@ -618,13 +645,22 @@ def open_folder(run, cleanup):
     cleanup.enter_context(data.locked(out / ".lock", f"{out}: another process runs it; wait or choose another --out"))
     if not run.resumed:
         refuse_to_overwrite(out)  # another process may have come and gone since
-    versions = {"python": platform.python_version(), "torch": torch.__version__}
-    record = {"flags": asdict(run.flags), "versions": versions, "corpora": run.hashes}
     config = run.model.config
-    record |= {"parameters": config.parameters, "pretraining_peak": pretraining_peak(config) or run.flags.max_lr}
-    partial = out / ".config.json"
-    data.write_file(partial, (json.dumps(record, indent=2) + "\n").encode())
-    os.replace(partial, out / "config.json")
+    record = {
+        "flags": asdict(run.flags),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "corpora": run.hashes,
+        "parameters": config.parameters,
+        "pretraining_peak": pretraining_peak(config) or run.flags.max_lr,
+    }
+    write_whole(out / "config.json", json.dumps(record, indent=2) + "\n")
+
+
+def write_whole(path, text):
+    """Writes a file that is there whole or not at all: under a hidden name, made durable, then renamed."""
+    hidden = path.with_name(f".{path.name}")
+    data.write_file(hidden, text.encode())
+    os.replace(hidden, path)
 
 
 def refuse_to_overwrite(out):
@@ -632,30 +668,28 @@ def refuse_to_overwrite(out):
         raise ValueError(f"{out} already holds a run; continue it with --resume {out}, or choose another --out")
 
 
-def length(flags):
-    """(updates of the whole schedule, updates until this run stops)"""
-    per_update = flags.batch_size * flags.context
-    stop_tokens = min(flags.stop_tokens or flags.tokens, flags.tokens)
-    return max(1, flags.tokens // per_update), max(1, stop_tokens // per_update)
+def known_peak(config, init):
+    """The peak learning rate of the pre-training of a model of this shape. ValueError if it is none of Pythia's."""
+    peak = pretraining_peak(config)
+    if peak is None:
+        raise ValueError(f"{init} is none of Pythia's sizes, so its pre-training peak is unknown; give --max-lr")
+    return peak
 
 
-LIMITS = {"max_lr": (1e-30, 1e9), "batch_size": (1, 2**16)}
-LIMITS |= dict.fromkeys(("tokens", "upstream_tokens", "stop_tokens", "eval_tokens", "seeds"), (1, 10**15))
-LIMITS |= dict.fromkeys(("micro_batch_size", "context", "eval_every", "save_every"), (1, 10**15))
-LIMITS |= dict.fromkeys(("overlap", "replay", "warmup"), (0, 1)) | dict.fromkeys(("min_lr", "weight_decay"), (0, 1e9))
+LIMITS = {"max_lr": (1e-30, 1e9), "min_lr": (0, 1e9), "weight_decay": (0, 1e9)}
+LIMITS |= dict.fromkeys(("overlap", "replay", "warmup"), (0, 1))
+LIMITS |= {"batch_size": (1, 2**16), "keep": (0, 10**15), "seed": (0, 10**15)}  # every other count: from 1
 
 
 def check_flags(flags):
     """Raises ValueError for the first value that cannot be."""
     for f in fields(Flags):  # a config.json can hold anything
         name, value = f"--{f.name.replace('_', '-')}", getattr(flags, f.name)
-        whole = type(value) is int
-        if not isinstance(value, f.type) and not (whole and isinstance(0.0, f.type)):
+        fits = isinstance(value, f.type) or (type(value) is int and isinstance(0.0, f.type))
+        if not fits or (type(value) is bool and f.type is not bool):
             raise ValueError(f"{name} {value!r:.60} is of another kind; see train.py --help")
-        if type(value) is bool and f.type is not bool:
-            raise ValueError(f"{name} {value!r:.60} is no number")
-        low, high = LIMITS.get(f.name, (0, 10**15) if whole else (-math.inf, math.inf))
-        if isinstance(value, int | float) and not low <= value <= high:
+        low, high = LIMITS.get(f.name, (1, 10**15))
+        if type(value) in (int, float) and not low <= value <= high:
             raise ValueError(f"{name} {value!r:.60} is not between {low:g} and {high:g}")
     known = {"schedule": schedule.SCHEDULES, "model": SIZES, "precision": ("auto", *AUTOCAST)}
     known["experiment"] = (None, *EXPERIMENTS, "all")
@@ -688,41 +722,39 @@ AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 def pick_precision(name, device, width):
     """bf16 where the hardware computes it, not merely imitates it, and a processor gains by it; else fp32."""
-    if name == "auto":
-        cpu = width > 64 and torch.cpu._is_avx512_bf16_supported()  # below, the conversions cost more
-        cuda = torch.cuda.is_bf16_supported(including_emulation=False)
-        has_bf16 = {"cuda": cuda, "cpu": cpu}.get(device.type, False)
-        name = "bf16" if has_bf16 else "fp32"
-    return name
+    if name != "auto":
+        return name
+    cpu = width > 64 and torch.cpu._is_avx512_bf16_supported()  # below, the conversions cost more
+    cuda = torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16" if {"cuda": cuda, "cpu": cpu}.get(device.type) else "fp32"
 
 
 # ---------------------------------------------------------------- what a person sees, and metrics.jsonl
 
 
 class Log:
-    """metrics.jsonl, the progress bar, and the lines beside it."""
+    """metrics.jsonl, the progress bar, and the lines beside it; of these an experiment has its own bar alone."""
 
-    def __init__(self, run, metrics_bytes, bar=None):
+    def __init__(self, run, bar=None):
         self.run, self.path, self.alone = run, run.out / "metrics.jsonl", bar is None
         # Append-only but for this: what came after the checkpoint that a resumed run starts from is done again.
-        self.file = open(os.devnull if run.rank else self.path, "a+b", buffering=0)  # a line is one write
-        self.before = None
-        if run.rank == 0:
-            self.file.seek(max(0, metrics_bytes - 1))
-            if metrics_bytes and self.file.read(1) != b"\n":
+        self.file = open(self.path if run.writes else os.devnull, "a+b", buffering=0)  # a line is one write
+        self.before = None  # the first evaluation
+        size = run.state.get("metrics_bytes", 0)
+        if run.writes:
+            self.file.seek(max(0, size - 1))
+            if size and self.file.read(1) != b"\n":
                 raise ValueError(f"{self.path} is not as at the checkpoint; restore it, or start a new run with --init")
-            self.file.truncate(metrics_bytes)
+            self.file.truncate(size)
             self.file.seek(0, os.SEEK_END)
-            if metrics_bytes:
+            if size:
                 self.before = read_run(run.out)["eval"][0]
         self.tty = sys.stderr.isatty()
+        self.per_update = run.flags.tokens_per_update
         self.bar = bar if bar is not None else progress_bar(run.out.name[:24], run.stop, run.start)
-        self.per_update = run.flags.batch_size * run.flags.context
         if not self.alone:
             self.bar.update(run.start * self.per_update)  # of a run that was cut
-        self.every = max(1, run.stop // 20)
-        self.clock, self.spent, self.done = time.perf_counter(), 0.0, 0
-        self.skipped, self.in_a_row = (run.state.get(name, 0) for name in SKIPPED)  # updates that overflowed in fp16
+        self.clock, self.seconds, self.updates = time.perf_counter(), 0.0, 0
 
     def write(self, record):
         line = (json.dumps(record) + "\n").encode()
@@ -735,49 +767,37 @@ class Log:
 
     def say(self, line):
         if self.alone:
-            self.bar.write(line) if self.tty else print(line, flush=True)
-
-    def update(self, step, lr, loss, norm):
-        fp16, fault = self.run.scaler.is_enabled(), None
-        skipped = fp16 and math.isfinite(loss) and not math.isfinite(norm)  # the scaler's normal business, at times
-        self.skipped, self.in_a_row = self.skipped + skipped, self.in_a_row + 1 if skipped else 0
-        if not math.isfinite(loss) or not (math.isfinite(norm) or skipped):
-            fault = f"loss {loss} and gradient norm {norm} at update {step} (lr {lr:.2e}); the weights were left alone"
-            way_out = "--precision fp32"
-        elif self.in_a_row == SKIPS:
-            fault = f"the gradients overflowed fp16 in {SKIPS} updates in a row, the last of them {step} (lr {lr:.2e})"
-            way_out = "--precision bf16 or fp32"
-        if fault:
-            good = sorted((self.run.out / "checkpoints").glob("step_*"))
-            good = f"last good checkpoint: {good[-1] if good else 'none'}"
-            agree(RuntimeError(f"{fault}; {good}; try a lower --max-lr or {way_out}"))
-        now = time.perf_counter()
-        seconds, self.clock = max(1e-9, now - self.clock), now  # a coarse clock can stand still
-        self.spent, self.done = self.spent + seconds, self.done + 1
-        rate = self.done * self.per_update / self.spent
-        record = {"kind": "train", "step": step, "tokens": step * self.per_update, "lr": lr, "loss": loss}
-        # JSON has no infinity: an fp16 overflow, which the scaler skips, has no norm.
-        record |= {"grad_norm": norm if math.isfinite(norm) else None, "tokens_per_second": self.per_update / seconds}
-        if fp16:
-            record["skipped"] = self.skipped
-        self.write(record)
-        self.bar.update(1 if self.alone else self.per_update)
-        self.bar.set_postfix_str(f"loss {loss:.3f}, lr {lr:.1e}, {rate / 1e3:.1f}k tok/s", refresh=False)
-        if not self.tty and (step % self.every == 0 or step == self.run.stop):
-            left = int((self.run.stop - step) * self.per_update / rate)
-            skips = f"skipped {self.skipped} | " if self.skipped else ""
-            self.say(
-                f"step {self.place(step)} | loss {loss:.4f} | lr {lr:.2e} | norm {norm:.2f} | {skips}"
-                f"{rate / 1e3:.1f}k tok/s{share_of_peak(self.run, rate)} | left {left // 60}m{left % 60:02d}s"
-            )
+            self.bar.write(line)
+            sys.stdout.flush()
 
     def place(self, step):
         return f"{step:>6}/{self.run.stop} ({step / self.run.stop:6.1%})"
 
+    def update(self, step, lr, loss, norm):
+        run, now = self.run, time.perf_counter()
+        seconds, self.clock = max(1e-9, now - self.clock), now  # a coarse clock can stand still
+        self.seconds, self.updates = self.seconds + seconds, self.updates + 1
+        rate = self.updates * self.per_update / self.seconds
+        record = {"kind": "train", "step": step, "tokens": step * self.per_update, "lr": lr, "loss": loss}
+        # JSON has no infinity: an fp16 overflow, which the scaler skips, has no norm.
+        record |= {"grad_norm": norm if math.isfinite(norm) else None, "tokens_per_second": self.per_update / seconds}
+        if run.scaler.is_enabled():
+            record["skipped"] = run.skipped
+        self.write(record)
+        self.bar.update(1 if self.alone else self.per_update)
+        self.bar.set_postfix_str(f"loss {loss:.3f}, lr {lr:.1e}, {rate / 1e3:.1f}k tok/s", refresh=False)
+        if not self.tty and (step % max(1, run.stop // 20) == 0 or step == run.stop):
+            left = int((run.stop - step) * self.per_update / rate)
+            skips = f"skipped {run.skipped} | " if run.skipped else ""
+            self.say(
+                f"step {self.place(step)} | loss {loss:.4f} | lr {lr:.2e} | norm {norm:.2f} | {skips}"
+                f"{rate / 1e3:.1f}k tok/s{share_of_peak(run, rate)} | left {left // 60}m{left % 60:02d}s"
+            )
+
     def evaluation(self, step, losses):
         tokens = step * self.per_update
-        record = {"kind": "eval", "step": step, "tokens": tokens}
-        record["lr"] = learning_rate(self.run.flags, self.run, step) if step else 0.0
+        lr = learning_rate(self.run.flags, step) if step else 0.0
+        record = {"kind": "eval", "step": step, "tokens": tokens, "lr": lr}
         for side in SIDES:
             record[f"{side}_loss"] = losses[f"{side}_loss"]
             record[f"{side}_perplexity"] = math.exp(min(losses[f"{side}_loss"], 700))
@@ -793,8 +813,8 @@ class Log:
         self.clock = time.perf_counter()  # evaluation is no part of tokens per second
 
     def close(self, step):
-        run, out = self.run, self.run.out
-        if run.rank:
+        out = self.run.out
+        if not self.run.writes:
             return
         if self.alone:
             self.bar.close()
@@ -802,10 +822,9 @@ class Log:
             draw_curves([out], out / "perplexity.png")
         except ValueError as fault:
             raise RuntimeError(f"all else of {out} is whole, but {fault}") from None
-        if step < run.stop:
-            print(f"stopped at update {step} of {run.stop}; go on with: python train.py --resume {out}")
-            return
-        if self.alone:
+        if step < self.run.stop:
+            print(f"stopped at update {step} of {self.run.stop}; go on with: python train.py --resume {out}")
+        elif self.alone:
             print(f"figure      {out / 'perplexity.png'}\ncheckpoint  {checkpoint_folder(out, step)}")
 
 
@@ -818,7 +837,6 @@ def progress_bar(name, total, done=0):
 
 # ---------------------------------------------------------------- checkpoints
 
-
 CHECKPOINT_FILES = ("config.json", "model.safetensors", "optimizer.safetensors", "tokenizer.json")
 
 
@@ -827,23 +845,17 @@ def checkpoint_folder(out, step):
 
 
 def save_checkpoint(run, step):
-    """A Hugging Face model folder, the tokenizer, the moments, and the little else that a resumed run needs.
-
-    Written by one process, under a hidden name, made durable, then renamed: it is there whole or not at all.
-    """
-    weights, moments, fault = {}, {}, None
+    """A Hugging Face model folder, the tokenizer, the moments, and the little else that a resumed run needs."""
+    weights, moments = {}, {}
     if run.flags.shard:
         run.model.reshard()  # an evaluation leaves the embeddings whole
     for name, p in run.model.named_parameters():
         weights[name] = gathered(p.detach(), run.rank)
         for kind, moment in run.optimizer.state.get(p, {}).items():
             moments[f"{kind}.{name}"] = gathered(moment, run.rank)
-    if run.rank == 0:
-        try:
+    with one_fault_ends_all():
+        if run.rank == 0:
             write_checkpoint(run, step, weights, moments)
-        except (OSError, RuntimeError) as problem:
-            fault = RuntimeError(data.one_line(problem))
-    agree(fault)
 
 
 def gathered(tensor, rank):
@@ -855,6 +867,7 @@ def gathered(tensor, rank):
 
 
 def write_checkpoint(run, step, weights, moments):
+    """Under a hidden name, made durable, then renamed: a checkpoint is there whole or not at all."""
     final = checkpoint_folder(run.out, step)
     partial = final.with_name(f".{final.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -862,9 +875,9 @@ def write_checkpoint(run, step, weights, moments):
         run.model.save_pretrained(partial, weights)
         run.tokenizer.save(partial)
         save_file(moments, partial / "optimizer.safetensors")
-        state = {"step": step, "tokens": step * run.log.per_update, "metrics_bytes": run.log.file.tell()}
+        state = {"step": step, "tokens": step * run.flags.tokens_per_update, "metrics_bytes": run.log.file.tell()}
         state |= {"adam_t": run.optimizer.param_groups[0]["t"], "scaler": run.scaler.state_dict()}
-        state |= zip(SKIPPED, (run.log.skipped, run.log.in_a_row), strict=True)
+        state |= {name: getattr(run, name) for name in SKIPPED}
         state["sha256"] = {name: file_hash(partial / name) for name in CHECKPOINT_FILES}
         state["sha256"]["trainer_state.json"] = state_hash(state)
         for name in CHECKPOINT_FILES:
@@ -877,12 +890,12 @@ def write_checkpoint(run, step, weights, moments):
             shutil.rmtree(final)
         os.replace(partial, final)
         data.sync_folder(final.parent)
+        prune(run, step)
     except (OSError, SafetensorError) as fault:
         shutil.rmtree(partial, ignore_errors=True)
         raise RuntimeError(
             f"could not save {final}: {data.one_line(fault)}; make room, then: python train.py --resume {run.out}"
         ) from None
-    prune(run, step)
 
 
 def prune(run, step):
@@ -892,7 +905,7 @@ def prune(run, step):
     half of a checkpoint never looks like one; what a killed run left hidden goes too."""
     final = checkpoint_folder(run.out, step)
     if run.flags.keep:
-        peak = checkpoint_folder(run.out, schedule.warmup_updates(run.updates, run.flags.warmup))
+        peak = checkpoint_folder(run.out, run.flags.peak)
         for old in sorted(p for p in final.parent.glob("step_*") if p <= final and p != peak)[: -run.flags.keep]:
             os.replace(old, old.with_name(f".{old.name}.partial"))
     for hidden in final.parent.glob(".step_*.partial"):
@@ -921,12 +934,15 @@ def last_whole_checkpoint(out):
             scale = state["scaler"].values()
             if not all(type(n) is int for n in counts) or not all(0 <= n < 1e15 for n in (*counts, *scale)):
                 raise ValueError("trainer_state.json holds what cannot be")
-            damaged = [name for name in CHECKPOINT_FILES if file_hash(folder / name) != state["sha256"][name]]
-            if state["sha256"].get("trainer_state.json", state_hash(state)) != state_hash(state):
-                damaged.append("trainer_state.json")
-            if not damaged and folder == checkpoint_folder(out, state["step"]):
-                return folder, state
-            fault = f"{damaged[0]} is not what was written" if damaged else "trainer_state.json is of another step"
+            if folder != checkpoint_folder(out, state["step"]):
+                raise ValueError("trainer_state.json is of another step")
+            hashes = {name: file_hash(folder / name) for name in CHECKPOINT_FILES}
+            if "trainer_state.json" in state["sha256"]:
+                hashes["trainer_state.json"] = state_hash(state)
+            for name, found in hashes.items():
+                if found != state["sha256"][name]:
+                    raise ValueError(f"{name} is not what was written")
+            return folder, state
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as problem:
             fault = data.one_line(problem)
         print(f"{folder}: damaged ({fault}); using the checkpoint before it", file=sys.stderr)
@@ -934,12 +950,13 @@ def last_whole_checkpoint(out):
     return None, {}
 
 
-def load_optimizer(folder, model, optimizer, scaler, state):
+def load_optimizer(run):
     """The moments of AdamW from optimizer.safetensors, its count of updates, and the loss scale of fp16."""
+    optimizer, scaler, state = run.optimizer, run.scaler, run.state
     try:
-        with safe_open(folder / "optimizer.safetensors", framework="pt") as moments:
-            for name, p in model.named_parameters():
-                if moments.keys():  # a checkpoint before the first update has none
+        with safe_open(run.checkpoint / "optimizer.safetensors", framework="pt") as moments:
+            for name, p in run.model.named_parameters():
+                if moments.keys():  # none while all updates so far overflowed in fp16
                     optimizer.state[p] = {
                         kind: like(p, moments.get_tensor(f"{kind}.{name}")) for kind in ("exp_avg", "exp_avg_sq")
                     }
@@ -948,22 +965,11 @@ def load_optimizer(folder, model, optimizer, scaler, state):
         for group in optimizer.param_groups:
             group["t"] = state["adam_t"]
         if scaler.is_enabled():
-            varying = {"scale": float, "_growth_tracker": int}
-            varying = {name: kind(state["scaler"][name]) for name, kind in varying.items()}
-            scaler.load_state_dict(scaler.state_dict() | varying)
+            kept = state["scaler"]
+            kept = {"scale": float(kept["scale"]), "_growth_tracker": int(kept["_growth_tracker"])}
+            scaler.load_state_dict(scaler.state_dict() | kept)
     except (SafetensorError, KeyError, ValueError) as fault:
-        raise ValueError(f"{folder}: damaged ({data.one_line(fault)}); remove this checkpoint") from None
-
-
-def like(parameter, tensor):
-    """A copy of a tensor where the parameter is; if that is sharded, the same share of it."""
-    tensor = tensor.to(parameter.device, copy=True)
-    if hasattr(parameter, "full_tensor"):
-        from torch.distributed.tensor import distribute_tensor
-
-        mesh, placements = parameter.device_mesh, parameter.placements
-        tensor = distribute_tensor(tensor, mesh, placements, src_data_rank=None)  # each takes its own, none is sent
-    return tensor
+        raise ValueError(f"{run.checkpoint}: damaged ({data.one_line(fault)}); remove this checkpoint") from None
 
 
 # ---------------------------------------------------------------- the experiments
@@ -1004,9 +1010,9 @@ def experiment_runs(given):
 
     Arms that several experiments share are one run, as long as the longest of them needs."""
     name, first, seeds = given["experiment"], given.get("seed", 0), given.get("seeds", 1)
-    for flag in ("resume", "out", "stop_tokens"):
+    for flag in ("resume", "out", "stop_tokens", "profile"):
         if flag in given:
-            raise ValueError(f"--experiment names its own runs; leave --{flag.replace('_', '-')} out")
+            raise ValueError(f"--experiment plans its own runs; leave --{flag.replace('_', '-')} out")
     given = {flag: value for flag, value in given.items() if flag not in ("experiment", "seeds", "dry_run")}
     papers = PAPER if given.get("init", "upstream") != "upstream" else {}
     base = {"keep": 1} | (papers or {"model": LAPTOP_SIZES[0]}) | given
@@ -1037,7 +1043,7 @@ def arm_flags(base, arm):
     pythia = PYTHIA_ID.fullmatch(flags.get("init", ""))
     if flags.get("init", "upstream") != "upstream" and not pythia and {"size", "start", "init"} & arm.keys():
         return None
-    size = pythia[2] if pythia else flags.get("model", Flags.model)
+    size = size_of(Flags(**flags))
     if "size" in arm:
         size = (PYTHIA_SIZES if pythia else LAPTOP_SIZES)[arm.pop("size")]
         flags |= {"init": pythia[1] + size + (pythia[3] or "")} if pythia else {"model": size}
@@ -1045,32 +1051,37 @@ def arm_flags(base, arm):
     if start != LAST_STEP and pythia:
         flags["revision"] = f"step{start}"
     elif start != LAST_STEP:
-        flags["init"] = earlier_checkpoint(Flags(**flags), start / LAST_STEP)
+        before = upstream_run(Flags(**flags))  # of its checkpoints the nearest
+        number = max(1, round(start / LAST_STEP * before.updates / before.save_every))
+        flags["init"] = str(checkpoint_folder(before.out, number * before.save_every))
     if "init" in arm:
         flags["model"] = size
     if "max_lr" in arm:  # a multiple
-        arm["max_lr"] *= flags.get("max_lr") or known_peak(flags, size)
+        arm["max_lr"] *= peak_of(Flags(**flags))
     usual = asdict(with_advice(Flags(**base)))
     return flags | {flag: value for flag, value in arm.items() if value != usual[flag]}
 
 
-def known_peak(flags, size):
-    """The peak learning rate of the pre-training of the model that --init names."""
-    init = flags.get("init", "upstream")
-    if init in ("upstream", "scratch") or PYTHIA_ID.fullmatch(init) or init.startswith("runs/upstream-"):
+def from_upstream(flags):
+    """Whether a run starts from the pre-training behind --init upstream: its end, or one of its checkpoints."""
+    return flags.init == "upstream" or flags.init.startswith("runs/upstream-")
+
+
+def size_of(flags):
+    """The key of SIZES of the model that a run starts from; None for a folder, whose model can have any size."""
+    if pythia := PYTHIA_ID.fullmatch(flags.init):
+        return pythia[2]
+    return flags.model if flags.init == "scratch" or from_upstream(flags) else None
+
+
+def peak_of(flags):
+    """The peak of a run's learning rate: --max-lr, else that of the pre-training of the model that it starts from."""
+    if flags.max_lr:
+        return flags.max_lr
+    if size := size_of(flags):
         return SIZES[size][3]
-    folder = model_folder(newest_checkpoint(init), flags.get("revision"))
-    peak = pretraining_peak(GPTNeoXConfig.from_dict(read_json(folder / "config.json"), folder / "config.json"))
-    if peak is None:
-        raise ValueError(f"{init} is none of Pythia's sizes, so its pre-training peak is unknown; give --max-lr")
-    return peak
-
-
-def earlier_checkpoint(flags, share):
-    """The checkpoint of the pre-training behind --init upstream that is nearest to a share of its length."""
-    before = upstream_run(flags)
-    updates = length(before)[0]
-    return str(checkpoint_folder(before.out, max(1, round(share * updates / before.save_every)) * before.save_every))
+    shapes = GPTNeoX.from_pretrained(newest_checkpoint(flags.init), flags.revision, empty=True)
+    return known_peak(shapes.config, flags.init)
 
 
 def run_experiment(given):
@@ -1079,33 +1090,27 @@ def run_experiment(given):
     Stopped or killed, the same command goes on: whole runs are left alone, a cut one is resumed."""
     check_flags(Flags(**given))
     runs, bases = experiment_runs(given)
-    plan = {}
-    for out, flags in runs.items():
-        flags = Flags(**flags)
-        pythia = PYTHIA_ID.fullmatch(flags.init)
-        size = pythia[2] if pythia else flags.model
-        if flags.init == "upstream" or flags.init.startswith("runs/upstream-"):
-            before = upstream_run(flags)
-            plan[before.out] = replace(before, max_lr=SIZES[size][3])
-        flags.context = flags.context or SIZES[size][5]
-        plan[out] = replace(flags, max_lr=flags.max_lr or known_peak(asdict(flags), size))
-    to_do = {out for out, flags in plan.items() if not finished(out, flags.stop_tokens or flags.tokens)}
+    plan = {}  # {folder: flags}: the same runs, and before those that need one the pre-training
+    for arm in runs.values():
+        flags = Flags(**arm)
+        flags.context = flags.context or SIZES[size_of(flags)][5]
+        for run in (upstream_run(flags), flags) if from_upstream(flags) else (flags,):
+            plan[run.out] = replace(run, max_lr=peak_of(run))
+    to_do = {out for out, flags in plan.items() if not finished(flags)}
     print(f"{'schedule':<16}{'max LR':>8}{'warm-up':>9}{'updates':>9}{'stop':>9}  run")
     for out, flags in plan.items():
-        updates, stop = length(flags)
-        warmup = schedule.warmup_updates(updates, flags.warmup)
-        state = "" if out in to_do else " (whole)"
-        print(f"{flags.schedule:<16}{flags.max_lr:>8.2g}{warmup:>9,}{updates:>9,}{stop:>9,}  {out}{state}")
-    tokens = {out: min(flags.stop_tokens or flags.tokens, flags.tokens) for out, flags in plan.items()}
-    total = sum(tokens[out] for out in to_do)
+        numbers = f"{flags.max_lr:>8.2g}{flags.peak:>9,}{flags.updates:>9,}{flags.stop:>9,}"
+        print(f"{flags.schedule:<16}{numbers}  {out}{'' if out in to_do else ' (whole)'}")
+    total = sum(min(plan[out].stop_tokens or plan[out].tokens, plan[out].tokens) for out in to_do)
     print(f"{len(plan)} runs, {len(to_do)} to do: {total / 1e6:,.1f}M tokens{time_for(total, plan)}")
     if given.get("dry_run"):
         return
     with progress_bar(given["experiment"], total) as bar:
-        for number, (out, flags) in enumerate(runs.items(), 1):
+        for number, (out, flags) in enumerate(plan.items(), 1):
+            going = True
             if out in to_do:
-                bar.write(f"run {number}/{len(runs)} {out}", file=sys.stdout)
-            going = out not in to_do or begin(Flags(**flags), bar)
+                bar.write(f"run {number}/{len(plan)} {out}", file=sys.stdout)
+                going = begin(going_on(flags), bar)
             if going and given["experiment"] in ("softening", "all") and out in bases:
                 going = interpolate(out)
             if not going:
@@ -1127,37 +1132,29 @@ def time_for(tokens, plan):
     return ""
 
 
-INTERPOLATED = (0.0, 0.25, 0.5, 0.75, 1.0)
-
-
+@faults_explained()
 def interpolate(out):
     """Evaluates a whole run's weights on the way from its start to its end: softening for the price of evaluations.
 
     Writes interpolation.jsonl: share of the way, upstream_loss, downstream_loss. Returns whether it got to its end."""
-    out = Path(out)
-    if (out / "interpolation.jsonl").exists():
+    if (Path(out) / "interpolation.jsonl").exists():
         return True
-    flags = Flags(**read_json(out / "config.json")["flags"])
     with ExitStack() as cleanup:
-        run = set_up(replace(flags, resume=str(out)), cleanup, bar=tqdm(disable=True))
-        parameters = dict(run.model.named_parameters())
-        # Nothing but shapes, as when sharded: the weights come tensor by tensor.
-        begun = starting_model(replace(flags, shard=True, decay_to_start=False), data.Corpus(flags.upstream))
-        start = {name: like(parameters[name], tensor.float()) for name, tensor in begun.weights()}
-        end = {name: p.detach().clone() for name, p in parameters.items()}
+        run = set_up(resumed_flags({"resume": out}), cleanup, bar=tqdm(disable=True))
+        start = in_turn(lambda: starting_weights(run))
+        end = {p: p.detach().clone() for p in start}
         lines = []
-        for share in INTERPOLATED:
+        for share in (0.0, 0.25, 0.5, 0.75, 1.0):
             if run.flags.shard:
                 run.model.reshard()  # the evaluation before left the embeddings whole
-            for name, p in parameters.items():
-                p.data.copy_(start[name] * (1 - share) + end[name] * share)
+            for p in start:
+                p.data.copy_(start[p] * (1 - share) + end[p] * share)
             losses = evaluate(run)
             lines.append(json.dumps({"share": share} | {f"{s}_loss": losses[f"{s}_loss"] for s in SIDES}) + "\n")
             if sum_over_processes(run.signalled)[0]:
                 return False
         if run.rank == 0:
-            data.write_file(out / ".interpolation.jsonl", "".join(lines).encode())
-            os.replace(out / ".interpolation.jsonl", out / "interpolation.jsonl")
+            write_whole(run.out / "interpolation.jsonl", "".join(lines))
     return True
 
 
@@ -1169,29 +1166,22 @@ def upstream_run(flags):
     name = f"upstream-{flags.model}-{flags.upstream}"
     if flags.upstream_tokens != Flags.upstream_tokens:
         name += f"-{flags.upstream_tokens}"
-    before = Flags(init="scratch", upstream=flags.upstream, downstream=flags.upstream, overlap=0.0, replay=0.0)
-    before.model, before.context = flags.model, SIZES[flags.model][5]
-    before.tokens, before.out = flags.upstream_tokens, f"runs/{name}"
-    for machine in (*MACHINE, "precision"):
-        setattr(before, machine, getattr(flags, machine))
-    before.eval_every = max(1, length(before)[0] // 10)
-    before.save_every = max(1, length(before)[0] // 16)  # kept: section 4.5 starts from earlier checkpoints
+    machine = {flag: getattr(flags, flag) for flag in (*MACHINE, "precision")}
+    before = Flags(init="scratch", model=flags.model, context=SIZES[flags.model][5], out=f"runs/{name}", **machine)
+    before.upstream = before.downstream = flags.upstream
+    before.tokens, before.overlap, before.replay = flags.upstream_tokens, 0.0, 0.0
+    before.eval_every = max(1, before.updates // 10)
+    before.save_every = max(1, before.updates // 16)  # kept: section 4.5 starts from earlier checkpoints
     return before
 
 
-def finished(out, stop_tokens=None):
-    """Whether a run's folder holds the checkpoint of its last update (with stop_tokens: of that place), or a later."""
-    try:
-        flags = Flags(**read_json(Path(out) / "config.json")["flags"])
-        flags.stop_tokens = stop_tokens or flags.stop_tokens
-        check_flags(flags)
-        last = checkpoint_folder(out, length(flags)[1])
-        if Path(newest_checkpoint(out)) < last:  # told without reading gigabytes
-            return False
-        whole = last_whole_checkpoint(out)[0]
-        return whole is not None and whole >= last
-    except (OSError, KeyError, TypeError, ValueError):
+def finished(flags):
+    """Whether a run's folder holds the checkpoint of its last update, whole, or a later one."""
+    last = checkpoint_folder(flags.out, flags.stop)
+    if Path(newest_checkpoint(flags.out)) < last:  # told without reading gigabytes
         return False
+    whole = last_whole_checkpoint(flags.out)[0]
+    return whole is not None and whole >= last
 
 
 def run_name(given, prefix=""):
@@ -1211,7 +1201,6 @@ def run_name(given, prefix=""):
 def parse_flags(argv):
     """The flags that were given, {name: value}; the parser is made from the dataclass and its comments."""
     parser = data.OneLineParser(description=__doc__)
-    group = None
     by_name = {f.name: f for f in fields(Flags)}
     for line in inspect.getsource(Flags).splitlines():
         if heading := re.fullmatch(r"    # ([A-Z][\w ]+)", line):
@@ -1220,15 +1209,16 @@ def parse_flags(argv):
             name, text = match.groups()
             default, kind = by_name[name].default, by_name[name].type
             text = text.replace("%", "%%") + ("" if default in (None, False, "") else f" ({default})")
-            options = {"dest": name, "default": None, "help": text}
             if kind is bool:
-                options |= {"action": "store_true"}
+                options = {"action": "store_true"}
+            elif name == "resume":
+                options = {"nargs": "?", "const": "", "metavar": "FOLDER"}
+            elif kind in (str, str | None):
+                options = {"metavar": "NAME"}
             else:
-                types = {int: data.whole_number, int | None: data.whole_number, float: float, float | None: float}
-                options |= {"type": types.get(kind, str), "metavar": "X" if kind not in (str, str | None) else "NAME"}
-            if name == "resume":
-                options |= {"nargs": "?", "const": "", "metavar": "FOLDER"}
-            group.add_argument("--" + name.replace("_", "-"), **options)
+                options = {"type": data.whole_number if kind in (int, int | None) else float, "metavar": "X"}
+            group.add_argument("--" + name.replace("_", "-"), default=None, help=text, **options)
+    # In the order of the dataclass, so that a run's name does not depend on the order in which its flags were typed.
     given = {name: value for name, value in vars(parser.parse_args(argv)).items() if value is not None}
     if "resume" in given and "init" in given:
         parser.error("--init begins a run and --resume continues one; give one of them")
@@ -1239,41 +1229,40 @@ def parse_flags(argv):
 
 def resumed_flags(given):
     """The flags of the run to resume, with those given now that may change. ValueError for any other difference."""
-    out = Path(given.get("resume") or given.get("out") or run_name({k: v for k, v in given.items() if k != "resume"}))
+    out = Path(given.get("resume") or given.get("out") or run_name(given))
     if not (out / "config.json").is_file():
         raise ValueError(f"{out}: no run to resume (no config.json); leave --resume out to begin one")
     saved = read_json(out / "config.json")
-    names = {f.name for f in fields(Flags)}
-    if not isinstance(saved, dict) or not isinstance(saved.get("flags"), dict) or not names >= set(saved["flags"]):
+    saved = saved.get("flags") if isinstance(saved, dict) else None
+    if not isinstance(saved, dict) or not saved.keys() <= {f.name for f in fields(Flags)}:
         raise ValueError(f"{out}/config.json: not of a run of this program; begin a new one")
-    saved = saved["flags"]
     for name, value in given.items():
         if name not in RESUMABLE and value != saved.get(name):
             flag = name.replace("_", "-")
             raise ValueError(f"--{flag} {value} is not the run's {saved.get(name)}; begin a new run with --init {out}")
-    changed = {name: value for name, value in given.items() if name in RESUMABLE}
-    return Flags(**(saved | changed | {"resume": str(out), "out": str(out)}))
+    return Flags(**(saved | given | {"resume": str(out), "out": str(out)}))
+
+
+def going_on(flags):
+    """The flags, or, where their folder holds a run already, those that go on with it on the machine of now."""
+    if not (Path(flags.out) / "config.json").is_file():
+        return flags
+    now = {name: getattr(flags, name) for name in MACHINE if getattr(flags, name) != getattr(Flags, name)}
+    return resumed_flags(now | {"resume": flags.out, "stop_tokens": flags.stop_tokens})
 
 
 def begin(flags, bar=None):
-    """Begins the run of these flags; before it, if need be, the pre-training behind --init upstream. In an experiment,
-    which has a progress bar, also continues it where it was cut. Returns whether it got to its end."""
+    """The run of these flags; before it, if need be, the pre-training behind --init upstream. Returns whether it got to
+    its end. bar: the progress bar of an experiment."""
     check_flags(flags)
     if flags.init == "upstream" and not (flags.dry_run or flags.profile):
         before = upstream_run(flags)
-        if not finished(before.out):
-            if bar is None:
-                in_turn(lambda: resolve(flags))  # what is wrong with the flags is told before minutes are spent
-                print(f"pre-training {flags.model} on {flags.upstream} (once; cached in {before.out})")
-            if (Path(before.out) / "config.json").is_file():
-                now = {name: getattr(flags, name) for name in MACHINE if getattr(flags, name) != getattr(Flags, name)}
-                before = resumed_flags(now | {"resume": before.out})
-            if not train(before, bar):
+        if not finished(before):
+            in_turn(lambda: resolve(flags))  # what is wrong with the flags is told before minutes are spent
+            print(f"pre-training {flags.model} on {flags.upstream} (once; cached in {before.out})")
+            if not train(going_on(before), bar):
                 return False
         flags.init = before.out
-    if bar is not None and (Path(flags.out) / "config.json").exists():
-        now = {name: getattr(flags, name) for name in MACHINE if getattr(flags, name) != getattr(Flags, name)}
-        flags = resumed_flags(now | {"resume": flags.out, "stop_tokens": flags.stop_tokens or flags.tokens})
     return train(flags, bar)
 
 
@@ -1281,12 +1270,9 @@ def main(argv=None):
     given = parse_flags(argv)
     if "experiment" in given:
         return run_experiment(given)
-    if "resume" in given:
-        flags = resumed_flags(given)
-    else:
-        flags = Flags(**given)
-        flags.out = flags.out or str(run_name(given))
-    if train(flags) if "resume" in given else begin(flags):
+    flags = resumed_flags(given) if "resume" in given else Flags(**given)
+    flags.out = flags.out or str(run_name(given))
+    if begin(flags):
         print(f"next        python eval.py sample {flags.out} --prompt 'def '")
 
 

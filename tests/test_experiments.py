@@ -7,7 +7,7 @@ import random
 import shutil
 import signal
 import statistics
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -70,7 +70,7 @@ def test_an_experiment_runs_goes_on_and_leaves_whole_runs_alone(house, monkeypat
     first = call("train.py", *words)
     assert first.returncode == 0 and "7 runs, 7 to do" in first.stdout, first.stderr
     runs = sorted(p for p in Path("runs").iterdir() if not p.name.startswith("upstream"))
-    assert len(runs) == 6 and all(train.finished(run) for run in runs)
+    assert len(runs) == 6 and all(train.finished(train.resumed_flags({"resume": run})) for run in runs)
     # Interpolation begins where the run began, and ends where it ended.
     base = next(run for run in runs if (run / "interpolation.jsonl").exists())
     between = [json.loads(line) for line in (base / "interpolation.jsonl").read_text().splitlines()]
@@ -87,9 +87,21 @@ def test_an_experiment_runs_goes_on_and_leaves_whole_runs_alone(house, monkeypat
         assert (again == before[run]) == (run != runs[1]) and again.count(b"\n") == before[run].count(b"\n")
 
 
+def test_earlier_checkpoints_are_made_before_the_runs_that_start_from_them(house, monkeypatch):
+    monkeypatch.setitem(train.SIZES, "nano", (1, 16, 2, 1e-2, 257, 32))
+    words = ["--experiment", "checkpoints", "--upstream", "old", "--downstream", "new", "--device", "cpu"]
+    words += ["--upstream-tokens", "5120", "--tokens", "512", "--eval-tokens", "64"]
+    done = call("train.py", *words)
+    assert done.returncode == 0 and "7 runs, 7 to do" in done.stdout, done.stderr
+    runs = [path for path in Path("runs").iterdir() if not path.name.startswith("upstream")]
+    assert len(runs) == 6 and sum("init-runs-upstream" in run.name for run in runs) == 4
+    assert "7 runs, 0 to do" in call("train.py", *words).stdout
+
+
 def test_bad_experiments(house):
     refused(call("train.py", "--experiment", "warm-up"), "warmup-length")
     refused(call("train.py", "--experiment", "max-lr", "--out", "r"), "--out")
+    refused(call("train.py", "--experiment", "max-lr", "--profile"), "--profile")
     refused(call("train.py", "--experiment", "max-lr", "--seeds", "0"), "--seeds")
     refused(call("train.py", "--experiment", "checkpoints", "--init", "data/old"), "pythia-SIZE")
     assert not Path("runs").exists()
@@ -99,7 +111,9 @@ def test_a_run_that_went_further_is_finished_and_one_that_stopped_short_is_not(h
     words = ["--upstream", "old", "--downstream", "new", "--init", "scratch", "--model", "nano", "--context", "32"]
     words += ["--batch-size", "4", "--tokens", "2560", "--eval-tokens", "64", "--keep", "1", "--save-every", "100"]
     assert call("train.py", *words, "--stop-tokens", "1280", "--out", "r").returncode == 0
-    assert train.finished("r") and train.finished("r", 640) and not train.finished("r", 2560)
+    flags = train.resumed_flags({"resume": "r"})
+    assert train.finished(flags) and train.finished(replace(flags, stop_tokens=640))
+    assert not train.finished(replace(flags, stop_tokens=2560))
     Path("cut").mkdir()
     shutil.copy("r/config.json", "cut")
     Path("cut/metrics.jsonl").touch()  # killed in its first evaluation

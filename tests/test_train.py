@@ -396,6 +396,8 @@ def test_names_of_runs_tell_the_flags_apart(house):
     assert named == Path("runs/stdlib-to-torch-max-lr-0.001-schedule-constant-seed-2")
     long = train.run_name({"downstream": ",".join(f"corpus{i}=1" for i in range(40)), "seed": 1})
     assert len(long.name) < 200 and ".." not in str(train.run_name({"init": "../../x"}))
+    typed = [["--seed", "1", "--tokens", "9"], ["--tokens", "9", "--seed", "1"]]
+    assert len({train.run_name(train.parse_flags(words)) for words in typed}) == 1
 
 
 def test_dry_run_writes_nothing(house):
