@@ -1224,6 +1224,8 @@ def parse_flags(argv):
         parser.error("--init begins a run and --resume continues one; give one of them")
     if given.get("resume") and "out" in given:
         parser.error("--resume names the run's folder; leave --out out")
+    if "seeds" in given and "experiment" not in given:
+        parser.error("--seeds repeats the arms of an --experiment; a run of one's own takes --seed")
     return given
 
 

@@ -103,6 +103,7 @@ def test_bad_experiments(house):
     refused(call("train.py", "--experiment", "max-lr", "--out", "r"), "--out")
     refused(call("train.py", "--experiment", "max-lr", "--profile"), "--profile")
     refused(call("train.py", "--experiment", "max-lr", "--seeds", "0"), "--seeds")
+    refused(call("train.py", "--seeds", "3", "--upstream", "old", "--downstream", "new"), "--experiment")
     refused(call("train.py", "--experiment", "checkpoints", "--init", "data/old"), "pythia-SIZE")
     assert not Path("runs").exists()
 
