@@ -1074,14 +1074,17 @@ def size_of(flags):
     return flags.model if flags.init == "scratch" or from_upstream(flags) else None
 
 
+def starting_config(flags):
+    """The GPTNeoXConfig of the model that a run starts from."""
+    if size := size_of(flags):
+        in_bytes = data.EMBEDDED.get(flags.upstream) == "bytes"
+        return config_of(size, data.load_tokenizer("bytes").vocab_size if in_bytes else None)
+    return GPTNeoX.from_pretrained(newest_checkpoint(flags.init), flags.revision, empty=True).config
+
+
 def peak_of(flags):
     """The peak of a run's learning rate: --max-lr, else that of the pre-training of the model that it starts from."""
-    if flags.max_lr:
-        return flags.max_lr
-    if size := size_of(flags):
-        return SIZES[size][3]
-    shapes = GPTNeoX.from_pretrained(newest_checkpoint(flags.init), flags.revision, empty=True)
-    return known_peak(shapes.config, flags.init)
+    return flags.max_lr or known_peak(starting_config(flags), flags.init)
 
 
 def run_experiment(given):
@@ -1102,7 +1105,7 @@ def run_experiment(given):
         numbers = f"{flags.max_lr:>8.2g}{flags.peak:>9,}{flags.updates:>9,}{flags.stop:>9,}"
         print(f"{flags.schedule:<16}{numbers}  {out}{'' if out in to_do else ' (whole)'}")
     total = sum(min(plan[out].stop_tokens or plan[out].tokens, plan[out].tokens) for out in to_do)
-    print(f"{len(plan)} runs, {len(to_do)} to do: {total / 1e6:,.1f}M tokens{time_for(total, plan)}")
+    print(f"{len(plan)} runs, {len(to_do)} to do: {total / 1e6:,.1f}M tokens, {time_for(to_do, plan)}")
     if given.get("dry_run"):
         return
     with progress_bar(given["experiment"], total) as bar:
@@ -1119,17 +1122,37 @@ def run_experiment(given):
     print(f"next        python eval.py claims {' '.join(runs) if len(runs) < 4 else 'runs/*'}")
 
 
-def time_for(tokens, plan):
-    """How long that many tokens take, as far as the logs of the runs that are there can tell."""
+def time_for(to_do, plan):
+    """How long the runs still to do will take, roughly: their FLOPs, a third more for evaluations, at the rate of a run
+    that is there already; without one, at a share of this machine's rate of plain matrix products."""
+    flops = {out: starting_config(flags).flops_per_token(flags.context) for out, flags in plan.items()}  # of a token
+    rate = None
     for out in plan:
         try:
             rates = sorted(record["tokens_per_second"] for record in read_run(out)["train"])
         except ValueError:  # not begun, or cut before its first evaluation
             continue
-        if rates and tokens:
-            hours, minutes = divmod(round(tokens / rates[len(rates) // 2] / 60 * 1.3), 60)  # 30 % to evaluate
-            return f", about {hours}h{minutes:02d}m"
-    return ""
+        if rates:
+            rate = flops[out] * rates[len(rates) // 2]
+            break
+    if rate is None:
+        first = next(iter(plan.values()))
+        device = pick_device(first.device)
+        dtype = AUTOCAST[pick_precision(first.precision, device, starting_config(first).hidden_size)] or torch.float32
+        rate = product_rate(device, dtype) * (2 / 3 if dtype == torch.float32 else 1 / 3) * rank_and_ranks()[1]
+    seconds = 4 / 3 * sum(flops[out] * plan[out].stop * plan[out].tokens_per_update for out in to_do) / rate
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"about {hours}h{minutes:02d}m" if hours < 100 else f"about {hours:,}h"
+
+
+def product_rate(device, dtype, size=1024):
+    """FLOP/s of a plain matrix product on a device, the best of several."""
+    one, best = torch.ones(size, size, device=device, dtype=dtype), math.inf
+    for _ in range(8):
+        begun = time.perf_counter()
+        (one @ one)[0, 0].item()  # waits for the result
+        best = min(best, time.perf_counter() - begun)
+    return 2 * size**3 / best
 
 
 @faults_explained()

@@ -118,7 +118,22 @@ def test_a_run_that_went_further_is_finished_and_one_that_stopped_short_is_not(h
     Path("cut").mkdir()
     shutil.copy("r/config.json", "cut")
     Path("cut/metrics.jsonl").touch()  # killed in its first evaluation
-    assert train.time_for(10**9, ["nowhere", "cut"]) == "" != train.time_for(10**9, ["cut", "r"])
+
+
+def test_the_plan_says_how_long_it_takes(house, monkeypatch):
+    arm = Flags(init="scratch", model="nano", context=256, tokens=2_048_000, precision="fp32", device="cpu")
+    flops = train.starting_config(arm).flops_per_token(256)
+    assert flops == 6 * (2 * 12 * 64**2 + 2 * 13 * 64 + 2 * 64 + 257 * 64) + 12 * 2 * 64 * 256
+    monkeypatch.setattr(train, "product_rate", lambda device, dtype: 3e3 * flops)
+    # 2,000 tokens a second at two thirds of 3,000, and a third more for evaluations: 1,024 s x 4 / 3 each.
+    assert train.time_for({"a", "b"}, {"a": arm, "b": arm, "whole": arm}) == "about 0h46m"
+    made_up("whole")
+    record = {"kind": "train", "step": 1, "tokens": 2048, "lr": 1e-3, "loss": 2.0, "tokens_per_second": 100.0}
+    with open("whole/metrics.jsonl", "a") as file:
+        file.write(json.dumps(record) + "\n")
+    assert train.time_for({"a", "b"}, {"a": arm, "b": arm, "whole": arm}) == "about 15h10m"
+    monkeypatch.undo()
+    assert 1e6 < train.product_rate("cpu", torch.float32) < 1e15
 
 
 def test_a_signal_after_the_last_update_ends_an_experiment(house, monkeypatch):
