@@ -373,10 +373,16 @@ def processes():
         dist.init_process_group(backend, timeout=timedelta(hours=6))  # rank 0 may fetch a model while the others wait
     except (ValueError, RuntimeError) as fault:
         sys.exit(f"train.py: cannot join the other processes ({data.one_line(fault)}); start it with torchrun")
-    quiet = open(os.devnull, "w") if dist.get_rank() else None
-    with redirect_stdout(quiet or sys.stdout), redirect_stderr(quiet or sys.stderr):
-        yield
-    dist.destroy_process_group()
+    quiet, code = open(os.devnull, "w") if dist.get_rank() else None, 0
+    try:
+        with redirect_stdout(quiet or sys.stdout), redirect_stderr(quiet or sys.stderr):
+            yield
+    except SystemExit as end:
+        code = end.code or 0
+    # All is written. Torn down in the ordinary way, gloo's threads abort the process in one run of some twenty.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def rank_and_ranks():
