@@ -274,8 +274,11 @@ def label_runs(runs):
         differ.append("max_lr")
     labels = []
     for run in runs:
-        shown = [f for f in differ if not (f == "warmup" and run["flags"].get("schedule") == "constant")]
-        labels.append(", ".join(name_of(flag, run["flags"].get(flag)) for flag in shown))
+        flags = run["flags"]
+        shown = [flag for flag in differ if not (flag == "warmup" and flags.get("schedule") == "constant")]
+        # No replay goes without saying, and no overlap, where something else is said.
+        shown = [flag for flag in shown if flags.get(flag) or flag not in ("overlap", "replay")] or shown
+        labels.append(", ".join(name_of(flag, flags.get(flag)) for flag in shown))
     return labels
 
 
@@ -421,7 +424,11 @@ def draw_arms(groups, measure, sides, until, rates=False):
     panels[-1].set_xlim(-0.01 * until, 1.01 * until)
     in_millions(panels[-1].xaxis)
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=2 if max(map(len, labels)) > 20 else 4)
+    longest = max(map(len, labels))
+    columns = next(count for count, fits in ((4, 20), (2, 40), (1, math.inf)) if longest <= fits)
+    rows = -(-len(labels) // columns)
+    figure.set_figheight(figure.get_figheight() + 0.18 * max(0, rows - 3))  # a long legend is not at the panels' cost
+    figure.legend(handles, labels, loc="outside upper center", ncols=columns)
     figure.align_ylabels(panels)
     return figure
 

@@ -337,3 +337,13 @@ def test_a_title_names_the_overlap_only_where_the_runs_agree(house, monkeypatch)
     styles = {line.get_linestyle() for line in kept[1].axes[0].lines[:2]}
     colours = {line.get_color() for line in kept[1].axes[0].lines[:2]}
     assert len(styles) == len(colours) == 2
+
+
+def test_a_legend_stays_inside_its_figure(house):
+    made_up("r")
+    for length, count in ((10, 3), (40, 6), (70, 12)):
+        groups = {f"{number} {'x' * length}": [evaluation.read_run("r")] for number in range(count)}
+        figure = evaluation.draw_arms(groups, "loss", evaluation.SIDES, TOKENS)
+        figure.savefig("r.png")
+        box, panel = figure.legends[0].get_window_extent(), figure.axes[0].get_window_extent()
+        assert box.x0 >= 0 and box.x1 <= figure.bbox.width and panel.height > 80
