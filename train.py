@@ -1022,14 +1022,13 @@ def experiment_runs(given):
     given = {flag: value for flag, value in given.items() if flag not in ("experiment", "seeds", "dry_run")}
     papers = PAPER if given.get("init", "upstream") != "upstream" else {}
     base = {"keep": 1} | (papers or {"model": LAPTOP_SIZES[0]}) | given
-    runs, bases = {}, set()
+    runs, bases, left_out = {}, set(), {}
     for seed in range(first, first + seeds):
         for experiment in EXPERIMENTS if name == "all" else [name]:
             for arm in EXPERIMENTS[experiment]:
                 flags = arm_flags(base | {"seed": seed}, arm)
-                if flags is None and name != "all":
-                    raise ValueError(f"--experiment {name} needs --init EleutherAI/pythia-SIZE, or no --init")
                 if flags is None:
+                    left_out.setdefault(experiment, []).append(", ".join(f"{flag} {arm[flag]}" for flag in arm))
                     continue
                 # Beside the paper's settings, a name says only what differs from them.
                 named = {flag: value for flag, value in flags.items() if papers.get(flag) != value}
@@ -1040,6 +1039,11 @@ def experiment_runs(given):
                 runs[out] = flags | {"out": out}
                 if not arm:
                     bases.add(out)
+    needs = "--init EleutherAI/pythia-SIZE, or no --init"
+    if not runs:
+        raise ValueError(f"--experiment {name} needs {needs}")
+    for experiment, arms in left_out.items():
+        print(f"{experiment}: left out {'; '.join(dict.fromkeys(arms))} (needs {needs})", file=sys.stderr)
     return runs, bases
 
 

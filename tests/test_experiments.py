@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 import eval as evaluation
 import train
+from model import SIZES, GPTNeoX, config_of
 from train import Flags
 
 PAPERS = ["--init", "EleutherAI/pythia-410m-deduped", "--upstream", "pile", "--downstream", "slimpajama", "--dry-run"]
@@ -49,6 +50,16 @@ def test_the_papers_arms_are_planned_with_the_papers_numbers(house):
     sizes = [row[1] for row in plan("model-size", *PAPERS)]
     assert sizes == [1e-3, 1e-4, 6e-4, 6e-5, 3e-4, 3e-5]
     assert not Path("runs").exists() and not Path("data/pile").exists()
+
+
+def test_a_model_of_ones_own_takes_the_arms_that_it_has(house):
+    GPTNeoX(config_of("nano", 257)).save_pretrained("mine")
+    words = ["--init", "mine", "--upstream", "old", "--downstream", "new", "--context", "32", "--batch-size", "4"]
+    rows = plan("max-lr", *words, "--tokens", "5120", "--schedule", "linear", "--dry-run")
+    peak = SIZES["nano"][3]
+    assert [row[1] for row in rows] == [peak / 2, peak, 2 * peak, peak / 10]  # no random start: what size would it be?
+    done = call("train.py", "--experiment", "max-lr", *words, "--dry-run")
+    assert "left out init scratch" in done.stderr and done.stderr.count("\n") == 1
 
 
 def test_arms_that_experiments_share_run_once(house):
