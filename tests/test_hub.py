@@ -195,6 +195,7 @@ def test_what_can_go_wrong_is_one_line(repo, house, tmp_path):
     assert not (house / "runs").exists() and "pytorch_model.bin" not in repo.downloads
 
 
+@pytest.mark.slow
 def test_a_download_that_is_cut_short_goes_on(repo, house):
     repo.cuts["model.safetensors"] = 1
     done = continue_from(repo, house, "--out", "r")
@@ -219,7 +220,7 @@ def test_neox_tokenizer_and_lambada_come_from_the_hub(repo, house):
 
 def test_a_checkpoint_of_the_hub_is_rewarmed_as_advised(repo, house, monkeypatch):
     (house / "t.json").write_text(json.dumps(small_spec()))
-    monkeypatch.setattr(data, "EMBEDDED_BYTES", 2_000_000)
+    monkeypatch.setattr(data, "EMBEDDED_BYTES", 1_200_000)
     data.prepare("stdlib-neox", tokenizer="t.json")  # as the first use does with Pythia's tokenizer
     make_corpus("torch-neox", "new", tokenizer="t.json")
     files = files_of(house)
@@ -325,10 +326,8 @@ def test_slimpajama_falls_back_and_is_split_by_domain(corpora_hub, tmp_path, mon
     assert not list((tmp_path / "cache").rglob("*.zst"))  # shards are read, not kept
 
 
-@pytest.mark.parametrize(
-    "corpus",
-    ["pile --val-tokens 3000", pytest.param("slimpajama --by-domain --processes 2", marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("corpus", ["pile --val-tokens 3000", "slimpajama --by-domain --processes 2"])
 def test_a_killed_preparation_goes_on_where_it_was_to_the_same_bytes(corpora_hub, tmp_path, corpus):
     words = [*corpus.split(), "--train-tokens", str(60 * 2048)]
     whole, cut = tmp_path / "whole", tmp_path / "cut"
