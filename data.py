@@ -471,7 +471,8 @@ class CorpusWriter:
 
     All is written under a hidden name and renamed at the end: an interrupted corpus never looks whole. A note beside
     it says how far it is, so that the same command goes on after it was stopped or killed: `begun`, how many documents
-    of each source are dealt with; `counts`, what each split of each corpus holds; `room`, in tokens, of each split.
+    of each source are dealt with; `counts`, what each split of each corpus holds; `room`, in tokens, of each split;
+    `complete`, whether nothing is left but to give all corpora their names.
     """
 
     def __init__(
@@ -486,12 +487,13 @@ class CorpusWriter:
         self.folder = ROOT / f".{name}.partial"
         self.note = self.folder / "progress"
         self.files = {}  # (corpus, split): open
-        self.begun, self.counts = {}, {}
+        self.begun, self.counts, self.complete = {}, {}, False
         self.room = {"train": train_tokens or math.inf, "val": val_tokens or math.inf}
         said = self.note.read_bytes() if self.note.is_file() else b""
         if said and hashlib.sha256(said[32:]).digest() == said[:32]:
             state = json.loads(said[32:])
             self.begun, self.counts, self.room = state["begun"], state["counts"], state["room"]
+            self.complete = state.get("complete", False)
             before = state["request"]
             if before != self.request:
                 before = f"--train-tokens {before[0]}, --val-tokens {before[1]} ..."
@@ -519,7 +521,7 @@ class CorpusWriter:
         other files come or in which order, and a second copy of it never gets into train.
         A split is full with the document that reaches its limit of tokens, all domains together."""
         targets, kept = [split] if split else [*self.room], time.monotonic()
-        if all(self.room[target] <= 0 for target in targets):
+        if self.complete or all(self.room[target] <= 0 for target in targets):
             return
         for source, share, domain, ids, size in tokenize_all(documents, self.tokenizer, self.processes):
             self.begun[source] = self.begun.get(source, 0) + 1
@@ -550,13 +552,25 @@ class CorpusWriter:
         for file in self.files.values():
             file.flush()
             os.fsync(file.fileno())
-        state = {"request": self.request, "begun": self.begun, "counts": self.counts, "room": self.room}
-        said = json.dumps(state).encode()
+        kept = ("request", "begun", "counts", "room", "complete")
+        said = json.dumps({name: getattr(self, name) for name in kept}).encode()
         write_file(self.folder / ".progress", hashlib.sha256(said).digest() + said)
         os.replace(self.folder / ".progress", self.note)
 
     def finish(self):
-        """Describes what is written, and gives it its name."""
+        """Describes what is written, and gives it its name; where that was interrupted, gives the rest theirs."""
+        if not self.complete:
+            self.describe()
+            self.complete = True
+            self.keep()
+        for corpus in self.counts:
+            if (self.folder / corpus).is_dir():
+                os.replace(self.folder / corpus, corpus_folder(corpus))
+        sync_folder(ROOT)
+        self.note.unlink()
+
+    def describe(self):
+        """Writes meta.json and the tokenizer beside the token files of each corpus."""
         if not self.begun:
             raise ValueError(f"{self.name}: the sources hold no document")
         whole = self.counts.get(self.name, {})  # a domain, unlike a whole corpus, may lack a split
@@ -575,10 +589,6 @@ class CorpusWriter:
             self.tokenizer.save(folder)
             write_file(folder / "meta.json", (json.dumps(meta, indent=2) + "\n").encode())
             sync_folder(folder)
-        for corpus in self.counts:
-            os.replace(self.folder / corpus, corpus_folder(corpus))
-        sync_folder(ROOT)
-        self.note.unlink()
 
 
 @contextlib.contextmanager
@@ -592,8 +602,9 @@ def corpus_writer(name, *given, **options):
     with locked(ROOT / f".{name}.lock", f"another process is writing {final}; wait for it or choose another name"):
         writer = CorpusWriter(name, *given, **options)
         try:
-            for corpus in list(writer.counts) or ([] if writer.by_domain else [name]):
-                writer.open_files(corpus)
+            if not writer.complete:
+                for corpus in list(writer.counts) or ([] if writer.by_domain else [name]):
+                    writer.open_files(corpus)
             yield writer
             writer.finish()
         except (KeyboardInterrupt, BrokenExecutor, OSError) as fault:

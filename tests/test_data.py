@@ -661,3 +661,31 @@ def test_validation_windows_are_fixed_and_spread(house):
     assert torch.equal(some[0], every[0]) and torch.equal(some[5], every[len(every) // 2])
     with pytest.raises(ValueError, match="val.bin"):
         data.fixed_windows(corpus, 10**6, 320)
+
+
+def test_domains_that_were_interrupted_while_they_got_their_names_get_them_by_the_same_command(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = [{"text": text, "meta": {"pile_set_name": "ABC"[i % 3]}} for i, text in enumerate(texts("old", 90))]
+    Path("a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["a.jsonl", "--tokenizer", "bytes", "--by-domain", "--val-share", "0.3", "--processes", "1"]
+    assert call("data.py", "whole", *words).returncode == 0
+    replace, named = os.replace, []
+
+    def interrupted(old, new):
+        if Path(new).parent == data.ROOT:
+            named.append(new)
+            if len(named) == 2:
+                raise KeyboardInterrupt
+        replace(old, new)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", interrupted)
+        assert call("data.py", "cut", *words).returncode == 130
+    assert [p.name for p in Path("data").glob("cut-*")] == ["cut-a"]
+    done = call("data.py", "cut", *words)
+    assert done.returncode == 0 and done.stdout.count("tokens") == 6, done.stderr
+    for domain in "abc":
+        for file in ("train.bin", "val.bin", "tokenizer.json"):
+            assert Path(f"data/cut-{domain}/{file}").read_bytes() == Path(f"data/whole-{domain}/{file}").read_bytes()
+    assert not Path("data/.cut.partial").exists()
+    refused(call("data.py", "cut", *words), "exists already")
