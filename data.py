@@ -584,8 +584,8 @@ class CorpusWriter:
             meta |= {"sources": self.sources or list(self.begun), "tokenizer_sha256": self.tokenizer.sha256}
             for split in self.room:
                 with open(folder / f"{split}.bin", "rb") as file:
-                    whole = hashlib.file_digest(file, "sha256").hexdigest()
-                meta[split] = counts[split] | {"sha256": whole, "sample_sha256": sample_hash(folder / f"{split}.bin")}
+                    digest = hashlib.file_digest(file, "sha256").hexdigest()
+                meta[split] = counts[split] | {"sha256": digest, "sample_sha256": sample_hash(folder / f"{split}.bin")}
             self.tokenizer.save(folder)
             write_file(folder / "meta.json", (json.dumps(meta, indent=2) + "\n").encode())
             sync_folder(folder)

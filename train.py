@@ -13,6 +13,7 @@ decay 0.1, clip 1.0), fresh optimiser state, a linear warm-up, a decay, and two 
 """
 
 import copy
+import functools
 import hashlib
 import inspect
 import json
@@ -373,7 +374,8 @@ def processes():
         dist.init_process_group(backend, timeout=timedelta(hours=6))  # rank 0 may fetch a model while the others wait
     except (ValueError, RuntimeError) as fault:
         sys.exit(f"train.py: cannot join the other processes ({data.one_line(fault)}); start it with torchrun")
-    quiet, code = open(os.devnull, "w") if dist.get_rank() else None, 0
+    quiet = open(os.devnull, "w") if dist.get_rank() else None
+    code = 0
     try:
         with redirect_stdout(quiet or sys.stdout), redirect_stderr(quiet or sys.stderr):
             yield
@@ -1089,7 +1091,12 @@ def starting_config(flags):
     if size := size_of(flags):
         in_bytes = data.EMBEDDED.get(flags.upstream) == "bytes"
         return config_of(size, data.load_tokenizer("bytes").vocab_size if in_bytes else None)
-    return GPTNeoX.from_pretrained(newest_checkpoint(flags.init), flags.revision, empty=True).config
+    return stored_config(flags.init, flags.revision)
+
+
+@functools.cache  # a plan asks for each arm, and a hub id is a round trip
+def stored_config(init, revision):
+    return GPTNeoX.from_pretrained(newest_checkpoint(init), revision, empty=True).config
 
 
 def peak_of(flags):
