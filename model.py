@@ -10,7 +10,6 @@ Section 3 of "How to (re)warm your model?" (arXiv 2308.04014): the study continu
 The parameters have the names they have on the hub, so loading and saving rename nothing.
 """
 
-import json
 import math
 import re
 from contextlib import nullcontext
@@ -19,10 +18,12 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+
+from engine.files import Field, check_fields, count, read_json, to_json
+from engine.weights import check_tensors, list_tensors, model_folder, read_tensors
 
 # Pythia's sizes, and three that a laptop trains in minutes. The peak learning rates are those of pre-training.
 #         layers width heads  max LR  embedding rows  context
@@ -52,6 +53,23 @@ OLD_BUFFERS = re.compile(r"gpt_neox\.layers\.\d+\.attention\.(bias|masked_bias|r
 
 LOGIT_CHUNK = 2**24  # logits formed at a time in the loss: 64 MiB in fp32, some 330 tokens of Pythia's vocabulary
 
+# ---------------------------------------------------------------- the config
+
+CONFIG = {  # what the fields of a config.json may be
+    "vocab_size": count(1, 2**24),
+    "hidden_size": count(1, 2**17),
+    "num_hidden_layers": count(1, 2**12),
+    "num_attention_heads": count(1, 2**12),
+    "intermediate_size": count(1, 2**20),
+    "hidden_act": Field(str, among=ACTIVATIONS),
+    "rotary_pct": Field(float, 1e-30, 1),
+    "rotary_emb_base": Field(float, 1e-30, 1e30),
+    "max_position_embeddings": count(1, 2**24),
+    "layer_norm_eps": Field(float, 1e-30, 1e30),
+    "use_parallel_residual": Field(bool),
+    "attention_bias": Field(bool),
+}
+
 
 @dataclass
 class GPTNeoXConfig:
@@ -76,8 +94,7 @@ class GPTNeoXConfig:
         """From the contents of a config.json, in the published or in the current spelling of the rotary fields.
 
         Raises ValueError, naming `where`, for another architecture or a value that cannot be."""
-        if not isinstance(hub, dict):
-            raise ValueError(f"{where}: holds no JSON object; is it a model's config.json?")
+        check_fields(hub, {}, where)
         hub = dict(hub)
         if hub.pop("model_type", None) != "gpt_neox":
             raise ValueError(f"{where}: model_type is not gpt_neox; only GPT-NeoX models (such as Pythia) can be read")
@@ -92,37 +109,21 @@ class GPTNeoXConfig:
         config = cls(**{k: v for k, v in hub.items() if k in names})
         config.extra = {k: v for k, v in hub.items() if k not in names}
         config.check(where)
-        try:
-            json.dumps(config.to_dict(), indent=2)  # as every checkpoint will
-        except RecursionError:
-            raise ValueError(f"{where}: nested too deeply; restore it or choose another folder") from None
         return config
 
     def check(self, where="config"):
         """Raises ValueError for values that no GPT-NeoX can have."""
-        limits = {"vocab_size": 2**24, "hidden_size": 2**17, "num_hidden_layers": 2**12, "num_attention_heads": 2**12}
-        limits |= {"intermediate_size": 2**20, "max_position_embeddings": 2**24}
-        for name, limit in limits.items():
-            value = getattr(self, name)
-            if type(value) is not int or not 0 < value <= limit:
-                raise ValueError(f"{where}: {name} is {value!r:.60}; expected a whole number from 1 to {limit}")
-        for name in ("rotary_pct", "rotary_emb_base", "layer_norm_eps"):
-            value = getattr(self, name)
-            if type(value) not in (int, float) or not 0 < value < 1e30 or (name == "rotary_pct" and value > 1):
-                raise ValueError(
-                    f"{where}: {name} is {value!r:.60}; expected a positive number (rotary_pct: at most 1)"
-                )
-        for name in ("use_parallel_residual", "attention_bias"):
-            if type(getattr(self, name)) is not bool:
-                raise ValueError(f"{where}: {name} is {getattr(self, name)!r:.60}; expected true or false")
+        check_fields(vars(self), CONFIG, where)
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(f"{where}: {self.num_attention_heads} heads do not divide a width of {self.hidden_size}")
         if self.rotary_size < 2 or self.rotary_size % 2:
             raise ValueError(f"{where}: rotary_pct {self.rotary_pct} rotates {self.rotary_size} values, not pairs")
-        if not isinstance(self.hidden_act, str) or self.hidden_act not in ACTIVATIONS:
-            raise ValueError(f"{where}: hidden_act {self.hidden_act!r:.60} is unknown; known: {', '.join(ACTIVATIONS)}")
         if self.extra.get("tie_word_embeddings"):
             raise ValueError(f"{where}: tied embeddings are not supported; Pythia's are untied")
+        try:
+            to_json(self.to_dict())  # as every checkpoint will
+        except RecursionError:
+            raise ValueError(f"{where}: nested too deeply; restore it or choose another folder") from None
 
     def to_dict(self):
         """The published spelling, which every version of transformers reads."""
@@ -163,6 +164,14 @@ def pretraining_peak(config):
     """The peak learning rate with which a model of this shape was pre-trained, or None for a shape not in SIZES."""
     shape = (config.num_hidden_layers, config.hidden_size, config.num_attention_heads, config.max_position_embeddings)
     return {(*row[:3], row[5]): row[3] for row in SIZES.values()}.get(shape)
+
+
+def known_peak(config, name):
+    """The same; ValueError, with the name of the model, for a shape not in SIZES."""
+    peak = pretraining_peak(config)
+    if peak is None:
+        raise ValueError(f"{name} is none of Pythia's sizes, so its pre-training peak is unknown; give --max-lr")
+    return peak
 
 
 # ---------------------------------------------------------------- the network
@@ -234,6 +243,9 @@ class Layer(nn.Module):
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
+# ---------------------------------------------------------------- the loss
+
+
 class LinearCrossEntropy(torch.autograd.Function):
     """Unembedding and cross-entropy, chunk by chunk, so that all logits never exist at once.
 
@@ -245,42 +257,37 @@ class LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, weight, targets, dtype):
         """(N, D), (V, D), (N,) -> mean loss, and the loss of each token (N,), both fp32 in nats."""
-        learning = any(ctx.needs_input_grad)
+        ctx.dtypes, ctx.learning = (hidden.dtype, weight.dtype), any(ctx.needs_input_grad)
         N, chunk = len(targets), max(1, min(LOGIT_CHUNK // len(weight), len(targets)))
-        hidden_like, rows = hidden, weight.to(dtype)
-        hidden = hidden.to(dtype)
         losses = torch.empty(N, device=hidden.device, dtype=torch.float32)
-        grad_hidden = torch.empty_like(hidden, dtype=torch.float32) if learning else None
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if learning else None
-        # One piece of memory for all chunks, worked on in place: fresh memory costs a CPU a third of the time.
-        products = hidden.new_empty(chunk, len(rows))
+        if ctx.learning:
+            grad_hidden = torch.empty_like(hidden, dtype=torch.float32)
+            grad_weight = torch.zeros_like(weight, dtype=torch.float32)
+        hidden, weight = hidden.to(dtype), weight.to(dtype)
+        # The same memory for all chunks, worked on in place: allocating it anew costs a CPU a third of the time.
+        products = hidden.new_empty(chunk, len(weight))
         floats = products if dtype == torch.float32 else torch.empty_like(products, dtype=torch.float32)
         for start in range(0, N, chunk):
-            part = slice(start, min(start + chunk, N))
-            product, logits = products[: part.stop - start], floats[: part.stop - start]
-            torch.mm(hidden[part], rows.T, out=product)  # (C, V)
+            rows = slice(start, min(start + chunk, N))  # C of them
+            product, logits = products[: rows.stop - start], floats[: rows.stop - start]  # (C, V)
+            torch.mm(hidden[rows], weight.T, out=product)
             if dtype != torch.float32:
                 logits.copy_(product)
-            target = targets[part, None]  # (C, 1)
+            target = targets[rows, None]  # (C, 1)
             highest = logits.amax(dim=1, keepdim=True)
-            losses[part] = (highest - logits.gather(1, target)).squeeze(1)
+            losses[rows] = (highest - logits.gather(1, target)).squeeze(1)
             total = logits.sub_(highest).exp_().sum(dim=1, keepdim=True)
-            losses[part] += total.log().squeeze(1)
-            if learning:
+            losses[rows] += total.log().squeeze(1)
+            if ctx.learning:
                 # Softmax less one hot. Divided by N only in backward: in fp16 the small entries would vanish here.
                 error = logits.div_(total)
                 error.scatter_add_(1, target, torch.full_like(target, -1, dtype=error.dtype))
-                if dtype == torch.float32:
-                    torch.mm(error, rows, out=grad_hidden[part])
-                    grad_weight.addmm_(error.T, hidden[part])
-                else:
-                    grad_hidden[part] = product.copy_(error) @ rows
-                    # A CPU adds twice as fast what is still in its cache.
-                    size = 4096 if hidden.device.type == "cpu" else len(rows)
-                    for gradient, errors in zip(grad_weight.split(size), product.T.split(size), strict=True):
-                        gradient += errors @ hidden[part]
-        ctx.gradients = grad_hidden, grad_weight
-        ctx.dtypes = hidden_like.dtype, weight.dtype
+                if dtype != torch.float32:
+                    error = product.copy_(error)
+                grad_hidden[rows] = error @ weight
+                add_product(grad_weight, error, hidden[rows])
+        if ctx.learning:
+            ctx.gradients = grad_hidden, grad_weight
         ctx.mark_non_differentiable(losses)
         return losses.mean(), losses
 
@@ -289,6 +296,19 @@ class LinearCrossEntropy(torch.autograd.Function):
         (grad_hidden, grad_weight), ctx.gradients = ctx.gradients, None  # scaled in place, so good for one pass only
         scale = grad_mean.float() / len(grad_hidden)
         return grad_hidden.mul_(scale).to(ctx.dtypes[0]), grad_weight.mul_(scale).to(ctx.dtypes[1]), None, None
+
+
+def add_product(total, error, hidden):
+    """total (V, D) += error.T @ hidden of (C, V) and (C, D), the sum in fp32."""
+    if error.dtype == torch.float32:
+        total.addmm_(error.T, hidden)
+        return
+    size = 4096 if total.device.type == "cpu" else len(total)  # a CPU adds twice as fast what is still in its cache
+    for rows, errors in zip(total.split(size), error.T.split(size), strict=True):
+        rows += errors @ hidden
+
+
+# ---------------------------------------------------------------- the model
 
 
 class Body(nn.Module):
@@ -302,8 +322,9 @@ class Body(nn.Module):
 
 
 class GPTNeoX(nn.Module):
-    """A GPT-NeoX language model. Build it from a GPTNeoXConfig, or with from_pretrained; empty=True gives nothing but
-    shapes, for fill() to give weights."""
+    """A GPT-NeoX language model, built from a GPTNeoXConfig with random weights, or with from_pretrained.
+
+    empty=True gives nothing but shapes; fill() gives these memory and weights."""
 
     def __init__(self, config, seed=0, empty=False):
         super().__init__()
@@ -315,31 +336,6 @@ class GPTNeoX(nn.Module):
         self.weights = lambda: self.initial_weights(seed)  # (name, tensor) of each, one at a time
         if not empty:
             self.fill()
-
-    def initial_weights(self, seed):
-        """Yields Pythia's initial weights: "small init" going in, "Wang init" going out of each branch."""
-        width, layers = self.config.hidden_size, self.config.num_hidden_layers
-        generator = torch.Generator().manual_seed(seed)
-        for name, parameter in self.named_parameters():
-            tensor = torch.zeros(parameter.shape)
-            if "norm" in name and name.endswith("weight"):
-                tensor.fill_(1)
-            elif name.endswith("weight"):
-                out_projection = name.endswith(("attention.dense.weight", "dense_4h_to_h.weight"))
-                std = 2 / (layers * math.sqrt(width)) if out_projection else math.sqrt(2 / (5 * width))
-                tensor.normal_(0, std, generator=generator)
-            yield name, tensor
-
-    @torch.no_grad()
-    def fill(self, device="cpu", part=lambda parameter, tensor: tensor):
-        """Gives a model of shapes only its memory and its weights, one tensor at a time.
-
-        part: takes a parameter and the whole tensor to what belongs there, where parameters are spread over machines.
-        """
-        self.to_empty(device=device)
-        parameters = dict(self.named_parameters())
-        for name, tensor in self.weights():
-            parameters[name].copy_(part(parameters[name], tensor))
 
     def forward(self, tokens, targets=None, per_token=False):
         """Logits (B, T, V) of token ids (B, T); with targets (B, T), their mean cross-entropy in nats, a scalar.
@@ -363,6 +359,35 @@ class GPTNeoX(nn.Module):
         mean, losses = LinearCrossEntropy.apply(x.flatten(0, 1), weight, targets.flatten(), dtype)
         return losses.view(targets.shape) if per_token else mean
 
+    def layer_inputs(self, batch, context):
+        """What a layer takes, made of zeros: for compiling it."""
+        x = torch.zeros(batch, context, self.config.hidden_size)
+        return x, *rotary_tables(context, self.config, x.device)
+
+    def initial_weights(self, seed):
+        """Yields Pythia's initial weights: "small init" going in, "Wang init" going out of each branch."""
+        width, layers = self.config.hidden_size, self.config.num_hidden_layers
+        generator = torch.Generator().manual_seed(seed)
+        for name, parameter in self.named_parameters():
+            tensor = torch.zeros(parameter.shape)
+            if "norm" in name and name.endswith("weight"):
+                tensor.fill_(1)
+            elif name.endswith("weight"):
+                out_projection = name.endswith(("attention.dense.weight", "dense_4h_to_h.weight"))
+                std = 2 / (layers * math.sqrt(width)) if out_projection else math.sqrt(2 / (5 * width))
+                tensor.normal_(0, std, generator=generator)
+            yield name, tensor
+
+    @torch.no_grad()
+    def fill(self, device="cpu", placed=lambda parameter, tensor: tensor):
+        """Gives a model of shapes only its memory and its weights, one tensor at a time.
+
+        placed(parameter, tensor): what of a whole tensor belongs here, where parameters are spread over processes."""
+        self.to_empty(device=device)
+        parameters = dict(self.named_parameters())
+        for name, tensor in self.weights():
+            parameters[name].copy_(placed(parameters[name], tensor))
+
     @torch.no_grad()
     def generate(self, tokens, max_new_tokens, temperature=1.0, top_k=None, generator=None):
         """Continues token ids (B, T) to (B, T + max_new_tokens). temperature 0 takes the likeliest token;
@@ -380,40 +405,21 @@ class GPTNeoX(nn.Module):
             tokens = torch.cat((tokens, chosen), dim=1)
         return tokens
 
-    # ------------------------------------------------------------ load and save
-
     @classmethod
     def from_pretrained(cls, id_or_folder, revision=None, empty=False):
         """Reads a hub id (EleutherAI/pythia-70m, with a revision such as step1000) or a model folder, as fp32.
 
         With empty=True only the shapes are checked; fill() reads the weights later.
-
-        Raises ValueError or OSError, naming the file and the fault; for a hub id also huggingface_hub's errors.
-        """
+        Raises ValueError or OSError, naming the file and the fault; for a hub id also huggingface_hub's errors."""
         folder = model_folder(id_or_folder, revision)
         config = GPTNeoXConfig.from_dict(read_json(folder / "config.json"), folder / "config.json")
-        found = {}  # {name of a tensor: (its file, shape, type)}
-        for file, name, tensors in stored_tensors(folder):
-            if name in found:
-                raise ValueError(f"{file}: repeated tensor {name}; fetch or save it again")
-            part = tensors.get_slice(name)
-            found[name] = file, list(part.get_shape()), part.get_dtype()
+        stored = list_tensors(folder, OLD_BUFFERS)
         # A config.json can ask for terabytes: nothing is allocated before every shape is what a file holds.
-        if config.num_hidden_layers > len(found):
-            raise ValueError(f"{folder}: {len(found)} tensors, config.json asks {config.num_hidden_layers} layers")
+        if config.num_hidden_layers > len(stored):
+            raise ValueError(f"{folder}: {len(stored)} tensors, config.json asks {config.num_hidden_layers} layers")
         model = cls(config, empty=True)
-        parameters = dict(model.named_parameters())
-        if missing := [name for name in parameters if name not in found]:
-            raise ValueError(f"{folder}: no tensor {missing[0]} ({len(missing)} missing); fetch or save it again")
-        for name, parameter in parameters.items():
-            file, shape, kind = found[name]
-            if shape != list(parameter.shape):
-                raise ValueError(f"{file}: {name} is {shape}, config.json asks {list(parameter.shape)}")
-            if kind not in ("F64", "F32", "F16", "BF16"):
-                raise ValueError(f"{file}: {name} holds {kind}, which are no weights; fetch or save it again")
-        if unexpected := found.keys() - parameters.keys():
-            raise ValueError(f"{found[min(unexpected)][0]}: unexpected tensor {min(unexpected)}")
-        model.weights = lambda: ((name, tensors.get_tensor(name)) for _, name, tensors in stored_tensors(folder))
+        check_tensors(folder, stored, dict(model.named_parameters()))
+        model.weights = lambda: ((name, file.get_tensor(name)) for _, name, file in read_tensors(folder, OLD_BUFFERS))
         if not empty:
             model.fill()  # fp16 on the hub, fp32 master weights here
         return model
@@ -424,67 +430,7 @@ class GPTNeoX(nn.Module):
         weights: {name: tensor} to write in place of the model's own, where those are spread over processes."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.json").write_text(json.dumps(self.config.to_dict(), indent=2) + "\n")
+        (folder / "config.json").write_bytes(to_json(self.config.to_dict()))
         weights = weights or {name: parameter.detach() for name, parameter in self.named_parameters()}
         weights = {name: tensor.contiguous() for name, tensor in weights.items()}
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-
-
-def is_hub_id(name):
-    """Whether a name is a repository's, owner/name, rather than a folder here."""
-    return bool(re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(name))) and not Path(name).is_dir()
-
-
-def model_folder(id_or_folder, revision=None):
-    """The folder itself, or the local snapshot of a hub id, of which only the files needed are downloaded."""
-    if Path(id_or_folder).is_dir():
-        if revision:
-            raise ValueError(f"{id_or_folder} is a folder, which has no revision {revision!r}; leave --revision out")
-        return Path(id_or_folder)
-    if not is_hub_id(id_or_folder):
-        raise ValueError(f"{id_or_folder}: no such folder, and not a hub id like EleutherAI/pythia-70m-deduped")
-    from huggingface_hub import snapshot_download  # late: everything else here works without a network
-
-    wanted = ["config.json", "model*.safetensors", "model.safetensors.index.json", "tokenizer.json"]
-    return Path(snapshot_download(str(id_or_folder), revision=revision, allow_patterns=wanted))
-
-
-def weight_files(folder):
-    """The safetensors files of a model folder, one or as many as its index names. Pickle (.bin) is never read."""
-    index = folder / "model.safetensors.index.json"
-    if (folder / "model.safetensors").is_file():
-        return [folder / "model.safetensors"]
-    if index.is_file():
-        weight_map = read_json(index)
-        weight_map = weight_map.get("weight_map") if isinstance(weight_map, dict) else None
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise ValueError(f"{index}: no weight_map; fetch it again")
-        names = sorted({str(name) for name in weight_map.values()})
-        for name in names:
-            if Path(name).name != name or not (folder / name).is_file():
-                raise ValueError(f"{index}: names {name!r}, which is not a file of {folder}; fetch it again")
-        return [folder / name for name in names]
-    raise ValueError(
-        f"{folder}: no model.safetensors (a pytorch_model.bin is pickle and never read); "
-        "choose another revision, or convert it with transformers' save_pretrained"
-    )
-
-
-def stored_tensors(folder):
-    """Yields (file, name, the file's tensors) for each tensor of a model folder: mapped, read when asked for."""
-    for file in weight_files(folder):
-        try:
-            with safe_open(file, framework="pt") as tensors:
-                for name in tensors.keys():  # noqa: SIM118 (no mapping)
-                    if not OLD_BUFFERS.fullmatch(name):
-                        yield file, name, tensors
-        except SafetensorError as fault:
-            raise ValueError(f"{file}: damaged ({fault}); fetch or save it again") from None
-
-
-def read_json(file):
-    """The contents of a JSON file; ValueError or OSError names the file."""
-    try:
-        return json.loads(Path(file).read_text())
-    except (ValueError, RecursionError) as fault:
-        raise ValueError(f"{file}: not JSON ({fault}); restore it or choose another folder") from None

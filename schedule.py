@@ -25,6 +25,14 @@ def warmup_updates(updates, warmup):
     return round(updates * warmup)
 
 
+def evaluation_steps(updates, stop, peak, every):
+    """Where a run is evaluated: before the first update, at powers of two while the loss jumps, at the peak of the
+    learning rate, where the paper stopped its runs, at every `every`-th step, at the end."""
+    doubling = {2**k for k in range(32) if 2**k < min(every, stop)}
+    papers = {round(updates * share) for share in PAPER_STOPS.values()}
+    return {min(step, stop) for step in {0, peak, stop, *doubling, *papers, *range(0, stop, every)}}
+
+
 def learning_rate(update, updates, max_lr, min_lr, warmup=0.01, schedule="cosine"):
     """Learning rate of one update.
 

@@ -3,6 +3,7 @@
     python tests/bench.py                            tiny 8 x 256, 70m 4 x 512 and 160m 4 x 512 on the CPU
     python tests/bench.py --sizes 70m:2x256 --precision bf16 --compile
     python tests/bench.py --short                    does it still run? (a few steps of tiny)
+    python tests/bench.py --sizes 70m:4x512 --profile    where the time of our step goes, by torch.profiler
 
 Two processes, one each, take steps in turn on the same batch, in the same precision: so both see the same machine, and
 the median of the ratios is steadier than either time. Needs requirements-dev.txt. Asserts nothing about time.
@@ -26,6 +27,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import data
 import train
+from engine.machine import AUTOCAST, product_rate
 from model import GPTNeoX, config_of
 
 BYTES = 257  # tiny is timed as it is trained, on bytes
@@ -72,14 +74,16 @@ def worker(flags):
     torch.set_num_threads(flags.threads)
     size, sequences, context = flags.worker[1], *map(int, flags.worker[2].split("x"))
     config = config_of(size, BYTES if size == "tiny" else None)
-    dtype = train.AUTOCAST[flags.precision]
+    dtype = AUTOCAST[flags.precision]
     autocast = (lambda: torch.autocast("cpu", dtype)) if dtype else nullcontext
     network, loss, optimizer = {"ours": ours, "theirs": theirs}[flags.worker[0]](config, flags.compile)
     with tempfile.NamedTemporaryFile() as file:
         mixture = data.Mixture({Text(file.name, config.vocab_size): 1.0}, context, seed=0)
-        for step, _ in enumerate(sys.stdin):
+
+        def step(number):
+            """(loss, seconds to read the batch) of an update."""
             start = time.perf_counter()
-            rows = mixture.batch(step, sequences)
+            rows = mixture.batch(number, sequences)
             read = time.perf_counter() - start
             with autocast():
                 value = loss(rows[:, :-1], rows[:, 1:])
@@ -87,21 +91,21 @@ def worker(flags):
             torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()
+            return value, read
+
+        if flags.profile:
+            step(0)
+            with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+                for number in range(1, 4):
+                    step(number)
+            print(profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=25, max_name_column_width=40))
+            return
+        for number, _ in enumerate(sys.stdin):
+            start = time.perf_counter()
+            value, read = step(number)
             seconds = time.perf_counter() - start
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # GiB; Linux counts in KiB
             print(json.dumps({"seconds": seconds, "read": read, "peak": peak, "loss": value.item()}), flush=True)
-
-
-def matmul_rate(precision, threads, size=1024):
-    """FLOP/s of a plain matrix product here and now, the best of several."""
-    torch.set_num_threads(threads)
-    a, b = (torch.randn(size, size).to(train.AUTOCAST[precision] or torch.float32) for _ in range(2))
-    times = []
-    for _ in range(8):
-        start = time.perf_counter()
-        a @ b
-        times.append(time.perf_counter() - start)
-    return 2 * size**3 / min(times)
 
 
 def compare(size, shape, flags):
@@ -119,7 +123,7 @@ def compare(size, shape, flags):
             answer = json.loads(process.stdout.readline())
             if turn >= 2:
                 steps[who].append(answer)
-        rates.append(matmul_rate(flags.precision, flags.threads))  # the other processes wait
+        rates.append(product_rate("cpu", AUTOCAST[flags.precision] or torch.float32))  # the other processes wait
     for process in arms.values():
         process.stdin.close()
         process.wait()
@@ -141,13 +145,16 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     default = ["tiny:8x256", "70m:4x512", "160m:4x512"]
     parser.add_argument("--sizes", nargs="+", default=default, metavar="SIZE:BxT", help=" ".join(default))
-    parser.add_argument("--precision", default="fp32", choices=train.AUTOCAST)
+    parser.add_argument("--precision", default="fp32", choices=AUTOCAST)
     parser.add_argument("--compile", action="store_true", help="both")
     parser.add_argument("--pairs", type=int, default=7, help="pairs of steps that count (%(default)s)")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--short", action="store_true")
+    parser.add_argument("--profile", action="store_true", help="of the first of --sizes, instead of timing pairs")
     parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
     flags = parser.parse_args()
+    if flags.profile:
+        flags.worker = ["ours", *flags.sizes[0].split(":")]
     if flags.worker:
         worker(flags)
     else:

@@ -3,17 +3,21 @@
 import contextlib
 import importlib
 import io
+import multiprocessing
 import os
 import random
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 import torch
 
-import data
+from corpora.prepare import corpus_writer
+from corpora.tokenizer import load_tokenizer
+from engine.faults import run_command
 
 # What starts the tests in the background has them ignore Ctrl-C, and the processes that they start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -22,6 +26,7 @@ torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
 
 ROOT = Path(__file__).parent.parent
+REAL = Path(os.environ.get("REWARM_TEST_DATA", "nowhere"))  # samples of real text, and the real tokenizer
 WORDS = {
     "old": "the river was long and the boat went down slowly under a grey sky".split(),
     "new": "def return import self value = ( ) : for in range None class".split(),
@@ -35,7 +40,7 @@ def texts(kind, count, seed=0):
 
 def make_corpus(name, kind, count=200, tokenizer="bytes", seed=0):
     documents = ((name, text, None, text) for text in texts(kind, count, seed))
-    with data.corpus_writer(name, data.load_tokenizer(tokenizer), ["made up"], val_share=0.2) as writer:
+    with corpus_writer(name, load_tokenizer(tokenizer), ["made up"], val_share=0.2) as writer:
         writer.write(documents)
 
 
@@ -48,23 +53,46 @@ def house(tmp_path, monkeypatch):
     return tmp_path
 
 
+# Processes come from a server that has imported torch once: a second or three are saved each time.
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["train"])
+
+
 def command(*words, cwd=None, **env):
-    """Runs one of the programs as a person does; returns the finished process."""
+    """Runs one of the programs in a process of its own, as a person does; returns the finished process."""
+    said, complained = tempfile.mkstemp()[1], tempfile.mkstemp()[1]
     words = [str(w) for w in words]
-    return subprocess.run(
-        [sys.executable, ROOT / words[0], *words[1:]],
-        cwd=cwd, env=os.environ | env, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+    process = FORKS.Process(target=run_alone, args=(words, cwd or os.getcwd(), env, said, complained))
+    process.start()
+    process.join(300)
+    assert process.exitcode is not None, f"{words} takes for ever"
+    said, complained = Path(said).read_text(), Path(complained).read_text()
+    return subprocess.CompletedProcess(words, process.exitcode, said, complained)
+
+
+def run_alone(words, cwd, env, said, complained):
+    """In the new process: the program, with its output in files."""
+    os.chdir(cwd)
+    os.environ |= env
+    torch.set_num_threads(1)
+    for stream, file in ((1, said), (2, complained)):
+        os.dup2(os.open(file, os.O_WRONLY), stream)
+    sys.argv[0] = words[0]
+    run_command(lambda: main_of(words[0])(words[1:]))
+
+
+def main_of(program):
+    return importlib.import_module("paper.__main__" if program == "paper" else program.removesuffix(".py")).main
 
 
 def call(*words):
     """The same in this process, in the present folder: for what needs no process of its own."""
     words = [str(w) for w in words]
     out, err, code = io.StringIO(), io.StringIO(), 0
-    main = importlib.import_module(words[0].removesuffix(".py")).main
+    main = main_of(words[0])
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
-            data.run_command(lambda: main(words[1:]))
+            run_command(lambda: main(words[1:]))
         except SystemExit as stop:
             code = stop.code or 0
     return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
@@ -80,6 +108,19 @@ def refused(done, *says):
 
 
 # A run that takes a second: 20 updates of 4 x 32 tokens.
-SHORT = ["--init", "scratch", "--upstream", "old", "--downstream", "new", "--context", "32", "--batch-size", "4"]
+SHORT = [
+    "--init",
+    "scratch",
+    "--model",
+    "nano",
+    "--upstream",
+    "old",
+    "--downstream",
+    "new",
+    "--context",
+    "32",
+    "--batch-size",
+    "4",
+]
 SHORT += ["--tokens", str(20 * 4 * 32), "--warmup", "0.2", "--eval-tokens", "256", "--device", "cpu"]
 SHORT += ["--precision", "fp32", "--overlap", "0"]

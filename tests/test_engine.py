@@ -1,7 +1,6 @@
 """What crosses the files when a run computes: several processes, sharded models, fp16 that overflows, torch.compile."""
 
 import json
-import multiprocessing
 import os
 import shutil
 import signal
@@ -10,20 +9,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ROOT, SHORT, call
+from conftest import FORKS, ROOT, SHORT, call
 from safetensors.torch import load_file
 
-import data
 import train
+from engine import checkpoints, machine, processes
+from engine.faults import run_command
 from model import config_of
-
-# Workers of several-process tests come from a server that has imported torch once.
-WORKERS = multiprocessing.get_context("forkserver")
-WORKERS.set_forkserver_preload(["train"])
 
 
 def metrics(out, kind=None):
@@ -38,11 +33,10 @@ def worker(rank, ranks, port, folder, words, change):
     torch.set_num_threads(1)
     sys.stdout = sys.__stdout__ = open(f"said-{rank}", "w")
     sys.stderr = sys.__stderr__ = open(f"complained-{rank}", "w")
-    data.ROOT = Path("data")
     if change:
         change(rank)
-    with train.processes():
-        data.run_command(lambda: train.main(words))
+    with processes.joined():
+        run_command(lambda: train.main(words))
 
 
 def together(ranks, *words, change=None, timeout=100):
@@ -51,7 +45,7 @@ def together(ranks, *words, change=None, timeout=100):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     arguments = [(rank, ranks, port, os.getcwd(), [str(w) for w in words], change) for rank in range(ranks)]
-    started = [WORKERS.Process(target=worker, args=each) for each in arguments]
+    started = [FORKS.Process(target=worker, args=each) for each in arguments]
     for process in started:
         process.start()
     end = time.monotonic() + timeout
@@ -118,10 +112,10 @@ def test_what_one_process_began_several_go_on_with(house, extra):
 
 
 def disk_full(rank):
-    def write_checkpoint(*_):
+    def write(*_):
         raise RuntimeError("could not save: no space left")
 
-    train.write_checkpoint = write_checkpoint
+    checkpoints.Checkpoints.write = write
 
 
 def second_one_fails(rank):
@@ -180,7 +174,7 @@ def test_fp16_overflows_are_skipped_counted_and_resumed(house, monkeypatch):
     states = [
         json.loads(Path(f"whole/checkpoints/step_000000{s}/trainer_state.json").read_text()) for s in ("03", "20")
     ]
-    told = [[state[name] for name in train.SKIPPED] for state in states]
+    told = [[state[name] for name in ("skipped", "skipped_in_a_row")] for state in states]
     assert states[0]["scaler"]["scale"] == 2.0**27 and told[0] == [3, 3] and states[0]["adam_t"] == 0
     assert states[1]["scaler"]["scale"] == 2.0 ** (30 - skips) and told[1] == [skips, 0]
     assert states[1]["adam_t"] == 20 - skips
@@ -225,25 +219,15 @@ def test_compiled_losses_are_the_same(house):
     near("eager", "compiled")
 
 
-# ---------------------------------------------------------------- where the time goes
-
-
-def test_profile_writes_nothing(house):
-    before = sorted(Path(".").rglob("*"))
-    done = call("train.py", *FEW, "--init", "upstream", "--profile")
-    assert done.returncode == 0, done.stderr
-    lines = [line.split() for line in done.stdout.splitlines()]
-    assert [words[0] for words in lines[:-1]] == ["data", "forward", "backward", "optimiser", "evaluation"]
-    assert sum(float(words[-1].rstrip("%")) for words in lines[:-1]) == pytest.approx(100, abs=0.5)
-    assert "tokens/s" in lines[-1] and "MFU" not in done.stdout
-    assert sorted(Path(".").rglob("*")) == before
+# ---------------------------------------------------------------- the machine
 
 
 def test_share_of_peak_only_where_the_peak_is_known(monkeypatch):
-    run = SimpleNamespace(device=torch.device("cuda:0"), ranks=2, flags=train.Flags(context=2048))
-    run.model = SimpleNamespace(config=config_of("410m"))
+    device = torch.device("cuda:0")
+    monkeypatch.setattr(processes, "count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
-    flops = 6 * (405_334_016 - 50304 * 1024) + 12 * 24 * 1024 * 2048  # 2.7e9 a token
-    assert train.share_of_peak(run, 0.4 * 2 * 989e12 / flops) == ", 40 % MFU"
+    flops = config_of("410m").flops_per_token(2048)
+    assert flops == 6 * (405_334_016 - 50304 * 1024) + 12 * 24 * 1024 * 2048  # 2.7e9
+    assert machine.share_of_peak(device, flops, 0.4 * 2 * 989e12 / flops) == ", 40 % MFU"
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA GeForce")
-    assert train.share_of_peak(run, 1e5) == ""
+    assert machine.share_of_peak(device, flops, 1e6) == ""

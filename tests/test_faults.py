@@ -31,9 +31,13 @@ import zstandard
 from conftest import call, refused
 from test_train import metrics, same_end
 
-import data
+import eval as evaluation
 import model
 import train
+from corpora import readers, tokenizer
+from corpora.tokenizer import load_tokenizer
+from engine import checkpoints, files, folder, log
+from engine.faults import run_command
 from model import GPTNeoX, GPTNeoXConfig
 
 SOAK = int(os.environ.get("REWARM_SOAK", "1"))
@@ -45,7 +49,7 @@ def micro(folder, **changes):
     shape = {"vocab_size": 257, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     shape |= {"intermediate_size": 32, "max_position_embeddings": 32}
     GPTNeoX(GPTNeoXConfig(**(shape | changes)), seed=1).save_pretrained(folder)
-    data.load_tokenizer("bytes").save(folder)
+    load_tokenizer("bytes").save(folder)
 
 
 # 8 updates of 2 x 16 tokens; a checkpoint at the peak (2) and after every third update, the older ones pruned.
@@ -58,7 +62,7 @@ MICRO += ["--precision", "fp32", "--save-every", "3", "--eval-every", "4"]
 def start(house, monkeypatch):
     """The corpora of `house`, a micro model in start/; what costs a micro run most and changes nothing is left out."""
     micro("start")
-    monkeypatch.setattr(train, "draw_curves", lambda *_: None)
+    monkeypatch.setattr(evaluation, "draw_curves", lambda *_: None)
     monkeypatch.setattr(inspect, "getsource", functools.cache(inspect.getsource))
     monkeypatch.setattr(os, "fsync", lambda handle: None)  # a killed process, unlike a power cut, loses no page
     return house
@@ -72,7 +76,7 @@ def child(action):
     try:
         with open("said", "a") as said:
             sys.stdout = sys.stderr = said
-            data.run_command(action)
+            run_command(action)
         os._exit(0)
     except SystemExit as stop:
         os._exit(stop.code or 0)
@@ -131,9 +135,9 @@ def dies_at(k, after):
     def half_a_write(function, path, content):
         Path(path).write_bytes(content[: len(content) // 2])
 
-    def half_a_record(function, log, record):
+    def half_a_record(function, writer, record):
         line = (json.dumps(record) + "\n").encode()
-        os.write(log.file.fileno(), line[: len(line) // 2])
+        os.write(writer.file.fileno(), line[: len(line) // 2])
 
     def half_a_tree(function, path, **_):
         for file in sorted(Path(path).glob("*"))[:2]:
@@ -141,8 +145,9 @@ def dies_at(k, after):
 
     for place, name, half in (
         (os, "replace", not_at_all), (os, "fsync", not_at_all), (shutil, "rmtree", half_a_tree),
-        (train, "save_file", half_a_file), (model, "save_file", half_a_file),
-        (data, "write_file", half_a_write), (train.Log, "write", half_a_record),
+        (checkpoints, "save_file", half_a_file), (model, "save_file", half_a_file),
+        *((room, "write_file", half_a_write) for room in (files, checkpoints, tokenizer)),
+        (log.Log, "write", half_a_record),
     ):  # fmt: skip
         setattr(place, name, wrap(getattr(place, name), half))
     return count
@@ -225,7 +230,7 @@ def test_pruning_counts_no_damaged_newer_checkpoint_as_one_to_keep(start):
     words = ["--resume", "r", "--save-every", "7", "--keep", "1", "--stop-tokens", str(7 * 32)]
     assert call("train.py", *words).returncode == 0
     assert sorted(p.name[-1] for p in Path("r/checkpoints").iterdir()) == ["2", "7", "8"]
-    assert train.last_whole_checkpoint("r")[0].name == "step_00000007"
+    assert checkpoints.last_whole("r")[0].name == "step_00000007"
 
 
 # ---------------------------------------------------------------- no room, no right, no memory, no time
@@ -275,7 +280,7 @@ def test_a_log_that_cannot_be_written_is_a_failure_on_the_way(start, monkeypatch
             return getattr(self.file, name)
 
     with monkeypatch.context() as full:
-        full.setattr(train, "open", lambda *a, **n: (Full if "a+b" in a else open)(*a, **n), raising=False)
+        full.setattr(log, "open", lambda *a, **n: (Full if "a+b" in a else open)(*a, **n), raising=False)
         done = call("train.py", *MICRO, "--out", "r")
     assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, done.stderr
     assert "metrics.jsonl: No space left" in done.stderr and "--resume r" in done.stderr
@@ -306,7 +311,7 @@ def test_out_of_memory_is_one_line_and_keeps_the_last_checkpoint(start, monkeypa
         done = call("train.py", *MICRO, "--out", "r")
     assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, done.stderr
     assert all(words in done.stderr for words in ("out of memory", "--micro-batch-size", "--activation-checkpointing"))
-    assert train.last_whole_checkpoint("r")[0] is not None
+    assert checkpoints.last_whole("r")[0] is not None
     go_on([*MICRO, "--out", "r"])
     same_run("whole", "r")
 
@@ -315,15 +320,14 @@ def test_memory_that_cannot_be_had_for_a_batch(start):
     """A real refusal by the allocator, not an imitated one."""
 
     def starved():
-        real = train.set_up
+        real = train.AdamW.__init__
 
-        def set_up(*given):
-            run = real(*given)
+        def set_up(*given, **named):
+            real(*given, **named)
             have = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
             resource.setrlimit(resource.RLIMIT_AS, (have + 2**20, have + 2**20))
-            return run
 
-        train.set_up = set_up
+        train.AdamW.__init__ = set_up
         train.main([*MICRO, "--out", "r", "--batch-size", "4096", "--micro-batch-size", "4096", "--tokens", "1e6"])
 
     assert ended(child(starved)) == 1
@@ -343,16 +347,16 @@ def test_a_clock_that_jumps_or_stands_still(start, monkeypatch, tick):
 
 
 def test_a_run_that_came_and_went_meanwhile_is_not_overwritten(start, monkeypatch):
-    real = data.locked
+    real = folder.locked
 
     def late(path, message):
         """Between the look at the folder and the lock, another process made a whole run there."""
-        monkeypatch.setattr(data, "locked", real)
+        monkeypatch.setattr(folder, "locked", real)
         train.main([*MICRO, "--seed", "9", "--out", "r"])
         shutil.copytree("r", "theirs")
         return real(path, message)
 
-    monkeypatch.setattr(data, "locked", late)
+    monkeypatch.setattr(folder, "locked", late)
     refused(call("train.py", *MICRO, "--out", "r"), "already holds a run")
     same_run("theirs", "r")
 
@@ -367,8 +371,8 @@ def test_two_at_once_on_one_new_folder(start):
 
 def test_the_last_checkpoint_is_not_read_again_at_the_end(start, monkeypatch):
     hashed = []
-    real = train.file_hash
-    monkeypatch.setattr(train, "file_hash", lambda path: hashed.append(path.parent.name) or real(path))
+    real = checkpoints.file_hash
+    monkeypatch.setattr(checkpoints, "file_hash", lambda path: hashed.append(path.parent.name) or real(path))
     train.main([*MICRO, "--out", "r"])
     assert len(hashed) == 4 * 4  # once each, when it was written
 
@@ -573,39 +577,39 @@ LAST = "r/checkpoints/step_00000006"
 
 def test_hostile_runs(start, monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda network: network)
-    monkeypatch.setattr(data, "EMBEDDED_BYTES", 10_000)
+    monkeypatch.setattr(readers, "EMBEDDED_BYTES", 10_000)
     hostile_run({"r/config.json": 0.16, "r/metrics.jsonl": 0.08}, [RESUME], "resumed")
 
 
 def test_a_checkpoint_damaged_in_any_way_changes_nothing(start):
     """The one before it is taken, and the run ends byte for byte as if nothing had happened."""
-    targets = {f"{LAST}/{name}": 0.01 for name in train.CHECKPOINT_FILES} | {f"{LAST}/trainer_state.json": 0.04}
+    targets = {f"{LAST}/{name}": 0.01 for name in checkpoints.FILES} | {f"{LAST}/trainer_state.json": 0.04}
     hostile_run(targets, [RESUME], "damaged", then=lambda: same_end("whole", "r"))
 
 
 def test_hostile_runs_are_drawn_or_refused(start):
     plot = ["eval.py", "plot", "r", "kept", "--out", "r.svg"]
-    commands = [plot, [*plot, "--figure", "frontier"], ["eval.py", "claims", "r", "kept"]]
+    commands = [plot, ["paper", "figure", "frontier", "r", "kept", "--out", "r.svg"], ["paper", "claims", "r", "kept"]]
     hostile_run({"r/config.json": 0.01, "r/metrics.jsonl": 0.01}, commands, "drawn")
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_hostile_checkpoints_whose_hashes_fit(start, monkeypatch, precision):
     """What a hostile giver of a run would do, and no accident does."""
-    real = train.last_whole_checkpoint
+    real = checkpoints.last_whole
 
     def sealed(out):
         folder = Path(LAST)
         with contextlib.suppress(Exception):
             state = json.loads((folder / "trainer_state.json").read_text())
-            hashes = {name: train.file_hash(folder / name) for name in train.CHECKPOINT_FILES}
+            hashes = {name: checkpoints.file_hash(folder / name) for name in checkpoints.FILES}
             if state["sha256"].keys() >= hashes.keys():
                 state["sha256"] |= hashes
                 state["sha256"].pop("trainer_state.json", None)
                 (folder / "trainer_state.json").write_text(json.dumps(state))
         return real(out)
 
-    monkeypatch.setattr(train, "last_whole_checkpoint", sealed)
+    monkeypatch.setattr(checkpoints, "last_whole", sealed)
     targets = {f"{LAST}/trainer_state.json": 0.06, f"{LAST}/optimizer.safetensors": 0.05}
     targets |= {f"{LAST}/model.safetensors": 0.02, f"{LAST}/config.json": 0.02, f"{LAST}/tokenizer.json": 0.01}
     hostile_run(targets, [RESUME], f"sealed {precision}", precision)
@@ -694,7 +698,7 @@ def test_a_state_that_names_other_files_is_no_checkpoint(start, capsys):
         state["sha256"] = {name: "0"}
         Path("r/checkpoints/step_00000008/trainer_state.json").write_text(json.dumps(state))
         with bounded():
-            assert train.last_whole_checkpoint("r")[0].name == "step_00000006"
+            assert checkpoints.last_whole("r")[0].name == "step_00000006"
 
 
 def test_an_update_whose_norm_overflowed_is_read_back(start):

@@ -15,12 +15,14 @@ import numpy as np
 import pytest
 import torch
 import zstandard
-from conftest import SHORT, command, make_corpus, refused, texts
-from test_data import DYING, REAL, small_spec, tokenizer_file
+from conftest import REAL, SHORT, command, make_corpus, refused, texts
+from test_corpora import DYING, small_spec, tokenizer_file
 from tqdm import tqdm
 
+import corpora.hub
 import data
-from data import byte_tokenizer
+from corpora import readers
+from corpora.tokenizer import byte_tokenizer
 from eval import validation_loss
 from model import GPTNeoX, GPTNeoXConfig
 
@@ -220,7 +222,7 @@ def test_neox_tokenizer_and_lambada_come_from_the_hub(repo, house):
 
 def test_a_checkpoint_of_the_hub_is_rewarmed_as_advised(repo, house, monkeypatch):
     (house / "t.json").write_text(json.dumps(small_spec()))
-    monkeypatch.setattr(data, "EMBEDDED_BYTES", 1_200_000)
+    monkeypatch.setattr(readers, "EMBEDDED_BYTES", 1_200_000)
     data.prepare("stdlib-neox", tokenizer="t.json")  # as the first use does with Pythia's tokenizer
     make_corpus("torch-neox", "new", tokenizer="t.json")
     files = files_of(house)
@@ -298,8 +300,8 @@ def test_ranges_are_exact_and_asked_for_again_after_growing_waits(hub, monkeypat
     connect = functools.partial(huggingface_hub.HfFileSystem, endpoint=hub.url, skip_instance_cache=True)
     monkeypatch.setattr(huggingface_hub, "HfFileSystem", connect)
     monkeypatch.setattr(time, "sleep", waits.append)
-    monkeypatch.setattr(data, "RANGE", 10_000)
-    parts = data.read_hub([Path("me/corpus/a.bin")], tqdm(disable=True))
+    monkeypatch.setattr(corpora.hub, "RANGE", 10_000)
+    parts = corpora.hub.read_hub(Path("me/corpus/a.bin"), tqdm(disable=True))
     if short == 99:
         with pytest.raises(OSError, match="me/corpus/a.bin: 5000 bytes came instead of 10000"):
             next(parts)
@@ -314,7 +316,7 @@ def test_slimpajama_falls_back_and_is_split_by_domain(corpora_hub, tmp_path, mon
     words = ["data.py", "slimpajama", "--train-tokens", "1e9", "--by-domain", "--processes", "2"]
     done = command(*words, cwd=tmp_path, **env(corpora_hub, tmp_path))
     assert done.returncode == 0, done.stderr
-    said = [line for line in done.stderr.splitlines() if "is not to be had" in line]
+    said = [line for line in done.stderr.splitlines() if "is not available" in line]
     assert len(said) == 2 and all("cerebras/SlimPajama-627B" in line for line in said)
     found = {"train": 0, "val": 0}
     for folder in (tmp_path / "data").glob("slimpajama-*"):
@@ -367,7 +369,7 @@ def test_a_corpus_that_the_hub_does_not_have(hub, tmp_path):
     hub.repos["EleutherAI/pythia-410m-deduped"] = {"main": {"tokenizer.json": json.dumps(byte_tokenizer()).encode()}}
     words = ["data.py", "slimpajama", "--train-tokens", "1e6"]
     done = command(*words, cwd=tmp_path, **env(hub, tmp_path))
-    assert "can be had" in last_line(done) and "venketh/SlimPajama-62B" in last_line(done)
+    assert "is available" in last_line(done) and "venketh/SlimPajama-62B" in last_line(done)
     refused(command("data.py", "pile", cwd=tmp_path), "--train-tokens")
     refused(command("data.py", "pile", "a.jsonl", "--train-tokens", "9", cwd=tmp_path), "FILES")
     assert not list((tmp_path / "data").glob("[!.]*"))

@@ -122,7 +122,7 @@ def test_an_empty_model_is_filled_with_the_same_weights_tensor_by_tensor(tmp_pat
     network.save_pretrained(tmp_path)
     for empty in (GPTNeoX(small(), seed=3, empty=True), GPTNeoX.from_pretrained(tmp_path, empty=True)):
         assert all(p.is_meta for p in empty.parameters())
-        empty.fill(part=lambda parameter, tensor: tensor[: len(parameter)])
+        empty.fill(placed=lambda parameter, tensor: tensor[: len(parameter)])
         for one, two in zip(network.parameters(), empty.parameters(), strict=True):
             assert torch.equal(one, two)
 

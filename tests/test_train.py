@@ -16,6 +16,8 @@ from safetensors.torch import load_file
 
 import data
 import train
+from engine import checkpoints
+from engine.files import locked
 from model import GPTNeoX, config_of
 from schedule import learning_rate
 
@@ -171,11 +173,12 @@ def test_the_paper_s_baseline_and_an_early_stop(house):
 
 
 def test_init_upstream_pretrains_once_and_continues(house):
-    words = ["--upstream", "old", "--downstream", "new", "--upstream-tokens", "20480", "--tokens", "4096"]
+    words = ["--model", "nano", "--upstream", "old", "--downstream", "new"]
+    words += ["--upstream-tokens", "20480", "--tokens", "4096"]
     words += ["--device", "cpu"]
     first = call("train.py", *words)
-    assert first.returncode == 0 and "pre-training tiny on old" in first.stdout
-    before = Path("runs/upstream-tiny-old-20480")
+    assert first.returncode == 0 and "pre-training nano on old" in first.stdout
+    before = Path("runs/upstream-nano-old-20480")
     assert (before / "checkpoints/step_00000010").is_dir() and len(list(before.glob("checkpoints/*"))) > 3
     second = call("train.py", *words, "--seed", "1")
     assert second.returncode == 0 and "pre-training" not in second.stdout
@@ -285,13 +288,13 @@ def test_keep_prunes_but_never_the_peak_or_the_last(house):
 @pytest.mark.skipif(os.geteuid() != 0 or sys.platform != "linux", reason="needs to mount a small file system")
 def test_a_full_disk_loses_nothing(house):
     Path("small").mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "none", "small"]).returncode:
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "none", "small"]).returncode:
         pytest.skip("may not mount")
     try:
         process = call("train.py", *LONG, "--out", "small/r")
         assert process.returncode == 1 and "Traceback" not in process.stderr
         assert "could not save" in process.stderr and "--resume small/r" in process.stderr
-        assert train.last_whole_checkpoint("small/r")[0] is not None
+        assert checkpoints.last_whole("small/r")[0] is not None
         subprocess.run(["mount", "-o", "remount,size=999m", "small"], check=True)
         assert call("train.py", "--resume", "small/r").returncode == 0
         train.main([*LONG, "--out", "whole"])
@@ -314,7 +317,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights(house):
 
 def test_two_at_once_on_one_folder(house):
     train.main([*SHORT, "--out", "r", "--stop-tokens", "1280"])
-    with data.locked("r/.lock", ""):
+    with locked("r/.lock", ""):
         refused(call("train.py", "--resume", "r"), "another process", "r")
 
 
@@ -382,7 +385,7 @@ def test_a_run_is_never_overwritten_nor_changed(house):
 
 
 def test_another_tokenizer_is_refused(house):
-    from test_data import small_spec
+    from test_corpora import small_spec
 
     Path("t.json").write_text(json.dumps(small_spec()))
     make_corpus("other", "new", tokenizer="t.json")
@@ -405,5 +408,5 @@ def test_names_of_runs_tell_the_flags_apart(house):
 
 def test_dry_run_writes_nothing(house):
     done = call("train.py", *SHORT, "--dry-run")
-    assert done.returncode == 0 and json.loads(done.stdout)["max_lr"] == 2e-3
+    assert done.returncode == 0 and json.loads(done.stdout)["max_lr"] == 8e-3
     assert not Path("runs").exists()

@@ -1,0 +1,154 @@
+"""The device that a run computes on, its precision, and what it could reach."""
+
+import copy
+import math
+import os
+import sys
+import time
+from dataclasses import replace
+
+import torch
+
+from engine import processes
+from engine.checkpoints import all_of
+from engine.faults import one_line
+
+# The dtype of autocast, or None for plain fp32. Weights, moments and the loss are fp32 in every case.
+AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+SKIPS = 20  # so many fp16 overflows in a row end a run: the loss scale is then a millionth of what it was
+
+# What the makers promise for dense 16-bit matrices, in FLOP/s. The first name that fits counts.
+PEAKS = {"B200": 2250e12, "H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12}
+PEAKS |= {"V100": 125e12}
+
+
+def pick_device(name):
+    """The torch.device of --device, proved by a use of it; ValueError if this machine does not have it."""
+    several = processes.count() > 1
+    if name == "auto":
+        mps = torch.backends.mps.is_available() and not several
+        name = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
+    if name.startswith("cuda") and several:
+        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+    try:
+        torch.zeros(1, device=name).item()
+        if name.startswith("cuda:"):
+            torch.cuda.set_device(name)
+        return torch.device(name)
+    except (RuntimeError, AssertionError):
+        raise ValueError(f"--device {name} is not available on this machine; try --device cpu") from None
+
+
+def settle(flags, resumed):
+    """(device, flags with what --device, --shard and --micro-batch-size come to on this machine)."""
+    several = processes.count()
+    if flags.batch_size % several:
+        raise ValueError(f"--batch-size {flags.batch_size} is not a multiple of the {several} processes; choose one")
+    if flags.shard and several == 1 and not resumed:  # a sharded run that one process resumes is no longer sharded
+        raise ValueError("--shard needs several processes: torchrun --nproc_per_node=N train.py --shard ...")
+    device = pick_device(flags.device)
+    # Under torchrun each process has a GPU of its own, so the record says "cuda" rather than which.
+    recorded = device.type if several > 1 else str(device)
+    micro_batch = min(flags.batch_size // several, flags.micro_batch_size or 8)
+    return device, replace(flags, device=recorded, shard=flags.shard and several > 1, micro_batch_size=micro_batch)
+
+
+def pick_precision(name, device, width):
+    """--precision, with auto resolved: bf16 where the hardware computes it, not merely imitates it, and a processor
+    gains by it; else fp32. width: of the model."""
+    if name != "auto":
+        return name
+    cpu = width > 64 and torch.cpu._is_avx512_bf16_supported()  # below, the conversions cost more
+    cuda = torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16" if {"cuda": cuda, "cpu": cpu}.get(device.type) else "fp32"
+
+
+def sent(rows, device):
+    """Rows of token ids on a device; a GPU copies pinned memory without a wait."""
+    if device.type == "cuda":
+        rows = rows.pin_memory()
+    return rows.to(device, non_blocking=True)
+
+
+def autocast(device, precision):
+    """A context in which the model computes in a precision of AUTOCAST."""
+    dtype = AUTOCAST[precision]
+    return torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None)
+
+
+def loss_scaler(device, precision):
+    """The paper's dynamic loss scale for fp16; for other precisions one that does nothing.
+
+    It halves when gradients overflow (that update is skipped), and doubles after 1,000 good ones. GPT-NeoX also
+    forgives one overflow (hysteresis 2) and stops halving at 1; torch's scaler does neither."""
+    return torch.amp.GradScaler(device.type, growth_interval=1000, enabled=precision == "fp16")
+
+
+class Finite:
+    """Keeps losses and gradients that are not finite away from the weights.
+
+    In fp16 gradients may overflow under a finite loss: the scaler then skips the update and halves the loss scale.
+    This is normal at times, so it is counted, and an error only if it happens in SKIPS updates in a row.
+    """
+
+    def __init__(self, precision, state, out):
+        self.fp16, self.out = precision == "fp16", out
+        self.counts = {name: state.get(name) or 0 for name in ("skipped", "skipped_in_a_row")}
+
+    @property
+    def skipped(self):  # None where nothing is ever skipped
+        return self.counts["skipped"] if self.fp16 else None
+
+    def check(self, step, lr, loss, norm):
+        """Raises RuntimeError, in all processes, if the loss or the gradient norm before clipping must end the run."""
+        overflow = self.fp16 and math.isfinite(loss) and not math.isfinite(norm)
+        in_a_row = self.counts["skipped_in_a_row"] + 1 if overflow else 0
+        self.counts = {"skipped": self.counts["skipped"] + overflow, "skipped_in_a_row": in_a_row}
+        if in_a_row == SKIPS:
+            fault = f"the gradients overflowed fp16 in {SKIPS} updates in a row, the last of them {step} (lr {lr:.2e})"
+            way_out = "--precision bf16 or fp32"
+        elif overflow or (math.isfinite(loss) and math.isfinite(norm)):
+            return
+        else:
+            fault = f"loss {loss} and gradient norm {norm} at update {step} (lr {lr:.2e}); the weights were left alone"
+            way_out = "--precision fp32"
+        good = next(reversed(all_of(self.out)), "none")
+        with processes.failing_together():
+            raise RuntimeError(f"{fault}; last good checkpoint: {good}; try a lower --max-lr or {way_out}")
+
+
+def compile_layers(layers, inputs, device, precision):
+    """torch.compile, layer by layer: all layers share one compiled graph, whatever their number, and the hooks that
+    spread them over processes stay outside. Where it does not work, one line says so and the run goes on without.
+
+    inputs: as a layer takes them, the first of shape (B, T, D)."""
+    try:
+        trial = copy.deepcopy(layers[0]).to_empty(device=device)
+        for layer in (trial, *layers):
+            layer.forward = torch.compile(layer.forward)
+        inputs = [tensor.to(device) for tensor in inputs]
+        with autocast(device, precision):  # nothing is compiled before the first call
+            trial(inputs[0].requires_grad_(), *inputs[1:]).sum().backward()
+    except Exception as fault:
+        for layer in layers:
+            vars(layer).pop("forward", None)
+        print(f"--compile does not work here ({one_line(fault)[:200]}); going on without", file=sys.stderr)
+
+
+def share_of_peak(device, flops, rate):
+    """ ", 41 % MFU" for so many tokens a second, of `flops` each, of all processes together; nothing where the device's
+    peak is not known."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    peak = next((peak for known, peak in PEAKS.items() if known in name), None)
+    return f", {100 * flops * rate / peak / processes.count():.0f} % MFU" if peak else ""
+
+
+def product_rate(device, dtype, size=1024):
+    """FLOP/s of a plain matrix product on a device, the best of several."""
+    matrix, best = torch.ones(size, size, device=device, dtype=dtype), math.inf
+    for _ in range(8):
+        begun = time.perf_counter()
+        (matrix @ matrix)[0, 0].item()  # waits for the result
+        best = min(best, time.perf_counter() - begun)
+    return 2 * size**3 / best

@@ -1,0 +1,85 @@
+"""Model folders, here and on the hub, and the tensors in their safetensors files. Pickle is never read."""
+
+import re
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from engine.files import read_json
+
+FILES = ("config.json", "tokenizer.json", "model*.safetensors", "model.safetensors.index.json")  # of a model folder
+
+
+def is_hub_id(name):
+    """Whether a name is a repository's, owner/name, rather than a folder here."""
+    return bool(re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(name))) and not Path(name).is_dir()
+
+
+def model_folder(id_or_folder, revision=None, files=FILES):
+    """The folder itself, or the local snapshot of a hub id, of which only these files are downloaded."""
+    if Path(id_or_folder).is_dir():
+        if revision:
+            raise ValueError(f"{id_or_folder} is a folder, which has no revision {revision!r}; leave --revision out")
+        return Path(id_or_folder)
+    if not is_hub_id(id_or_folder):
+        raise ValueError(f"{id_or_folder}: no such folder, and not a hub id like EleutherAI/pythia-70m-deduped")
+    from huggingface_hub import snapshot_download  # late: everything else here works without a network
+
+    return Path(snapshot_download(str(id_or_folder), revision=revision, allow_patterns=list(files)))
+
+
+def weight_files(folder):
+    """The safetensors files of a model folder, one or as many as its index names. Pickle (.bin) is never read."""
+    index = folder / "model.safetensors.index.json"
+    if (folder / "model.safetensors").is_file():
+        return [folder / "model.safetensors"]
+    if not index.is_file():
+        raise ValueError(
+            f"{folder}: no model.safetensors (a pytorch_model.bin is pickle and never read); "
+            "choose another revision, or convert it with transformers' save_pretrained"
+        )
+    weight_map = read_json(index, {"weight_map": {}}, "fetch it again")["weight_map"]
+    names = sorted({str(name) for name in weight_map.values()})
+    for name in names:
+        if Path(name).name != name or not (folder / name).is_file():
+            raise ValueError(f"{index}: names {name!r}, which is not a file of {folder}; fetch it again")
+    return [folder / name for name in names]
+
+
+def read_tensors(folder, skipped):
+    """Yields (path, name, open file) for each tensor of a model folder: mapped, read when asked for.
+
+    skipped: a pattern of names to pass over."""
+    for path in weight_files(folder):
+        try:
+            with safe_open(path, framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118 (no mapping)
+                    if not skipped.fullmatch(name):
+                        yield path, name, file
+        except SafetensorError as fault:
+            raise ValueError(f"{path}: damaged ({fault}); fetch or save it again") from None
+
+
+def list_tensors(folder, skipped):
+    """{name of a tensor: (path of its file, shape, type)} of a model folder."""
+    stored = {}
+    for path, name, file in read_tensors(folder, skipped):
+        if name in stored:
+            raise ValueError(f"{path}: repeated tensor {name}; fetch or save it again")
+        tensor = file.get_slice(name)
+        stored[name] = path, list(tensor.get_shape()), tensor.get_dtype()
+    return stored
+
+
+def check_tensors(folder, stored, parameters):
+    """Raises ValueError for the first parameter that a model folder does not hold as it should be."""
+    if missing := [name for name in parameters if name not in stored]:
+        raise ValueError(f"{folder}: no tensor {missing[0]} ({len(missing)} missing); fetch or save it again")
+    for name, parameter in parameters.items():
+        path, shape, kind = stored[name]
+        if shape != list(parameter.shape):
+            raise ValueError(f"{path}: {name} is {shape}, config.json asks {list(parameter.shape)}")
+        if kind not in ("F64", "F32", "F16", "BF16"):
+            raise ValueError(f"{path}: {name} holds {kind}, which are no weights; fetch or save it again")
+    if unexpected := stored.keys() - parameters.keys():
+        raise ValueError(f"{stored[min(unexpected)][0]}: unexpected tensor {min(unexpected)}")

@@ -1,0 +1,76 @@
+"""The study: the paper's experiments, its figures and its claims.
+
+python -m paper run max-lr --seeds 3 --dry-run     any flag of train.py; see paper/experiments.py
+python -m paper figure 4 runs/*
+python -m paper claims runs/* --markdown
+python -m paper pack runs/* --out results.jsonl    runs in one file, which all of these read
+python -m paper redraw                             the figures of the READMEs, from paper/results/
+"""
+
+from pathlib import Path
+
+from engine import processes
+from engine.faults import run_command
+from engine.flags import OneLineParser, add_flags, given_flags, whole_number
+from engine.folder import read_runs
+from eval import draw_curves
+from paper.claims import print_claims
+from paper.experiments import NAMES, run
+from paper.figures import FIGURES, OURS, draw_figure
+from paper.packs import pack
+from train import Flags
+
+HERE = Path(__file__).parent
+
+
+def redraw(folder):
+    """Draws every figure of the READMEs from the packs beside this file."""
+    results = HERE / "results"
+    nano = read_runs([results / "nano.jsonl"])
+    for number in (*FIGURES, *OURS):
+        draw_figure(nano, number, folder / f"figure-{number}.png")
+    arms = ("nano", "nano-seed-?", "nano*max-lr-0.016", "nano*0.0008-warmup-0")
+    draw_curves(read_runs(f"{results / 'nano.jsonl'}:{arm}" for arm in arms), folder / "rewarm.png")
+
+
+def main(argv=None):
+    parser = OneLineParser(prog="python -m paper", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=OneLineParser, dest="command")
+    running = commands.add_parser("run", help="run an experiment: whole runs are left alone, cut ones go on")
+    running.add_argument("name", metavar="NAME", choices=NAMES, help=", ".join(NAMES))
+    running.add_argument(
+        "--seeds", type=whole_number, default=1, metavar="N", help="how often each arm, from --seed on"
+    )
+    add_flags(running, Flags)
+    drawing = commands.add_parser("figure", help="draw a figure of the paper, or one of ours")
+    drawing.add_argument("number", metavar="N", choices=[*FIGURES, *OURS], help=", ".join([*FIGURES, *OURS]))
+    testing = commands.add_parser("claims", help="put the paper's claims to the test")
+    testing.add_argument("--markdown", action="store_true", help="as a table")
+    packing = commands.add_parser("pack", help="write runs into one file")
+    for each in (drawing, testing, packing):
+        each.add_argument("runs", nargs="+", metavar="RUNS", help="folders that train.py wrote, or packs of runs")
+    drawing.add_argument("--out", help=".png, .pdf or .svg (figure-N.png)")
+    packing.add_argument("--out", required=True, metavar="FILE.jsonl", help="the pack to write")
+    redrawing = commands.add_parser("redraw", help="draw every figure of the READMEs anew")
+    redrawing.add_argument("--out", default=HERE / "figures", type=Path, help="folder to draw into (paper/figures)")
+    flags = parser.parse_args(argv)
+    if flags.command == "run":
+        if flags.seeds < 1:
+            parser.error("--seeds must be positive")
+        run(flags.name, flags.seeds, given_flags(flags, Flags))
+    elif flags.command == "figure":
+        out = flags.out or f"figure-{flags.number}.png"
+        draw_figure(read_runs(flags.runs), flags.number, out)
+        print(out)
+    elif flags.command == "claims":
+        print_claims(read_runs(flags.runs), flags.markdown)
+    elif flags.command == "pack":
+        pack(flags.runs, flags.out)
+        print(flags.out)
+    else:
+        redraw(flags.out)
+
+
+if __name__ == "__main__":
+    with processes.joined():
+        run_command(main, "python -m paper")

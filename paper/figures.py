@@ -1,0 +1,185 @@
+"""The paper's figures 1 to 9, drawn from one's own runs, and three that it does not have.
+
+python -m paper figure 4 runs/* --out figure-4.pdf
+"""
+
+from statistics import fmean
+
+import schedule
+from engine.figures import BEFORE, COLOURS, draw_band, in_tokens, new_figure, save_figure
+from engine.log import SIDES, perplexity_of
+from eval import draw_arms, over_seeds
+from paper.arms import CONSTANT, LAST, arms, peaks, pick, scratch, starts
+
+BEGINNING = schedule.PAPER_STOPS["50B"]  # the share of the schedule that the paper's 50B figures show
+PATH = ()  # instead of sides: upstream against downstream
+
+# What each figure shows: which arms, whose loss (or the path through both perplexities), up to which share of the run.
+FIGURES = {
+    "1": (lambda runs: arms(runs, "warmup"), ("downstream", "upstream"), BEGINNING),
+    "2": (lambda runs: peaks(runs) | scratch(runs), ("downstream",), 1),
+    "3": (lambda runs: peaks(runs) | scratch(runs), ("upstream",), 1),
+    "4": (peaks, PATH, 1),
+    "5": (lambda runs: peaks(runs, replay=1.0), ("upstream",), BEGINNING),
+    "6": (lambda runs: peaks(runs, replay=1.0), PATH, BEGINNING),
+    "7": (starts, ("downstream",), BEGINNING),
+    "8": (starts, ("upstream",), BEGINNING),
+    "9": (lambda runs: starts(runs) | scratch(runs), ("upstream",), BEGINNING),
+}
+
+
+def draw_figure(runs, number, out):
+    """One of the paper's figures 1 to 9, or of those that it does not have: frontier, replay, overlap.
+
+    ValueError if too few of its arms are among the runs."""
+    if number in OURS:
+        if not pick(runs):
+            raise ValueError(f"figure {number}: the base arm is not here; see python -m paper run")
+        figure = OURS[number](runs)
+    else:
+        arms_of, sides, until = FIGURES[number]
+        groups = arms_of(runs)
+        if len(groups) < 2:
+            raise ValueError(f"figure {number}: fewer than two of its arms are here; see python -m paper run")
+        until *= max(run["flags"]["tokens"] for group in groups.values() for run in group)
+        figure = draw_arms(groups, "loss", sides, until) if sides else draw_paths(groups, until)
+    save_figure(figure, out)
+
+
+def draw_paths(groups, until):
+    """Upstream against downstream perplexity, coloured by tokens, as in figures 4 and 6."""
+    figure, (panel,) = new_figure(5.5, 4)
+    warm = []  # where the warm-ups end
+    for marker, (label, group) in zip("osD^vP", groups.items(), strict=False):
+        new, old = (over_seeds(group, f"{side}_perplexity") for side in ("downstream", "upstream"))
+        tokens = [place for place in new if place <= 1.001 * until]
+        points = [(fmean(new[place]), fmean(old[place])) for place in tokens]
+        x, y = zip(*points, strict=True)
+        panel.plot(x, y, lw=1, marker=marker, markevery=[-1], ms=7, mfc="w", zorder=4, label=label)
+        dots = panel.scatter(x, y, 8, tokens, vmin=0, vmax=until, zorder=3)
+        if end := group[0]["flags"]["warmup"] * group[0]["flags"]["tokens"]:
+            warm.append(min(zip(tokens, points, strict=True), key=lambda place: abs(place[0] - end))[1])
+    if warm:
+        panel.plot(*zip(*warm, strict=True), "kx", ms=6, zorder=5, label="end of warm-up")
+    panel.plot(*points[0], "k*", ms=12, label="start")
+    flags = group[0]["flags"]
+    panel.set_xlabel(f"downstream perplexity ({flags['downstream']})")
+    panel.set_ylabel(f"upstream perplexity ({flags['upstream']})")
+    in_tokens(figure.colorbar(dots, pad=0.02).ax.yaxis)
+    panel.legend()
+    return figure
+
+
+# ---------------------------------------------------------------- figures that the paper does not have
+
+
+def final(run, side):
+    """Perplexity at the last evaluation."""
+    return run["eval"][-1][f"{side}_perplexity"]
+
+
+def final_range(groups, side):
+    """Final perplexities of arms: means over seeds, and how far from them the least and the most lie (2, arms)."""
+    finals = [[final(run, side) for run in group] for group in groups]
+    means = [fmean(values) for values in finals]
+    ranges = [(abs(mean - min(values)), abs(max(values) - mean)) for mean, values in zip(means, finals, strict=True)]
+    return means, list(zip(*ranges, strict=True))
+
+
+def draw_frontier(runs):
+    """The trade-off: every arm's final perplexities, upstream against downstream; on the right, the crowded corner."""
+    base = pick(runs)
+    kinds = {
+        "replay": arms(runs, "replay", among=lambda share: share < 1),
+        "max LR": arms(runs, "peak"),
+        "warm-up": arms(runs, "warmup"),
+        "schedule": arms(runs, "schedule") | {"constant LR": pick(runs, **CONSTANT)},
+        "earlier checkpoint": arms(runs, "start", among=lambda step: 0 < step < LAST),
+        "decay to the start": arms(runs, "decay", among=lambda decay: decay < 0),
+    }
+    figure, (whole, corner) = new_figure(7.2, 3.8, columns=2)
+    for panel in (whole, corner):
+        for (kind, groups), colour, marker in zip(kinds.items(), COLOURS, "^oDsvP", strict=False):
+            groups = {name.removeprefix(f"{kind} "): group for name, group in groups.items() if group not in ([], base)}
+            (x, dx), (y, dy) = final_range(groups.values(), "downstream"), final_range(groups.values(), "upstream")
+            panel.errorbar(x, y, dy, dx, color=colour, ls="", marker=marker, ms=5, elinewidth=0.6, label=kind)
+            if panel is corner and kind in ("replay", "max LR"):
+                below = -9 if kind == "replay" else 3  # points
+                for name, *place in zip(groups, x, y, strict=True):
+                    panel.annotate(name, place, (5, below), textcoords="offset points", fontsize=7)
+            if panel is corner and kind == "max LR":
+                panel.axis(panel.axis())  # no further than what has been drawn
+        draw_base(panel, base)
+    flags = base[0]["flags"]
+    figure.supxlabel(f"final downstream perplexity ({flags['downstream']})", fontsize=9)
+    figure.supylabel(f"final upstream perplexity ({flags['upstream']})", fontsize=9)
+    figure.legend(*whole.get_legend_handles_labels(), loc="outside upper center", ncols=4)
+    return figure
+
+
+def draw_base(panel, base):
+    """The base arm, what lies between its first and its last weights, and the level before the first update."""
+    panel.plot(*(final_range([base], side)[0] for side in SIDES[::-1]), "k*", ms=9, zorder=4, label="base")
+    if between := [run for run in base if run["interpolation"]]:
+        path = []
+        for side in SIDES[::-1]:
+            losses = over_seeds(between, f"{side}_loss", "interpolation", "share").values()
+            path.append([perplexity_of(fmean(values)) for values in losses])
+        panel.plot(*path, ".:", color="0.4", ms=4, lw=1, label="between start and end weights")
+    panel.axhline(base[0]["eval"][0]["upstream_perplexity"], **BEFORE, label="upstream before")
+
+
+def rise(run, side):
+    """By how much the loss rises above its start, in nats."""
+    return max(record[f"{side}_loss"] for record in run["eval"]) - run["eval"][0][f"{side}_loss"]
+
+
+def rise_length(run, side):
+    """For how long the loss is above its start, in tokens."""
+    key = f"{side}_loss"
+    return max((r["tokens"] for r in run["eval"] if r[key] > run["eval"][0][key]), default=0)
+
+
+def draw_shares(groups, flag, words, panels, linear):
+    """Measures of a run against a flag in percent, mean and range over seeds; panels: {title: {side: measure}}.
+
+    The axis is logarithmic beyond `linear` percent."""
+    shares = [100 * group[0]["flags"][flag] for group in groups.values()]
+    figure, drawn = new_figure(5.5, 2.6, columns=len(panels))
+    for panel, (title, measures) in zip(drawn, panels.items(), strict=True):
+        for side, measure in measures.items():
+            values = [[measure(run, side) for run in group] for group in groups.values()]
+            draw_band(panel, shares, values, marker="o", ms=4, color=COLOURS[SIDES.index(side)], label=side)
+        panel.set_xscale("symlog", linthresh=linear)
+        panel.set_xticks(shares, [f"{share:g}" for share in shares])
+        panel.minorticks_off()
+        panel.set(title=title, xlabel=words)
+    return figure, drawn
+
+
+def draw_replay(runs):
+    """What replay costs on the new text and what it keeps of the old."""
+    groups = arms(runs, "replay", among=lambda share: share < 1)
+    measures = {f"final {side} perplexity": {side: final} for side in SIDES}
+    figure, panels = draw_shares(groups, "replay", "replay (% of each batch)", measures, linear=1)
+    panels[0].axhline(pick(runs)[0]["eval"][0]["upstream_perplexity"], **BEFORE, label="before")
+    panels[0].legend()
+    return figure
+
+
+def draw_overlap(runs):
+    """Height and length of the stability gap against the share of upstream text in the downstream distribution."""
+    measures = {
+        "height of the rise (nats)": {"downstream": rise, "upstream": rise},
+        "length of the rise, downstream": {"downstream": rise_length},
+    }
+    groups = arms(runs, "overlap")
+    figure, panels = draw_shares(groups, "overlap", "overlap (% upstream text)", measures, linear=100)
+    panels[0].set_ylim(bottom=0)
+    panels[0].legend()
+    in_tokens(panels[1].yaxis)
+    panels[1].set_ylabel("tokens")
+    return figure
+
+
+OURS = {"frontier": draw_frontier, "replay": draw_replay, "overlap": draw_overlap}
