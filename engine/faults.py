@@ -56,6 +56,9 @@ def run_command(main, program=None):
     """Runs the main() of a command line, called `program`. Bad input, which raises ValueError or OSError, is one line
     and exit code 2; a failure on the way (RuntimeError, MemoryError) one line and exit code 1."""
     program = program or Path(sys.argv[0]).name
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a console that lacks a letter shows its number
+            stream.reconfigure(errors="backslashreplace")
     try:
         main()
     except KeyboardInterrupt as stopped:

@@ -31,10 +31,11 @@ import zstandard
 from conftest import call, refused
 from test_train import metrics, same_end
 
+import data
 import eval as evaluation
 import model
 import train
-from corpora import readers, tokenizer
+from corpora import prepare, readers, tokenizer
 from corpora.tokenizer import load_tokenizer
 from engine import checkpoints, files, folder, log
 from engine.faults import run_command
@@ -201,6 +202,32 @@ def test_killed_again_and_again_at_random_instants(start):
         shutil.rmtree("cut")
         ends += 1
     print(f"{kills} kills at random instants, {ends} runs that ended as the one that was never killed")
+
+
+def test_a_preparation_killed_again_and_again_at_random_instants(start, monkeypatch):
+    monkeypatch.setattr(prepare, "KEEP_SECONDS", 0)
+    text = {"text": "the river was long and the boat went down\n" * 40}
+    Path("a.jsonl").write_text("".join(json.dumps(text | {"text": f"{i} {text['text']}"}) + "\n" for i in range(200)))
+    words = ["a.jsonl", "--tokenizer", "bytes", "--processes", "2"]
+    began = time.perf_counter()
+    data.main(["whole", *words])
+    lasted, rng, kills, ends = time.perf_counter() - began, random.Random(2), 0, 0
+    while kills < 2 * KILLS:
+        pid = child(lambda: data.main(["cut", *words]))
+        time.sleep(rng.uniform(0, 1.2 * lasted))
+        os.kill(pid, signal.SIGKILL)
+        with bounded(20):
+            code = ended(pid)
+        assert code in (0, -signal.SIGKILL), Path("said").read_text()
+        kills += code != 0
+        if Path("data/cut").exists() or kills == 2 * KILLS:  # named, perhaps, but not told so
+            done = call("data.py", "cut", *words)
+            assert done.returncode == 0 or "exists already" in done.stderr, done.stderr
+            for file in ("train.bin", "val.bin", "tokenizer.json"):
+                assert Path("data/cut", file).read_bytes() == Path("data/whole", file).read_bytes()
+            shutil.rmtree("data/cut")
+            ends += 1
+    print(f"{kills} kills of a preparation, {ends} corpora that are the one that was never killed")
 
 
 def test_the_upstream_pre_training_goes_on_by_the_same_command(start, monkeypatch):
