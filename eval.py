@@ -10,7 +10,6 @@ corpus against tokens. The metric is the mean cross-entropy of a token in nats; 
 The paper's own figures, and its claims, are in paper/.
 """
 
-import itertools
 import json
 import math
 import sys
@@ -25,10 +24,10 @@ from data import Corpus, fixed_windows, load_tokenizer
 from engine import processes
 from engine.checkpoints import folder_of, newest
 from engine.faults import run_command
-from engine.figures import BEFORE, draw_band, in_tokens, new_figure, save_figure
+from engine.figures import draw_curves
 from engine.flags import OneLineParser, whole_number
 from engine.folder import read_run, read_runs
-from engine.log import SIDES, perplexity_of
+from engine.log import perplexity_of
 from engine.machine import pick_device
 from engine.weights import model_folder
 from model import GPTNeoX
@@ -185,117 +184,6 @@ def sample(flags):
 
 
 # ---------------------------------------------------------------- the curves of runs
-
-
-def name_of(flag, value):
-    """A flag and its value as a legend says it: "warm-up 1 %", "max LR 8e-3", "cosine"."""
-    says = {"init": "", "schedule": "", "downstream": "", "max_lr": "max LR ", "warmup": "warm-up "}
-    name = says.get(flag, flag.replace("_", " ") + " ")
-    if not isinstance(value, int | float):
-        return f"{name}{value}"[:80]
-    if flag in ("warmup", "overlap", "replay"):
-        return f"{name}{100 * value:g} %"
-    if flag == "max_lr":
-        digits, power = f"{value:e}".split("e")
-        return f"{name}{float(digits):g}e{int(power)}"
-    return f"{name}{value:g}"
-
-
-def label_runs(runs):
-    """A label for each run: the flags in which the runs differ; the seed is left out, seeds are averaged."""
-    told = ("init", "revision", "model", "upstream", "downstream", "overlap", "replay", "schedule", "max_lr")
-    told += ("warmup", "tokens", "batch_size", "weight_decay", "decay_to_start", "upstream_tokens")
-    differ = [flag for flag in told if len({run["flags"].get(flag) for run in runs}) > 1] or ["max_lr", "warmup"]
-    if "schedule" in differ and "max_lr" not in differ:
-        differ.append("max_lr")
-    labels = []
-    for run in runs:
-        flags = run["flags"]
-        shown = [flag for flag in differ if not (flag == "warmup" and flags.get("schedule") == "constant")]
-        # No replay goes without saying, and no overlap, where something else is said.
-        shown = [flag for flag in shown if flags.get(flag) or flag not in ("overlap", "replay")] or shown
-        labels.append(", ".join(name_of(flag, flags.get(flag)) for flag in shown))
-    return labels
-
-
-def over_seeds(runs, key, kind="eval", against="tokens"):
-    """{tokens: values of `key`, one a seed}, in order, where every run of an arm was evaluated."""
-    found = {}
-    for run in runs:
-        for record in run[kind]:
-            found.setdefault(record[against], []).append(record[key])
-    shared = {place: found[place] for place in sorted(found) if len(found[place]) == len(runs)}
-    if runs and not shared:
-        raise ValueError(f"{runs[0]['folder']}: the other seeds were evaluated elsewhere; leave it, or them, out")
-    return shared
-
-
-def draw_side(panel, groups, side, measure, until):
-    """Fills a panel with the loss or perplexity of one side against tokens; groups: {label: runs, one a seed}."""
-    runs, key = [run for group in groups.values() for run in group], f"{side}_{measure}"
-    # A random start begins far above: beside others it decides neither the level before nor how far up an axis goes.
-    trained = [run for run in runs if run["flags"].get("init") != "scratch"] or runs
-    seen = []  # what the axis should show
-    for label, group in groups.items():
-        shared = over_seeds(group, key)
-        draw_band(panel, [*shared], [*shared.values()], label=label)
-        shown = [values for tokens, values in shared.items() if tokens <= 1.001 * until]
-        seen += itertools.chain(*(shown if group[0] in trained else shown[-1:]))
-    before = {round(run["eval"][0][key], 3) for run in trained if run["eval"][0]["step"] == 0}
-    if len(before) == 1:  # runs from different starts have no common level
-        panel.axhline(*before, **BEFORE, label="before")
-    seen = list(filter(math.isfinite, seen))
-    if len(set(seen)) > 1:
-        margin = 0.06 * (max(seen) - min(seen))
-        panel.set_ylim(min(seen) - margin, max(seen) + margin)
-    flags, overlaps = runs[0]["flags"], {run["flags"]["overlap"] for run in runs}
-    title = f"{side.capitalize()}: {flags[side]}"
-    if side == "downstream" and len(overlaps) == 1 and flags["overlap"]:
-        title += f" ({100 * flags['overlap']:g} % {flags['upstream']})"
-    panel.set(title=title, ylabel="perplexity" if measure == "perplexity" else "validation loss (nats)")
-    panel.locator_params(axis="y", min_n_ticks=5)
-
-
-def draw_arms(groups, measure, sides, until, rates=False):
-    """`measure` (loss or perplexity) against tokens, as in the paper's figures 1 to 3, 5 and 7 to 9.
-
-    groups: {label: runs, one a seed}. A panel for each of `sides`, as far as `until` tokens; with `rates` one more, for
-    the learning rate."""
-    heights = [3] * len(sides) + [1] * rates
-    grid = {"sharex": True, "gridspec_kw": {"height_ratios": heights}}
-    figure, panels = new_figure(5.5, 0.8 + 0.72 * sum(heights), rows=len(heights), **grid)
-    for panel, side in zip(panels, sides, strict=False):
-        draw_side(panel, groups, side, measure, until)
-    if rates:
-        for group in groups.values():
-            steps = group[0]["train"]
-            panels[-1].plot([step["tokens"] for step in steps], [step["lr"] for step in steps], lw=1)
-        panels[-1].set_ylabel("LR")
-        panels[-1].ticklabel_format(axis="y", style="sci", scilimits=(0, 0), useMathText=True)
-    # The end of every warm-up is marked, and named once.
-    flags = [run["flags"] for group in groups.values() for run in group]
-    for panel in panels:
-        for number, end in enumerate(sorted({f["warmup"] * f["tokens"] for f in flags if f["warmup"]})):
-            panel.axvline(end, color="0.4", ls=":", lw=1, label=None if number else "end of warm-up")
-    panels[-1].set_xlim(-0.01 * until, 1.01 * until)
-    in_tokens(panels[-1].xaxis)
-    handles, labels = panels[0].get_legend_handles_labels()
-    longest = max(map(len, labels))
-    columns = next(count for count, fits in ((4, 20), (2, 40), (1, math.inf)) if longest <= fits)
-    rows = -(-len(labels) // columns)
-    figure.set_figheight(figure.get_figheight() + 0.18 * max(0, rows - 3))  # a long legend is not at the panels' cost
-    figure.legend(handles, labels, loc="outside upper center", ncols=columns)
-    figure.align_ylabels(panels)
-    return figure
-
-
-def draw_curves(runs, out):
-    """The figure of a run, or of several: perplexity downstream and upstream, and the learning rate."""
-    groups = {}  # the same arm with several seeds is one curve
-    for run, label in zip(runs, label_runs(runs), strict=True):
-        groups.setdefault(label, []).append(run)
-    until = max(1, *(run["eval"][-1]["tokens"] for run in runs))
-    save_figure(draw_arms(groups, "perplexity", SIDES[::-1], until, rates=True), out)
 
 
 def report(out, step, stop, alone=True):

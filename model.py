@@ -12,7 +12,6 @@ The parameters have the names they have on the hub, so loading and saving rename
 
 import math
 import re
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
@@ -22,7 +21,8 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from engine.files import Field, check_fields, count, read_json, to_json
+from engine.files import check_fields, read_json, to_json
+from engine.flags import field_table
 from engine.weights import check_tensors, list_tensors, model_folder, read_tensors
 
 # Pythia's sizes, and three that a laptop trains in minutes. The peak learning rates are those of pre-training.
@@ -51,24 +51,10 @@ ACTIVATIONS |= dict.fromkeys(("gelu_new", "gelu_fast", "gelu_pytorch_tanh"), lam
 # Buffers that old checkpoints carry in each layer: the causal mask, its filler, the rotary frequencies.
 OLD_BUFFERS = re.compile(r"gpt_neox\.layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)")
 
+BLOCK, KEPT = 128, 1024  # attention in blocks: rows at a time; the longest context whose weights are kept
 LOGIT_CHUNK = 2**24  # logits formed at a time in the loss: 64 MiB in fp32, some 330 tokens of Pythia's vocabulary
 
 # ---------------------------------------------------------------- the config
-
-CONFIG = {  # what the fields of a config.json may be
-    "vocab_size": count(1, 2**24),
-    "hidden_size": count(1, 2**17),
-    "num_hidden_layers": count(1, 2**12),
-    "num_attention_heads": count(1, 2**12),
-    "intermediate_size": count(1, 2**20),
-    "hidden_act": Field(str, among=ACTIVATIONS),
-    "rotary_pct": Field(float, 1e-30, 1),
-    "rotary_emb_base": Field(float, 1e-30, 1e30),
-    "max_position_embeddings": count(1, 2**24),
-    "layer_norm_eps": Field(float, 1e-30, 1e30),
-    "use_parallel_residual": Field(bool),
-    "attention_bias": Field(bool),
-}
 
 
 @dataclass
@@ -153,6 +139,14 @@ class GPTNeoXConfig:
         return 6 * weights + 12 * self.num_hidden_layers * self.hidden_size * context
 
 
+# What the fields of a config.json may be.
+WIDTHS = dict.fromkeys(("hidden_size", "intermediate_size"), (1, 2**20))
+COUNTS = dict.fromkeys(("num_hidden_layers", "num_attention_heads"), (1, 2**12))
+LENGTHS = dict.fromkeys(("vocab_size", "max_position_embeddings"), (1, 2**24))
+NUMBERS = {"rotary_pct": (1e-30, 1)} | dict.fromkeys(("rotary_emb_base", "layer_norm_eps"), (1e-30, 1e30))
+CONFIG = field_table(GPTNeoXConfig, WIDTHS | COUNTS | LENGTHS | NUMBERS, {"hidden_act": ACTIVATIONS})
+
+
 def config_of(size, vocab_size=None):
     """GPTNeoXConfig of a key of SIZES; with `vocab_size`, for another tokenizer than Pythia's."""
     layers, width, heads, _, rows, context = SIZES[size]
@@ -160,16 +154,12 @@ def config_of(size, vocab_size=None):
     return GPTNeoXConfig(vocab_size or rows, width, layers, heads, 4 * width, max_position_embeddings=context)
 
 
-def pretraining_peak(config):
-    """The peak learning rate with which a model of this shape was pre-trained, or None for a shape not in SIZES."""
+def pretraining_peak(config, name=None):
+    """The peak learning rate with which a model of this shape was pre-trained; for a shape not in SIZES None, or, with
+    the `name` of the model, ValueError."""
     shape = (config.num_hidden_layers, config.hidden_size, config.num_attention_heads, config.max_position_embeddings)
-    return {(*row[:3], row[5]): row[3] for row in SIZES.values()}.get(shape)
-
-
-def known_peak(config, name):
-    """The same; ValueError, with the name of the model, for a shape not in SIZES."""
-    peak = pretraining_peak(config)
-    if peak is None:
+    peak = {(*row[:3], row[5]): row[3] for row in SIZES.values()}.get(shape)
+    if name and not peak:
         raise ValueError(f"{name} is none of Pythia's sizes, so its pre-training peak is unknown; give --max-lr")
     return peak
 
@@ -192,11 +182,60 @@ class Attention(nn.Module):
         qkv = self.query_key_value(x).view(B, T, self.heads, 3 * D // self.heads)
         query, key, value = qkv.transpose(1, 2).chunk(3, dim=-1)  # 3 x (B, H, T, D/H)
         query, key = rotate(query, cos, sin, self.rotary_size), rotate(key, cos, sin, self.rotary_size)
-        if on_cpu := x.device.type == "cpu":  # whose fused kernel is slower in 16 bits than in 32
-            query, key, value = query.float(), key.float(), value.float()
-        with torch.autocast("cpu", enabled=False) if on_cpu else nullcontext():
-            mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)  # (B, H, T, D/H)
+        if x.device.type == "cpu" and query.dtype == torch.bfloat16:  # where torch's own is slower than in fp32
+            mixed = AttentionInBlocks.apply(query, key, value)
+        else:
+            with torch.autocast("cpu", enabled=False):
+                query, key, value = (t.float() if t.is_cpu else t for t in (query, key, value))
+                mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)  # (B, H, T, D/H)
         return self.dense(mixed.transpose(1, 2).reshape(B, T, D))
+
+
+class AttentionInBlocks(torch.autograd.Function):
+    """softmax(Q K^T / sqrt(d)) V over each token and those before it, some rows of Q at a time: what FlashAttention
+    (arXiv 2205.14135) does, without the kernel. Half of the square, the future, is never computed.
+
+    Long contexts keep no weights for the backward pass but compute them again: memory stays linear in the context."""
+
+    @staticmethod
+    def forward(ctx, *inputs):  # 3 x (B, H, T, d) -> (B, H, T, d)
+        query, key, value = (t.flatten(0, 1) for t in inputs)  # (N, T, d), a product for each of the N heads at once
+        out, kept, T = torch.empty_like(value), [], value.shape[1]
+        for rows in (slice(start, min(start + BLOCK, T)) for start in range(0, T, BLOCK)):
+            weights = weights_of_past(query, key, rows)
+            out[:, rows] = weights @ value[:, : rows.stop]
+            kept += [weights] if T <= KEPT else []
+        ctx.save_for_backward(query, key, value, out, *kept)
+        return out.view_as(inputs[2])
+
+    @staticmethod
+    def backward(ctx, grad):
+        query, key, value, out, *kept = ctx.saved_tensors
+        shape, grad, T = grad.shape, grad.flatten(0, 1), value.shape[1]
+        exact = torch.promote_types(value.dtype, torch.float32)
+        grad_query, grad_key, grad_value = (torch.zeros_like(t, dtype=exact) for t in (query, key, value))
+        # The gradient of the scores is weights * (grad V^T - delta), delta = sum(grad * out) over d. The subtraction
+        # rides along in the product, as columns beside grad and V: so it is as exact as the product's own sums.
+        delta = (grad.to(exact) * out).sum(dim=-1, keepdim=True)  # (N, T, 1)
+        high = delta.to(value.dtype)
+        beside = torch.cat((grad, -high, (high - delta).to(value.dtype)), dim=-1)
+        value = F.pad(value, (0, 2), value=1.0)
+        for number, rows in enumerate(slice(start, min(start + BLOCK, T)) for start in range(0, T, BLOCK)):
+            weights, past = kept[number] if kept else weights_of_past(query, key, rows), slice(rows.stop)
+            grad_scores = (beside[:, rows] @ value[:, past].mT).mul_(weights)  # (N, rows, past)
+            grad_query[:, rows] = grad_scores @ key[:, past]
+            grad_key[:, past] += grad_scores.mT @ query[:, rows]
+            grad_value[:, past] += weights.mT @ grad[:, rows]
+        scale = 1 / math.sqrt(query.shape[-1])
+        grads = grad_query.mul_(scale), grad_key.mul_(scale), grad_value
+        return tuple(t.to(query.dtype).view(shape) for t in grads)
+
+
+def weights_of_past(query, key, rows):
+    """softmax(Q K^T / sqrt(d)) of some rows of queries (N, T, d) over the keys up to them: (N, rows, rows.stop)."""
+    mask = key.new_full((rows.stop - rows.start, rows.stop), -math.inf).triu_(rows.start + 1)
+    scores = torch.baddbmm(mask, query[:, rows], key[:, : rows.stop].mT, alpha=1 / math.sqrt(key.shape[-1]))
+    return scores.softmax(dim=-1)  # sums in fp32
 
 
 def rotary_tables(length, config, device):
@@ -359,11 +398,6 @@ class GPTNeoX(nn.Module):
         mean, losses = LinearCrossEntropy.apply(x.flatten(0, 1), weight, targets.flatten(), dtype)
         return losses.view(targets.shape) if per_token else mean
 
-    def layer_inputs(self, batch, context):
-        """What a layer takes, made of zeros: for compiling it."""
-        x = torch.zeros(batch, context, self.config.hidden_size)
-        return x, *rotary_tables(context, self.config, x.device)
-
     def initial_weights(self, seed):
         """Yields Pythia's initial weights: "small init" going in, "Wang init" going out of each branch."""
         width, layers = self.config.hidden_size, self.config.num_hidden_layers
@@ -413,8 +447,8 @@ class GPTNeoX(nn.Module):
         Raises ValueError or OSError, naming the file and the fault; for a hub id also huggingface_hub's errors."""
         folder = model_folder(id_or_folder, revision)
         config = GPTNeoXConfig.from_dict(read_json(folder / "config.json"), folder / "config.json")
-        stored = list_tensors(folder, OLD_BUFFERS)
         # A config.json can ask for terabytes: nothing is allocated before every shape is what a file holds.
+        stored = list_tensors(folder, OLD_BUFFERS)
         if config.num_hidden_layers > len(stored):
             raise ValueError(f"{folder}: {len(stored)} tensors, config.json asks {config.num_hidden_layers} layers")
         model = cls(config, empty=True)

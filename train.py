@@ -31,7 +31,7 @@ from engine.log import Log
 from engine.processes import Interruption
 from engine.weights import is_hub_id, model_folder
 from eval import check_tokenizer, evaluate, report
-from model import SIZES, GPTNeoX, config_of, known_peak, pretraining_peak
+from model import SIZES, GPTNeoX, config_of, pretraining_peak, rotary_tables
 
 BETAS, EPS, WEIGHT_DECAY, CLIP = (0.9, 0.95), 1e-8, 0.1, 1.0  # Pythia's and the paper's
 MIN_LR_SHARE = 0.1  # min = 0.1 x max
@@ -333,7 +333,7 @@ def filled_in(flags, config, device):
     context = flags.context or config.max_position_embeddings
     if context > config.max_position_embeddings:
         raise ValueError(f"--context {context} is more than the model's {config.max_position_embeddings}")
-    max_lr = flags.max_lr or known_peak(config, flags.init)
+    max_lr = flags.max_lr or pretraining_peak(config, flags.init)
     min_lr = max_lr * MIN_LR_SHARE if flags.min_lr is None else flags.min_lr
     if min_lr > max_lr:
         raise ValueError(f"--min-lr {min_lr} is above --max-lr {max_lr}")
@@ -367,7 +367,8 @@ def begin_at(plan):
     model is on its device. The weights stay fp32 in every precision."""
     flags, model, device = plan.flags, plan.model, plan.device
     if flags.compile:
-        inputs = model.layer_inputs(flags.micro_batch_size, flags.context)
+        x = torch.zeros(flags.micro_batch_size, flags.context, model.config.hidden_size)
+        inputs = (x, *rotary_tables(flags.context, model.config, x.device))
         machine.compile_layers(model.gpt_neox.layers, inputs, device, flags.precision)
     forward = processes.spread(model, model.gpt_neox.layers, device, flags.shard)
     towards = processes.first_one_then_all(lambda: starting_weights(plan)) if flags.decay_to_start else None

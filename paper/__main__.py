@@ -11,9 +11,9 @@ from pathlib import Path
 
 from engine import processes
 from engine.faults import run_command
+from engine.figures import draw_curves
 from engine.flags import OneLineParser, add_flags, given_flags, whole_number
 from engine.folder import read_runs
-from eval import draw_curves
 from paper.claims import print_claims
 from paper.experiments import NAMES, run
 from paper.figures import FIGURES, OURS, draw_figure

@@ -3,8 +3,8 @@
 import math
 import re
 
+from engine.figures import name_of
 from engine.log import SIDES
-from eval import name_of
 
 LAST = math.inf  # the step from which a run starts, if it is the end of the pre-training
 USUAL = {"start": LAST, "replay": 0.0, "peak": 1.0, "warmup": 0.01, "decay": 0.1}  # where an arm says nothing else

@@ -24,7 +24,7 @@ from engine.files import read_json, write_whole
 from engine.flags import check_flags
 from engine.log import SIDES, progress_bar, read_records
 from engine.weights import model_folder
-from model import SIZES, GPTNeoXConfig, config_of, known_peak
+from model import SIZES, GPTNeoXConfig, config_of, pretraining_peak
 from train import Flags
 
 # An arm is what differs from the base run. Learning rates are multiples of the peak of the model's own pre-training:
@@ -153,7 +153,7 @@ def stored_config(init, revision):
 
 def peak_of(flags):
     """The peak of a run's learning rate: --max-lr, else that of the pre-training of the model that it starts from."""
-    return flags.max_lr or known_peak(starting_config(flags), flags.init)
+    return flags.max_lr or pretraining_peak(starting_config(flags), flags.init)
 
 
 # ---------------------------------------------------------------- the plan, and running it

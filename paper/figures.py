@@ -6,9 +6,8 @@ python -m paper figure 4 runs/* --out figure-4.pdf
 from statistics import fmean
 
 import schedule
-from engine.figures import BEFORE, COLOURS, draw_band, in_tokens, new_figure, save_figure
+from engine.figures import BEFORE, COLOURS, draw_arms, draw_band, in_tokens, new_figure, over_seeds, save_figure
 from engine.log import SIDES, perplexity_of
-from eval import draw_arms, over_seeds
 from paper.arms import CONSTANT, LAST, arms, peaks, pick, scratch, starts
 
 BEGINNING = schedule.PAPER_STOPS["50B"]  # the share of the schedule that the paper's 50B figures show

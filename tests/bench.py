@@ -30,7 +30,7 @@ import train
 from engine.machine import AUTOCAST, product_rate
 from model import GPTNeoX, config_of
 
-BYTES = 257  # tiny is timed as it is trained, on bytes
+BYTES = dict.fromkeys(("nano", "micro", "tiny"), 257)  # these are timed as they are trained, on bytes
 
 
 class Text:
@@ -73,7 +73,7 @@ def worker(flags):
     """Takes a step for each line on stdin, and answers with the seconds it took."""
     torch.set_num_threads(flags.threads)
     size, sequences, context = flags.worker[1], *map(int, flags.worker[2].split("x"))
-    config = config_of(size, BYTES if size == "tiny" else None)
+    config = config_of(size, BYTES.get(size))
     dtype = AUTOCAST[flags.precision]
     autocast = (lambda: torch.autocast("cpu", dtype)) if dtype else nullcontext
     network, loss, optimizer = {"ours": ours, "theirs": theirs}[flags.worker[0]](config, flags.compile)
@@ -130,7 +130,7 @@ def compare(size, shape, flags):
     middle = {who: statistics.median(s["seconds"] for s in answers) for who, answers in steps.items()}
     ratio = statistics.median(b["seconds"] / a["seconds"] for a, b in zip(*steps.values(), strict=True))
     sequences, context = map(int, shape.split("x"))
-    flops = sequences * context * config_of(size, BYTES if size == "tiny" else None).flops_per_token(context)
+    flops = sequences * context * config_of(size, BYTES.get(size)).flops_per_token(context)
     share = statistics.median(flops / s["seconds"] for s in steps["ours"]) / statistics.median(rates)
     memory = {who: answers[-1]["peak"] for who, answers in steps.items()}
     read = statistics.median(s["read"] / s["seconds"] for s in steps["ours"])

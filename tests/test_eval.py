@@ -12,6 +12,7 @@ from conftest import SHORT, call, refused
 import data
 import eval as evaluation
 import train
+from engine import figures
 from model import GPTNeoX
 
 
@@ -54,8 +55,8 @@ def test_evaluation_leaves_the_model_training_and_without_gradients(run):
 def drawn(monkeypatch, folders):
     """The panels of a figure before it is closed."""
     kept = []
-    monkeypatch.setattr(evaluation, "save_figure", lambda figure, out: kept.append(figure))
-    evaluation.draw_curves(evaluation.read_runs(folders), "unused.png")
+    monkeypatch.setattr(figures, "save_figure", lambda figure, out: kept.append(figure))
+    figures.draw_curves(evaluation.read_runs(folders), "unused.png")
     return kept[0].axes
 
 
@@ -76,7 +77,7 @@ def test_arms_are_told_apart_and_seeds_are_averaged(house, monkeypatch):
         train.main([*SHORT, "--out", f"a{seed}", "--seed", seed])
         train.main([*SHORT, "--out", f"b{seed}", "--seed", seed, "--max-lr", "0.01"])
     folders = ["a0", "b0", "a1", "b1"]
-    assert evaluation.label_runs([evaluation.read_run(f) for f in folders]) == ["max LR 8e-3", "max LR 1e-2"] * 2
+    assert figures.label_runs([evaluation.read_run(f) for f in folders]) == ["max LR 8e-3", "max LR 1e-2"] * 2
     panel = drawn(monkeypatch, folders)[0]
     curves = [line for line in panel.lines if line.get_label().startswith("max LR")]
     assert len(curves) == 2 and len(panel.collections) == 2  # two means, two bands

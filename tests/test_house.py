@@ -20,7 +20,7 @@ ROOMS = {
 }
 # Within a room too: each file may import those before it.
 FLOORS = {
-    "engine": "files faults flags processes weights figures checkpoints log machine folder",
+    "engine": "files faults flags processes weights checkpoints log figures machine folder",
     "corpora": "tokenizer readers hub prepare",
     "paper": "packs arms figures claims experiments __main__",
 }

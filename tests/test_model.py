@@ -92,6 +92,33 @@ def test_loss_in_half_precision_is_near(dtype):
     assert (network.embed_out.weight.grad - gradient).norm() < 0.03 * gradient.norm()
 
 
+@pytest.mark.parametrize("kept", [0, 1024], ids=["computed again", "kept"])
+def test_attention_in_blocks_is_attention(kept, monkeypatch):
+    monkeypatch.setattr(model_file, "KEPT", kept)
+    for shape in [(2, 3, 300, 8), (1, 1, 1, 4), (1, 1, 128, 4), (1, 2, 129, 4), (3, 1, 257, 2), (2, 2, 5, 16)]:
+        inputs = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for _ in range(3)]
+        ours = model_file.AttentionInBlocks.apply(*inputs)
+        theirs = F.scaled_dot_product_attention(*inputs, is_causal=True)
+        upstream = torch.randn_like(ours)
+        grads = [torch.autograd.grad(out, inputs, upstream) for out in (ours, theirs)]
+        for a, b in zip((ours, *grads[0]), (theirs, *grads[1]), strict=True):
+            assert torch.allclose(a, b, rtol=1e-10, atol=1e-12), shape
+    monkeypatch.setattr(model_file, "BLOCK", 4)
+    inputs = [torch.randn(1, 2, 9, 4, dtype=torch.float64, requires_grad=True) for _ in range(3)]
+    assert torch.autograd.gradcheck(model_file.AttentionInBlocks.apply, inputs)
+
+
+def test_attention_in_blocks_in_16_bits_is_as_exact_as_16_bits_are():
+    exact = [torch.randn(2, 4, 300, 32).bfloat16().double().requires_grad_() for _ in range(3)]
+    rounded = [t.detach().bfloat16().requires_grad_() for t in exact]
+    ours = model_file.AttentionInBlocks.apply(*rounded)
+    theirs = F.scaled_dot_product_attention(*exact, is_causal=True)
+    upstream = torch.randn(ours.shape).bfloat16()
+    grads = torch.autograd.grad(ours, rounded, upstream), torch.autograd.grad(theirs, exact, upstream.double())
+    for a, b in zip((ours, *grads[0]), (theirs, *grads[1]), strict=True):
+        assert a.dtype == torch.bfloat16 and (a.double() - b).norm() < 0.006 * b.norm()
+
+
 def test_attention_is_causal():
     network = GPTNeoX(small(), seed=1).eval()
     tokens = torch.randint(0, 61, (1, 12))

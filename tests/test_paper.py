@@ -15,7 +15,7 @@ import torch
 from conftest import call, refused
 from tqdm import tqdm
 
-import eval as evaluation
+import engine.figures
 import train
 from engine import checkpoints, machine
 from engine.folder import read_run, read_runs
@@ -344,9 +344,9 @@ def test_runs_that_do_not_fit_together_are_named(house):
 def test_a_title_names_the_overlap_only_where_the_runs_agree(house, monkeypatch):
     one, two = made_up("one", overlap=0.25), made_up("two", overlap=0.5)
     kept = []
-    monkeypatch.setattr(evaluation, "save_figure", lambda figure, out: kept.append(figure))
-    evaluation.draw_curves(read_runs([one]), "unused.png")
-    evaluation.draw_curves(read_runs([one, two]), "unused.png")
+    monkeypatch.setattr(engine.figures, "save_figure", lambda figure, out: kept.append(figure))
+    engine.figures.draw_curves(read_runs([one]), "unused.png")
+    engine.figures.draw_curves(read_runs([one, two]), "unused.png")
     titles = [figure.axes[0].get_title(loc="left") for figure in kept]
     assert titles[0].endswith(" (25 % stdlib)") and "%" not in titles[1]
     styles = {line.get_linestyle() for line in kept[1].axes[0].lines[:2]}
@@ -358,7 +358,7 @@ def test_a_legend_stays_inside_its_figure(house):
     made_up("r")
     for length, count in ((10, 3), (40, 6), (70, 12)):
         groups = {f"{number} {'x' * length}": [read_run("r")] for number in range(count)}
-        figure = evaluation.draw_arms(groups, "loss", SIDES, TOKENS)
+        figure = engine.figures.draw_arms(groups, "loss", SIDES, TOKENS)
         figure.savefig("r.png")
         box, panel = figure.legends[0].get_window_extent(), figure.axes[0].get_window_extent()
         assert box.x0 >= 0 and box.x1 <= figure.bbox.width and panel.height > 80
