@@ -186,8 +186,8 @@ def sample(flags):
 # ---------------------------------------------------------------- the curves of runs
 
 
-def report(out, step, stop, alone=True):
-    """Draws the figure of a run that ends, and says where everything is. alone: whether nothing else tells it."""
+def report(out, step, stop):
+    """Draws the figure of a run that ends, and says where everything is."""
     figure = out / "perplexity.png"
     try:
         draw_curves([read_run(out)], figure)
@@ -195,7 +195,7 @@ def report(out, step, stop, alone=True):
         raise RuntimeError(f"all else of {out} is whole, but {fault}") from None
     if step < stop:
         print(f"stopped at update {step} of {stop}; go on with: python train.py --resume {out}")
-    elif alone:
+    else:
         print(f"figure      {figure}\ncheckpoint  {folder_of(out, step)}")
 
 

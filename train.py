@@ -180,10 +180,8 @@ def parameter_groups(model):
 
 @processes.own_faults_told()
 @memory_explained()
-def train(flags, bar=None):
+def train(flags):
     """One run, from its first update or from its last whole checkpoint to its end. Returns whether it got there.
-
-    bar: the progress bar, in tokens, of an experiment to which this run belongs.
 
     Raises ValueError or OSError for bad input, before anything is written; RuntimeError for a failure on the way.
     """
@@ -192,7 +190,7 @@ def train(flags, bar=None):
     forward, optimizer, scaler = begin_at(plan)
     finite = machine.Finite(flags.precision, plan.state, plan.out)
     keeper = checkpoints.Checkpoints(plan.out, model, optimizer, plan.tokenizer, flags.keep, flags.peak)
-    with folder.opened(plan.out, plan.record, plan.resumed), plan.log(bar) as log, Interruption() as interruption:
+    with folder.opened(plan.out, plan.record, plan.resumed), plan.log() as log, Interruption() as interruption:
         keeper.prune(plan.start)  # what a killed run did not get round to
         stopping = False
         for step in range(plan.start, flags.stop + 1):  # `step` updates are done
@@ -226,10 +224,9 @@ def train(flags, bar=None):
             scaler.step(optimizer)
             scaler.update()
             optimizer.zero_grad()
-        stopping = processes.sums(interruption.arrived)[0] > 0  # after the last update too: an experiment ends here
     if processes.rank() == 0:
-        report(plan.out, step, flags.stop, alone=bar is None)
-    return step == flags.stop and not stopping
+        report(plan.out, step, flags.stop)
+    return step == flags.stop
 
 
 # ---------------------------------------------------------------- before the first update
@@ -276,10 +273,10 @@ class Plan:
         peak, stop, every = self.flags.peak, self.flags.stop, self.flags.save_every
         return {step for step in {peak, stop, *range(every, stop, every)} if step > self.start}
 
-    def log(self, bar):
+    def log(self):
         flags, flops = self.flags, self.model.config.flops_per_token(self.flags.context)
         beside = functools.partial(machine.share_of_peak, self.device, flops)
-        return Log(self.out, self.start, flags.stop, flags.tokens_per_update, self.state, bar, beside)
+        return Log(self.out, self.start, flags.stop, flags.tokens_per_update, self.state, beside)
 
     def evaluate(self):
         """The validation losses of the model as it is; see eval.py."""
@@ -431,9 +428,9 @@ def resumed_flags(given):
     return folder.flags_to_resume(Flags, given | {"resume": out, "out": out}, out, RESUMABLE)
 
 
-def begin(flags, bar=None):
+def begin(flags):
     """The run of these flags; before it, if need be, the pre-training behind --init upstream. Returns whether it got
-    to its end. bar: the progress bar of an experiment."""
+    to its end."""
     if flags.dry_run:
         print(json.dumps(asdict(processes.first_one_then_all(lambda: check(flags)).flags), indent=2))
         return False
@@ -443,10 +440,10 @@ def begin(flags, bar=None):
         if not checkpoints.reached(before.out, before.stop):
             processes.first_one_then_all(lambda: check(flags))  # what is wrong is told before minutes are spent
             print(f"pre-training {flags.model} on {flags.upstream} (once; cached in {before.out})")
-            if not train(folder.going_on(before, MACHINE, RESUMABLE), bar):
+            if not train(folder.going_on(before, MACHINE, RESUMABLE)):
                 return False
         flags = replace(flags, init=before.out)
-    return train(flags, bar)
+    return train(flags)
 
 
 def main(argv=None):

@@ -65,6 +65,11 @@ def changed_flags(values):
     return {f.name: getattr(values, f.name) for f in fields(values) if getattr(values, f.name) != f.default}
 
 
+def as_words(values):
+    """The command line that gives {field: value}."""
+    return tuple(flag_name(n) if value is True else f"{flag_name(n)}={value}" for n, value in values.items())
+
+
 def value_type(field):
     """int for a field that is int or int | None."""
     return next((kind for kind in get_args(field.type) if kind is not type(None)), field.type)

@@ -42,23 +42,20 @@ def progress_bar(name, total, done=0):
 class Log:
     """The log of one run: writes records, and tells a person.
 
-    out: folder of the run; start, stop: its first and last step; state: of the checkpoint that a resumed run
-    starts from. bar: that of an experiment, which then tells alone. describe(rate): what to say beside a
-    rate in tokens per second. Of several processes the first writes.
+    out: folder of the run; start, stop: its first and last step; state: of the checkpoint that a resumed run starts
+    from; describe(rate): what to say beside a rate in tokens per second. Of several processes the first writes.
     """
 
-    def __init__(self, out, start, stop, tokens_per_update, state, bar=None, describe=lambda rate: ""):
+    def __init__(self, out, start, stop, tokens_per_update, state, describe=lambda rate: ""):
         self.out, self.stop, self.tokens_per_update = out, stop, tokens_per_update
         self.writes, self.describe = processes.rank() == 0, describe
-        self.path, self.alone, self.tty = out / "metrics.jsonl", bar is None, sys.stderr.isatty()
+        self.path, self.tty = out / "metrics.jsonl", sys.stderr.isatty()
         self.file = open(self.path if self.writes else os.devnull, "a+b", buffering=0)  # a line is one write
         self.before = None  # the first evaluation
         with processes.failing_together():
             if self.writes:
                 self.cut(state.get("metrics_bytes", 0))
-        self.bar = bar if bar is not None else progress_bar(out.name[:24], stop, start)
-        if not self.alone:
-            self.bar.update(start * tokens_per_update)  # of a run that was cut
+        self.bar = progress_bar(out.name[:24], stop, start)
         self.clock, self.seconds, self.updates = time.perf_counter(), 0.0, 0
 
     def cut(self, size):  # bytes
@@ -75,8 +72,7 @@ class Log:
 
     def __exit__(self, *_):
         self.file.close()
-        if self.alone:
-            self.bar.close()
+        self.bar.close()
 
     def write(self, record):
         """Appends a line; RuntimeError, with the way out, where there is no room for it."""
@@ -113,7 +109,7 @@ class Log:
         if skipped is not None:
             record["skipped"] = skipped
         self.write(record)
-        self.bar.update(1 if self.alone else self.tokens_per_update)
+        self.bar.update()
         self.bar.set_postfix_str(f"loss {loss:.3f}, lr {lr:.1e}, {rate / 1e3:.1f}k tok/s", refresh=False)
         if not self.tty and (step % max(1, self.stop // 20) == 0 or step == self.stop):
             left = int((self.stop - step) * self.tokens_per_update / rate)
@@ -145,9 +141,8 @@ class Log:
         return f"{step:>6}/{self.stop} ({step / self.stop:6.1%})"
 
     def say(self, line):
-        if self.alone:
-            self.bar.write(line)
-            sys.stdout.flush()
+        self.bar.write(line)
+        sys.stdout.flush()
 
 
 def checked(record, kind):

@@ -15,7 +15,7 @@ from engine.figures import draw_curves
 from engine.flags import OneLineParser, add_flags, given_flags, whole_number
 from engine.folder import read_runs
 from paper.claims import print_claims
-from paper.experiments import NAMES, run
+from paper.experiments import NAMES, interpolate, run
 from paper.figures import FIGURES, OURS, draw_figure
 from paper.packs import pack
 from train import Flags
@@ -41,6 +41,8 @@ def main(argv=None):
     running.add_argument(
         "--seeds", type=whole_number, default=1, metavar="N", help="how often each arm, from --seed on"
     )
+    running.add_argument("--jobs", type=whole_number, metavar="N", help="runs side by side (one a core; one on a GPU)")
+    running.add_argument("--launch", metavar="COMMAND", help="instead of python, such as 'torchrun --nproc_per_node=8'")
     add_flags(running, Flags)
     drawing = commands.add_parser("figure", help="draw a figure of the paper, or one of ours")
     drawing.add_argument("number", metavar="N", choices=[*FIGURES, *OURS], help=", ".join([*FIGURES, *OURS]))
@@ -51,13 +53,18 @@ def main(argv=None):
         each.add_argument("runs", nargs="+", metavar="RUNS", help="folders that train.py wrote, or packs of runs")
     drawing.add_argument("--out", help=".png, .pdf or .svg (figure-N.png)")
     packing.add_argument("--out", required=True, metavar="FILE.jsonl", help="the pack to write")
+    between = commands.add_parser("interpolate", help="evaluate the weights between a run's start and end")
+    between.add_argument("run", metavar="RUN", help="folder of the run")
     redrawing = commands.add_parser("redraw", help="draw every figure of the READMEs anew")
     redrawing.add_argument("--out", default=HERE / "figures", type=Path, help="folder to draw into (paper/figures)")
     flags = parser.parse_args(argv)
     if flags.command == "run":
-        if flags.seeds < 1:
-            parser.error("--seeds must be positive")
-        run(flags.name, flags.seeds, given_flags(flags, Flags))
+        if flags.seeds < 1 or flags.jobs == 0:
+            parser.error("--seeds and --jobs must be positive")
+        launcher = flags.launch.split() if flags.launch else None
+        run(flags.name, flags.seeds, given_flags(flags, Flags), flags.jobs, launcher)
+    elif flags.command == "interpolate":
+        interpolate(flags.run)
     elif flags.command == "figure":
         out = flags.out or f"figure-{flags.number}.png"
         draw_figure(read_runs(flags.runs), flags.number, out)

@@ -8,6 +8,7 @@ Sections 4.1 to 4.5 of "How to (re)warm your model?" (arXiv 2308.04014), and its
 
 import functools
 import json
+import os
 import re
 import sys
 from dataclasses import replace
@@ -21,10 +22,11 @@ from corpora.prepare import EMBEDDED, corpus_folder
 from engine import checkpoints, folder, machine, processes
 from engine.faults import memory_explained
 from engine.files import read_json, write_whole
-from engine.flags import check_flags
+from engine.flags import as_words, changed_flags, check_flags
 from engine.log import SIDES, progress_bar, read_records
 from engine.weights import model_folder
 from model import SIZES, GPTNeoXConfig, config_of, pretraining_peak
+from paper.jobs import ROOT, Job, side_by_side
 from train import Flags
 
 # An arm is what differs from the base run. Learning rates are multiples of the peak of the model's own pre-training:
@@ -159,41 +161,58 @@ def peak_of(flags):
 # ---------------------------------------------------------------- the plan, and running it
 
 
-def run(name, seeds, given):
-    """`python -m paper run NAME`: prints the plan, then runs what is not there yet, under one progress bar.
+def run(name, seeds, given, at_once=None, launcher=None):
+    """`python -m paper run NAME`: prints the plan, then runs what is not there yet.
 
-    Stopped or killed, the same command goes on: whole runs are left alone, a cut one is resumed."""
+    Each run is a command of its own, `at_once` of them side by side, started by `launcher` in place of python. Stopped
+    or killed, the same command goes on: whole runs are left alone, a cut one is resumed."""
     check_flags(Flags(**given), train.VALUES)
     runs, bases = experiment_runs(name, seeds, {flag: value for flag, value in given.items() if flag != "dry_run"})
-    plan = {}  # {folder: flags}: the same runs, and before those that need one the pre-training
+    before, after = {}, {}  # {folder: flags}: the pre-trainings that runs start from, and the runs
     for arm in runs.values():
         flags = Flags(**arm)
         flags = replace(flags, context=flags.context or SIZES[size_of(flags)][5])
-        for each in (train.upstream_run(flags), flags) if from_upstream(flags) else (flags,):
-            plan[each.out] = replace(each, max_lr=peak_of(each))
+        if from_upstream(flags):
+            upstream = train.upstream_run(flags)
+            before[upstream.out] = replace(upstream, max_lr=peak_of(upstream))
+        after[flags.out] = replace(flags, max_lr=peak_of(flags))
+    plan = before | after
     to_do = [out for out, flags in plan.items() if not checkpoints.reached(out, flags.stop)]
-    print_plan(plan, to_do)
+    at_once = at_once or (os.cpu_count() if machine.pick_device(given.get("device", "auto")).type == "cpu" else 1)
+    print_plan(plan, to_do, at_once)
     if given.get("dry_run"):
         return
+    steps = [[run_job(plan[out]) for out in group if out in to_do] for group in (before, after)]
+    if name in ("softening", "all"):
+        steps.append([interpolation_job(out) for out in bases if not Path(out, "interpolation.jsonl").is_file()])
     with progress_bar(name, sum(planned_tokens(plan[out]) for out in to_do)) as bar:
-        for number, (out, flags) in enumerate(plan.items(), 1):
-            whole = out not in to_do
-            if not whole:
-                bar.write(f"run {number}/{len(plan)} {out}", file=sys.stdout)
-                whole = train.begin(folder.going_on(flags, train.MACHINE, train.RESUMABLE), bar)
-            if whole and name in ("softening", "all") and out in bases:
-                whole = interpolate(out)
-            if not whole:
+        for jobs in steps:  # one after the other: what starts from a pre-training waits for it
+            if not side_by_side(jobs, at_once, launcher or [sys.executable], bar):
                 print("stopped; the same command goes on")
                 return
     print(f"next        python -m paper claims {' '.join(runs) if len(runs) < 4 else 'runs/*'}")
+
+
+def run_job(flags):
+    """The Job of a run: the command that anyone could type."""
+    begun = folder.going_on(flags, train.MACHINE, train.RESUMABLE)
+    given = changed_flags(begun)
+    if begun.resume:
+        given = {name: given[name] for name in ("resume", "stop_tokens", *train.MACHINE) if name in given}
+    words = (str(ROOT / "train.py"), *as_words(given))
+    return Job(words, flags.out, lambda: checkpoints.reached(flags.out, flags.stop))
+
+
+def interpolation_job(out):
+    """The Job that evaluates the weights between a run's start and end."""
+    return Job(("-m", "paper", "interpolate", out), out, Path(out, "interpolation.jsonl").is_file)
 
 
 def planned_tokens(flags):
     return min(flags.stop_tokens or flags.tokens, flags.tokens)
 
 
-def print_plan(plan, to_do):
+def print_plan(plan, to_do, at_once):
     """What all runs share, then a row for each run, then what is left to do."""
     first = next(reversed(plan.values()))
     print(f"start       {first.init}{f' {size_of(first)}' if size_of(first) and from_upstream(first) else ''}")
@@ -207,12 +226,12 @@ def print_plan(plan, to_do):
         numbers = f"{flags.max_lr:>8.2g}{flags.peak:>9,}{flags.updates:>9,}{flags.stop:>9,}"
         print(f"{flags.schedule:<16}{numbers}  {out}{'' if out in to_do else ' (whole)'}")
     total = sum(planned_tokens(plan[out]) for out in to_do)
-    print(f"{len(plan)} runs, {len(to_do)} to do: {total / 1e6:,.1f}M tokens, {time_for(to_do, plan)}")
+    print(f"{len(plan)} runs, {len(to_do)} to do: {total / 1e6:,.1f}M tokens, {time_for(to_do, plan, at_once)}")
 
 
-def time_for(to_do, plan):
-    """How long the runs still to do will take, roughly: their FLOPs, a third more for evaluations, at the rate of a run
-    that is there already; without one, at a share of this machine's rate of plain matrix products."""
+def time_for(to_do, plan, at_once=1):
+    """How long the runs still to do will take, so many at once, roughly: their FLOPs, a third more for evaluations, at
+    the rate of a run that is there already; without one, at a share of this machine's rate of matrix products."""
     flops = {out: starting_config(flags).flops_per_token(flags.context) for out, flags in plan.items()}  # of a token
     rate = None
     for out in plan:
@@ -227,7 +246,7 @@ def time_for(to_do, plan):
         dtype = machine.AUTOCAST[machine.pick_precision(first.precision, device, width)] or torch.float32
         share = 2 / 3 if dtype == torch.float32 else 1 / 3
         rate = machine.product_rate(device, dtype) * share * processes.count()
-    seconds = 4 / 3 * sum(flops[out] * plan[out].stop * plan[out].tokens_per_update for out in to_do) / rate
+    seconds = 4 / 3 / at_once * sum(flops[out] * plan[out].stop * plan[out].tokens_per_update for out in to_do) / rate
     hours, minutes = divmod(round(seconds / 60), 60)
     return f"about {hours}h{minutes:02d}m" if hours < 100 else f"about {hours:,}h"
 
@@ -236,9 +255,7 @@ def time_for(to_do, plan):
 def interpolate(out):
     """Evaluates a whole run's weights on the way from its start to its end: softening for the price of evaluations.
 
-    Writes interpolation.jsonl: share of the way, upstream_loss, downstream_loss. Returns whether it got to its end."""
-    if (Path(out) / "interpolation.jsonl").exists():
-        return True
+    Writes interpolation.jsonl: share of the way, upstream_loss, downstream_loss."""
     flags = train.resumed_flags({"resume": out})
     plan = processes.first_one_then_all(lambda: train.check(flags))
     processes.spread(plan.model, plan.model.gpt_neox.layers, plan.device, plan.flags.shard)
@@ -253,7 +270,6 @@ def interpolate(out):
             losses, _ = plan.evaluate()
             lines.append(json.dumps({"share": share} | {f"{s}_loss": losses[f"{s}_loss"] for s in SIDES}) + "\n")
             if processes.sums(interruption.arrived)[0]:
-                return False
+                return
     if processes.rank() == 0:
         write_whole(plan.out / "interpolation.jsonl", "".join(lines).encode())
-    return True

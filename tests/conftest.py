@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import traceback
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,37 @@ def run_alone(words, cwd, env, said, complained):
 
 def main_of(program):
     return importlib.import_module("paper.__main__" if program == "paper" else program.removesuffix(".py")).main
+
+
+class Forked:
+    """In place of paper.jobs.start: the command in a fork of this process, with all that a test has changed in it."""
+
+    def __init__(self, words, launcher, threads):
+        self.returncode, self.complaints = None, tempfile.TemporaryFile("w+")
+        self.pid = os.fork()
+        if self.pid == 0:
+            os.dup2(self.complaints.fileno(), 2)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)
+            program, words = ("paper", words[2:]) if words[0] == "-m" else (Path(words[0]).name, words[1:])
+            try:
+                run_command(lambda: main_of(program)(words), program)
+            except SystemExit as stop:
+                sys.stderr.flush()
+                os._exit(stop.code or 0)
+            except BaseException:
+                traceback.print_exc()
+                os._exit(70)
+            os._exit(0)
+
+    def poll(self):
+        done, status = os.waitpid(self.pid, os.WNOHANG) if self.returncode is None else (0, 0)
+        if done:
+            self.returncode = os.waitstatus_to_exitcode(status)
+        return self.returncode
+
+    def terminate(self):
+        os.kill(self.pid, signal.SIGTERM)
 
 
 def call(*words):

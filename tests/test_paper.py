@@ -7,21 +7,23 @@ import random
 import shutil
 import signal
 import statistics
-from dataclasses import asdict
+import sys
+import time
+from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import call, refused
-from tqdm import tqdm
+from conftest import ROOT, Forked, call, refused
 
 import engine.figures
 import train
 from engine import checkpoints, machine
 from engine.folder import read_run, read_runs
-from engine.log import SIDES
+from engine.log import SIDES, progress_bar
 from model import SIZES, GPTNeoX, config_of
-from paper import arms, claims, experiments, figures
+from paper import arms, claims, experiments, figures, jobs
 from train import Flags
 
 PAPERS = ["--init", "EleutherAI/pythia-410m-deduped", "--upstream", "pile", "--downstream", "slimpajama", "--dry-run"]
@@ -79,6 +81,7 @@ def test_arms_that_experiments_share_run_once(house):
 
 
 def test_an_experiment_runs_goes_on_and_leaves_whole_runs_alone(house, monkeypatch):
+    monkeypatch.setattr(jobs, "start", Forked)
     monkeypatch.setitem(train.SIZES, "nano", (1, 16, 2, 1e-2, 257, 32))
     words = ["softening", "--upstream", "old", "--downstream", "new"]
     words += ["--upstream-tokens", "5120", "--tokens", "5120", "--eval-tokens", "128", "--device", "cpu"]
@@ -103,6 +106,7 @@ def test_an_experiment_runs_goes_on_and_leaves_whole_runs_alone(house, monkeypat
 
 
 def test_earlier_checkpoints_are_made_before_the_runs_that_start_from_them(house, monkeypatch):
+    monkeypatch.setattr(jobs, "start", Forked)
     monkeypatch.setitem(train.SIZES, "nano", (1, 16, 2, 1e-2, 257, 32))
     words = ["checkpoints", "--upstream", "old", "--downstream", "new", "--device", "cpu"]
     words += ["--upstream-tokens", "5120", "--tokens", "512", "--eval-tokens", "64"]
@@ -151,17 +155,50 @@ def test_the_plan_says_how_long_it_takes(house, monkeypatch):
     assert 1e6 < machine.product_rate("cpu", torch.float32) < 1e15
 
 
-def test_a_signal_after_the_last_update_ends_an_experiment(house, monkeypatch):
-    evaluate = train.evaluate
+def test_runs_side_by_side_stop_and_fail_together(house, monkeypatch):
+    monkeypatch.setitem(train.SIZES, "nano", (1, 16, 2, 1e-2, 257, 32))
+    monkeypatch.setattr(jobs, "start", Forked)
+    words = ["run", "max-lr", "--upstream", "old", "--downstream", "new", "--device", "cpu", "--jobs", "2"]
+    words += ["--upstream-tokens", "1024", "--tokens", "51200", "--eval-tokens", "64", "--eval-every", "500"]
+    looks = []
 
-    def interrupted(*given):
-        os.kill(os.getpid(), signal.SIGTERM)
-        return evaluate(*given)
+    def signalled(seconds):  # by Ctrl-C in the midst of the runs
+        time.sleep(seconds)
+        looks.append(len(list(Path("runs").glob("old*/metrics.jsonl"))))
+        if looks.count(2) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(train, "evaluate", interrupted)
-    flags = train.Flags(init="scratch", model="nano", upstream="old", downstream="new", context=32, batch_size=4)
-    flags.tokens, flags.eval_tokens, flags.out = 128, 64, "r"  # one update: the signal comes before it
-    assert not train.train(flags, tqdm(disable=True))
+    with monkeypatch.context() as stopping:
+        stopping.setattr(jobs, "time", SimpleNamespace(sleep=signalled))
+        done = call("paper", *words)
+    assert done.returncode == 0 and "stopped; the same command goes on" in done.stdout, done.stderr
+    begun = list(Path("runs").glob("old*/metrics.jsonl"))
+    assert len(begun) == 2 and all(Path(log.parent, "checkpoints").is_dir() for log in begun)
+    real = Forked.__init__
+
+    def full(self, words, *rest):
+        with monkeypatch.context() as patch:
+            if "--init=scratch" in words:
+                patch.setattr(GPTNeoX, "save_pretrained", no_room)
+            real(self, words, *rest)
+
+    def no_room(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Forked, "__init__", full)
+    done = call("paper", *words)
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, done.stderr
+    assert "init-scratch" in done.stderr and "No space left" in done.stderr and "goes on" in done.stderr
+
+
+def test_a_real_command_runs_an_arm(house):
+    flags = Flags(init="scratch", model="nano", upstream="old", downstream="new", device="cpu", context=32, tokens=512)
+    job = experiments.run_job(replace(flags, out="an arm", batch_size=4, eval_tokens=64))
+    assert not job.whole() and jobs.side_by_side([job], 1, [sys.executable], progress_bar("", 512)) and job.whole()
+    assert jobs.tokens_done("an arm") == 512
+    broken = jobs.Job((str(ROOT / "train.py"), "--nonsense"), "nowhere", lambda: False)
+    with pytest.raises(RuntimeError, match="nowhere: train.py: .*--nonsense.*the same command goes on"):
+        jobs.side_by_side([broken], 1, [sys.executable], progress_bar("", 512))
 
 
 def test_weight_decay_towards_the_start():
