@@ -20,7 +20,7 @@ import signal
 import numpy as np
 
 from corpora.hub import DOMAINS, HUB, MIXTURES
-from corpora.prepare import EMBEDDED, META, ROOT, SPLITS, VAL_SHARE, corpus_folder, prepare
+from corpora.prepare import EMBEDDED, EMBEDDED_VAL_SHARE, META, RECIPE, ROOT, SPLITS, VAL_SHARE, corpus_folder, prepare
 from corpora.tokenizer import load_tokenizer
 from engine.faults import one_line, run_command
 from engine.files import check_fields, read_json, sample_hash
@@ -46,6 +46,8 @@ class Corpus:
             check_fields(self.meta, META, "meta.json")
             self.vocab_size, self.tokenizer_sha256 = self.meta["vocab_size"], self.meta["tokenizer_sha256"]
             self.splits = {split: self.mapped(split) for split in SPLITS}
+            if name in EMBEDDED and RECIPE not in self.meta.get("sources", ()):
+                raise ValueError("prepared by an earlier version, in another way")
         except (ValueError, OSError) as fault:
             raise self.damaged(one_line(fault)) from None
 
@@ -103,6 +105,8 @@ def refuse_different_tokenizers(corpora):
 
 # ---------------------------------------------------------------- the order of the data
 
+ORDER = 2  # which order this is: a run that began with another cannot go on
+
 
 def mix(number):
     """A good 64-bit hash of an integer (the finaliser of SplitMix64)."""
@@ -153,12 +157,14 @@ class Mixture:
         """(number of the corpus, window of its train split) at a position of the stream."""
         for number, share in enumerate(self.splits):
             # The first `position` places hold floor(position * share + offset) of this corpus: evenly spread,
-            # never more than one off, and countable without a list.
-            offset = mix(self.seed * 31 + number) & (2**32 - 1) if share < 2**32 else 0
+            # never more than one off, and countable without a list. Keys are hashes of hashes: a sum or an exclusive
+            # or of seed, number and epoch would give different ones the same order.
+            key = mix(mix(self.seed) + number)
+            offset = mix(key - 1) & (2**32 - 1) if share < 2**32 else 0
             before = (position * share + offset) >> 32
             if (((position + 1) * share + offset) >> 32) > before:
                 epoch, index = divmod(before, self.sizes[number])
-                return number, permute(index, self.sizes[number], mix(self.seed) ^ mix(epoch * 1009 + number))
+                return number, permute(index, self.sizes[number], mix(key + epoch))
             position -= before
         raise AssertionError("the last corpus takes every position that is left")
 
@@ -225,13 +231,17 @@ def main(argv=None):
     add("files", metavar="FILES", nargs="*", help=".jsonl or .txt, also as .gz or .zst, and folders of them")
     add("--train-tokens", type=whole_number, metavar="N", help="stop train.bin after the document that reaches N")
     add("--val-tokens", type=whole_number, metavar="N", help="the same for val.bin")
-    add("--val-share", type=float, default=VAL_SHARE, help="share of documents for validation (%(default)s)")
+    add(
+        "--val-share",
+        type=float,
+        help=f"share of documents for validation ({VAL_SHARE}; embedded: {EMBEDDED_VAL_SHARE})",
+    )
     add("--tokenizer", metavar="T", help="neox, bytes, a tokenizer.json or a folder with one (neox; embedded: bytes)")
     add("--by-domain", action="store_true", help="one corpus NAME-DOMAIN for each domain that the rows name")
     add("--processes", type=int, default=os.cpu_count(), help="how many cores tokenize (all)")
     add("--skip-bad-lines", action="store_true", help="count damaged lines instead of stopping at the first")
     flags = parser.parse_args(argv)
-    if not 0 < flags.val_share < 1:
+    if flags.val_share is not None and not 0 < flags.val_share < 1:
         parser.error(f"--val-share {flags.val_share} is not between 0 and 1")
     if flags.processes < 1:
         parser.error(f"--processes {flags.processes} is less than 1")

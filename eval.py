@@ -14,6 +14,7 @@ import json
 import math
 import sys
 from pathlib import Path
+from statistics import fmean
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -59,19 +60,21 @@ def validation_loss(model, windows, micro_batch, precision=None):
 
 def evaluate(model, windows, upstream, distribution, micro_batch, precision=None):
     """Validation loss of both sides, in nats, from one pass over the windows of each corpus, {name: (N, context + 1)}:
-    ({"upstream_loss", "downstream_loss"}, {name: loss}). All processes take part.
+    ({"upstream_loss", "downstream_loss"}, {name: [loss of each window]}). All processes take part.
 
     distribution: the share of each corpus downstream. The mean loss on a mixture is the mean of the losses on its
     corpora, weighted by their shares."""
-    losses, rank, ranks = {}, processes.rank(), processes.count()
+    by_window, rank, ranks = {}, processes.rank(), processes.count()
     for name, rows in windows.items():
         # Every process takes the same number of windows, because those of a sharded model compute together. Windows
         # that are repeated to reach this number are not counted.
         mine = torch.arange(rank, -(-len(rows) // ranks) * ranks, ranks)
-        by_window = token_losses(model, rows[mine % len(rows)], micro_batch, precision).double().mean(dim=1)
-        losses[name] = processes.sums(by_window[mine < len(rows)].sum())[0] / len(rows)
-    downstream = sum(share * losses[name] for name, share in distribution.items())
-    return {"upstream_loss": losses[upstream], "downstream_loss": downstream}, losses
+        losses = token_losses(model, rows[mine % len(rows)], micro_batch, precision).double().mean(dim=1)
+        whole = torch.zeros(len(rows), dtype=torch.float64)
+        whole[mine[mine < len(rows)]] = losses[mine < len(rows)]
+        by_window[name] = processes.sums(*whole)
+    downstream = sum(share * fmean(by_window[name]) for name, share in distribution.items())
+    return {"upstream_loss": fmean(by_window[upstream]), "downstream_loss": downstream}, by_window
 
 
 def open_checkpoint(flags):

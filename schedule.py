@@ -11,8 +11,8 @@ to get wrong after a resume: ask for update 1,000 and you get its learning rate.
 import argparse
 import math
 
-COOLDOWN_END = 0.60  # infinite schedules: share of all updates at which the constant phase begins,
-CONSTANT_END = 0.85  # and at which annealing begins (follow-up, appendix: 60 % and 85 %)
+COOLDOWN_END = 0.60  # infinite schedules: share of the updates after the warm-up at which the constant phase begins,
+CONSTANT_END = 0.85  # and at which annealing begins (follow-up: 60 % and 85 %; its code counts from the warm-up's end)
 RSQRT_TIMESCALE = 10.0  # "a" of the inverse square root cool-down
 
 # Where the paper stopped its runs, as shares of their schedule of 131,296 updates of 1104 x 2048 tokens: sections 4.1,
@@ -26,11 +26,11 @@ def warmup_updates(updates, warmup):
 
 
 def evaluation_steps(updates, stop, peak, every):
-    """Where a run is evaluated: before the first update, at powers of two while the loss jumps, at the peak of the
+    """Where a run is evaluated: before the first update, at powers of four while the loss jumps, at the peak of the
     learning rate, where the paper stopped its runs, at every `every`-th step, at the end."""
-    doubling = {2**k for k in range(32) if 2**k < min(every, stop)}
+    early = {4**k for k in range(16) if 4**k < min(every, stop)}
     papers = {round(updates * share) for share in PAPER_STOPS.values()}
-    return {min(step, stop) for step in {0, peak, stop, *doubling, *papers, *range(0, stop, every)}}
+    return {min(step, stop) for step in {0, peak, stop, *early, *papers, *range(0, stop, every)}}
 
 
 def learning_rate(update, updates, max_lr, min_lr, warmup=0.01, schedule="cosine"):
@@ -63,8 +63,8 @@ def cosine(n, N, T, max_lr, min_lr):
 def cosine_clipped(n, N, T, max_lr, min_lr):
     """What GPT-NeoX computed when Pythia, and by inference the paper's runs, were trained.
 
-    A cosine towards zero over T (not T - W), clipped at min. With min = max / 10 it meets the floor at
-    79.5 % of the updates: this is the paper's "reaches the minimum at 240B and is constant thereafter".
+    A cosine towards zero over T (not T - W), clipped at min. With min = max / 10 it meets the floor 79.5 % of T after
+    the warm-up, at 80.5 % of all updates: the paper's "reaches the minimum at 240B and is constant thereafter".
     """
     return max(min_lr, max_lr / 2 * (1 + math.cos(math.pi * min(n / T, 1))))
 
@@ -87,13 +87,12 @@ def infinite(cooldown):
 
     def phases(n, N, T, max_lr, min_lr):
         hold = (max_lr + min_lr) / 2
-        rise, update = T - N, n + T - N
-        hold_from, anneal_from = max(rise, COOLDOWN_END * T), max(rise, CONSTANT_END * T)
-        if update < hold_from:
-            return hold + (max_lr - hold) * (1 - cooldown(n / (hold_from - rise)))
-        if update <= anneal_from:
+        hold_from, anneal_from = COOLDOWN_END * N, CONSTANT_END * N
+        if n < hold_from:
+            return hold + (max_lr - hold) * (1 - cooldown(n / hold_from))
+        if n <= anneal_from:
             return hold
-        share = min((update - anneal_from) / (T - anneal_from), 1)
+        share = min((n - anneal_from) / (N - anneal_from), 1)
         if min_lr > 0:
             return hold * (min_lr / hold) ** share
         return hold * (1 - share)  # an exponential never reaches zero, a line does

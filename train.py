@@ -23,7 +23,7 @@ import torch
 
 import data
 import schedule
-from corpora.prepare import EMBEDDED, SPLITS, slug
+from corpora.prepare import SPLITS, slug
 from engine import checkpoints, folder, machine, processes
 from engine.faults import memory_explained, run_command
 from engine.flags import OneLineParser, add_flags, changed_flags, check_flags, field_table, given_flags
@@ -35,7 +35,7 @@ from model import SIZES, GPTNeoX, config_of, pretraining_peak, rotary_tables
 
 BETAS, EPS, WEIGHT_DECAY, CLIP = (0.9, 0.95), 1e-8, 0.1, 1.0  # Pythia's and the paper's
 MIN_LR_SHARE = 0.1  # min = 0.1 x max
-EMBEDDED_OVERLAP = 0.25  # of stdlib and torch: this shows the whole stability gap
+PRETRAINING_SEED = 10**6  # its order of the data is no continuation's: the same order would show the same text twice
 ADVISED_REPLAY = 0.05  # the follow-up's (arXiv 2403.08763) for a shift like Pile to SlimPajama
 
 
@@ -51,7 +51,7 @@ class Flags:
     # Data
     upstream: str = "stdlib"  # corpus of the pre-training: NAME
     downstream: str = "torch"  # corpus to continue on: NAME, or a mixture NAME=WEIGHT,NAME=WEIGHT
-    overlap: float | None = None  # share of upstream text in the downstream distribution; default: 0 (embedded: 0.25)
+    overlap: float = 0.0  # share of upstream text in the downstream distribution
     replay: float | None = None  # share of upstream text in a batch, in place of new text; default: 0 (a hub id: 0.05)
     # Learning rate
     schedule: str = "cosine"  # cosine, cosine-clipped, linear, constant, infinite-cosine, infinite-rsqrt
@@ -60,7 +60,7 @@ class Flags:
     weight_decay: float = WEIGHT_DECAY  # share of a weight that an update takes off, times the learning rate
     decay_to_start: bool = False  # weight decay pulls towards the starting weights instead of zero
     warmup: float = 0.01  # share of --tokens over which the rate rises from zero
-    tokens: int = 800_000  # length of the schedule
+    tokens: int = 2_000_000  # length of the schedule
     stop_tokens: int | None = None  # stop earlier, on the same schedule; default: --tokens
     # Batch
     batch_size: int = 8  # sequences an update, all devices together
@@ -73,11 +73,11 @@ class Flags:
     shard: bool = False  # under torchrun, spread weights and optimiser over the processes: for models too big for one
     activation_checkpointing: bool = False  # recompute activations in the backward pass: less memory, more time
     # Run
-    eval_every: int | None = None  # updates between evaluations; default: a twentieth of the run
-    eval_tokens: int = 16_384  # validation tokens of each corpus
+    eval_every: int | None = None  # updates between evaluations; default: a tenth of the run
+    eval_tokens: int = 131_072  # validation tokens of each corpus
     save_every: int | None = None  # updates between checkpoints; default: a quarter of the run
     keep: int = 0  # how many checkpoints to keep; 0: all
-    seed: int = 0  # of the order of the data, and of random initial weights
+    seed: int = 0  # of the order of the data, of random initial weights, and of the pre-training behind --init upstream
     out: str | None = None  # folder of the run; default: runs/ and a name made from the flags
     resume: str | None = None  # continue the run of this folder; without a folder, of --out
     dry_run: bool = False  # print the resolved flags and stop
@@ -260,7 +260,7 @@ class Plan:
     def record(self):  # what config.json says of the run
         config, flags = self.model.config, self.flags
         hashes = {name: {s: c.meta[s]["sha256"] for s in SPLITS} for name, c in self.corpora.items()}
-        record = {"flags": asdict(flags), "corpora": hashes, "parameters": config.parameters}
+        record = {"flags": asdict(flags), "corpora": hashes, "data_order": data.ORDER, "parameters": config.parameters}
         return record | {"pretraining_peak": pretraining_peak(config) or flags.max_lr}
 
     @functools.cached_property
@@ -307,22 +307,20 @@ def check(flags):
     mixture = data.Mixture({corpora[name]: share for name, share in stream.items()}, flags.context, flags.seed)
     windows = {name: data.fixed_windows(c, flags.context, flags.eval_tokens) for name, c in corpora.items()}
     plan = Plan(flags, out, resumed, checkpoint, state, device, model, corpora, distribution, mixture, windows)
-    if resumed and folder.read_record(out).get("corpora") != plan.record["corpora"]:
-        raise ValueError(f"{out}: the corpora changed since the run began; start a new run with --init")
+    if resumed:
+        folder.refuse_other_data(out, plan.record)
     if plan.start > flags.stop:
         raise ValueError(f"{out} is at update {plan.start} already, past --stop-tokens; leave that out")
     return plan
 
 
 def with_advice(flags):
-    """The flags with what was not given for the data: the embedded pair overlaps as related corpora do; a checkpoint
-    of the hub gets some replay, as the README's "How to (re)warm your model" advises, and text in its own tokens."""
+    """The flags with what was not given for the data: a checkpoint of the hub gets some replay, as the README's "How to
+    (re)warm your model" advises, and text in its own tokens."""
     hub = is_hub_id(flags.init)
     if hub and (flags.upstream, flags.downstream) == (Flags.upstream, Flags.downstream):
         flags = replace(flags, upstream="stdlib-neox", downstream="torch-neox")
-    embedded = {flags.upstream, flags.downstream} <= EMBEDDED.keys()
-    usual = {"overlap": EMBEDDED_OVERLAP if embedded else 0.0, "replay": ADVISED_REPLAY if hub else 0.0}
-    return replace(flags, **{name: value for name, value in usual.items() if getattr(flags, name) is None})
+    return replace(flags, replay=(ADVISED_REPLAY if hub else 0.0) if flags.replay is None else flags.replay)
 
 
 def filled_in(flags, config, device):
@@ -341,7 +339,7 @@ def filled_in(flags, config, device):
         peak = f"max LR {max_lr:g} (its pre-training peak: {pretraining_peak(config) or 'unknown'})"
         print(f"re-warming  {peak}, {told}; why: README, How to (re)warm your model", file=sys.stderr)
     stop = flags.stop
-    eval_every, save_every = flags.eval_every or max(1, stop // 20), flags.save_every or max(1, stop // 4)
+    eval_every, save_every = flags.eval_every or max(1, stop // 10), flags.save_every or max(1, stop // 4)
     if stop > 10**6 * min(eval_every, save_every):
         raise ValueError(f"--eval-every or --save-every stops these {stop} updates a million times; raise it")
     return replace(flags, eval_every=eval_every, save_every=save_every)
@@ -389,25 +387,29 @@ def starting_weights(plan):
 
 
 def upstream_run(flags):
-    """The flags of the pre-training behind --init upstream: an ordinary run from scratch, cached under runs/."""
+    """The flags of the pre-training behind --init upstream: an ordinary run from scratch, cached under runs/. Each seed
+    has its own."""
     name = f"upstream-{flags.model}-{flags.upstream}"
-    if flags.upstream_tokens != Flags.upstream_tokens:
-        name += f"-{flags.upstream_tokens}"
+    name += f"-{flags.upstream_tokens}" if flags.upstream_tokens != Flags.upstream_tokens else ""
+    name += f"-seed-{flags.seed}" if flags.seed != Flags.seed else ""
     before = Flags(
         init="scratch", model=flags.model, upstream=flags.upstream, downstream=flags.upstream, overlap=0.0, replay=0.0,
         tokens=flags.upstream_tokens, context=SIZES[flags.model][5], out=f"runs/{name}", precision=flags.precision,
+        seed=PRETRAINING_SEED + flags.seed, eval_tokens=flags.eval_tokens,
         **{flag: getattr(flags, flag) for flag in MACHINE},
     )  # fmt: skip
     # All checkpoints are kept: section 4.5 starts from earlier ones.
-    return replace(before, eval_every=max(1, before.updates // 10), save_every=max(1, before.updates // 16))
+    return replace(before, eval_every=max(1, before.updates // 5), save_every=max(1, before.updates // 16))
 
 
-def run_name(given, prefix=""):
-    """A folder made from the flags that were given and change what is computed."""
+def run_name(given):
+    """A folder made from the flags that were given, say something else than the defaults, and change what is
+    computed."""
     corpora = (given.get(side, getattr(Flags, side)) for side in ("upstream", "downstream"))
     untold = (*RESUMABLE, "upstream", "downstream", "precision", "eval_every", "eval_tokens")
-    told = {flag: v for flag, v in given.items() if flag not in untold and v != getattr(Flags, flag)}
-    return Path("runs", folder.name_from([prefix + "-to-".join(map(slug, corpora))], told))
+    names = [flag for flag in Flags.__dataclass_fields__ if flag in given and flag not in untold]
+    told = {flag: given[flag] for flag in names if given[flag] != getattr(Flags, flag)}
+    return Path("runs", folder.name_from(["-to-".join(map(slug, corpora))], told))
 
 
 def parse_flags(argv):

@@ -24,15 +24,17 @@ import numpy as np
 from tqdm import tqdm
 
 from corpora.hub import HUB, VAL_TOKENS, hub_documents
-from corpora.readers import embedded_documents, hash_share, read_documents, source_files
+from corpora.readers import EMBEDDED_FILE_BYTES, embedded_documents, hash_share, read_documents, source_files
 from corpora.tokenizer import load_tokenizer
 from engine.files import Field, count, file_hash, locked, sample_hash, sync_folder, to_json, write_file, write_whole
 
 ROOT = Path("data")
 # Real text that every machine with this program on it has, and the tokenizer it is for.
 EMBEDDED = {"stdlib": "bytes", "torch": "bytes", "stdlib-neox": "neox", "torch-neox": "neox"}
+RECIPE = f"the first {EMBEDDED_FILE_BYTES:,} bytes of each file"  # in the meta.json of an embedded corpus
 SPLITS = ("train", "val")
-VAL_SHARE = 0.05
+VAL_SHARE = 0.05  # of one's own documents; of the embedded corpora's:
+EMBEDDED_VAL_SHARE = 0.15
 KEEP_SECONDS = 30  # how often a preparation writes down how far it is
 
 COUNTS = ("tokens", "documents", "bytes_of_text", "largest_id")  # of a split
@@ -113,13 +115,13 @@ class CorpusWriter:
 
     def __init__(
         self, name, tokenizer, sources, stamps=(), *,
-        train_tokens=None, val_tokens=None, val_share=VAL_SHARE, by_domain=False, processes=1,
+        train_tokens=None, val_tokens=None, val_share=None, by_domain=False, processes=1,
     ):  # fmt: skip
         if tokenizer.vocab_size > 2**16:
             raise ValueError(f"the tokenizer has {tokenizer.vocab_size} ids; token files hold 16-bit ids")
         self.name, self.tokenizer, self.sources, self.threads = name, tokenizer, sources, processes
-        self.val_share, self.by_domain = val_share, by_domain
-        self.request = [train_tokens, val_tokens, val_share, by_domain, tokenizer.sha256, sources, list(stamps)]
+        self.val_share, self.by_domain = val_share or VAL_SHARE, by_domain
+        self.request = [train_tokens, val_tokens, self.val_share, by_domain, tokenizer.sha256, sources, list(stamps)]
         self.folder = ROOT / f".{name}.partial"
         self.note = self.folder / "progress"
         self.files = {}  # (corpus, split): open
@@ -280,7 +282,8 @@ def prepare(name, files=(), tokenizer=None, skip_bad_lines=False, **options):
     sources, stamps = [str(p) for p in paths], [[p.stat().st_size, p.stat().st_mtime_ns] for p in paths]
     library = name.removesuffix("-neox")
     if name in EMBEDDED:
-        sources = [f"Python {sys.version.split()[0]}" if library == "stdlib" else f"torch {version('torch')}"]
+        sources = [f"Python {sys.version.split()[0]}" if library == "stdlib" else f"torch {version('torch')}", RECIPE]
+        options["val_share"] = options.get("val_share") or EMBEDDED_VAL_SHARE
     total = sum(size for size, _ in stamps) or None
     with (
         tqdm(total=total, unit="B", unit_scale=True, disable=None, desc=name) as bar,

@@ -13,7 +13,9 @@ import zstandard
 
 DOCUMENT_LIMIT = 2**28  # bytes: a longer line or file is a mistake, or a decompression bomb
 EMBEDDED_BYTES = 8_000_000  # enough for a tiny model, read in seconds
+EMBEDDED_FILE_BYTES = 12_000  # of a longer file the beginning: no file makes up 2 % of a split
 SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "__pycache__"}
+SKIPPED_FOLDERS |= {"encodings", "pydoc_data", "generated"}  # tables and pages of a manual, not code
 
 
 def source_files(paths):
@@ -107,13 +109,17 @@ def parse_row(line):
 
 
 def embedded_documents(library):
-    """(path, text) of the Python files of "stdlib" or "torch", ordered by a hash of the path: a fair sample of all."""
+    """(path, text) of the Python files of "stdlib" or "torch", ordered by a hash of the path: a fair sample of all.
+
+    Of a long file only the first lines, so that a few files do not make up a split."""
     root = Path(sysconfig.get_paths()["stdlib"]) if library == "stdlib" else Path(find_spec("torch").origin).parent
     names = [p.relative_to(root).as_posix() for p in root.rglob("*.py")]
     names = [name for name in names if not SKIPPED_FOLDERS & set(name.split("/"))]
     size = 0
     for name in sorted(names, key=lambda name: hash_share("order of " + name)):
         text = (root / name).read_text(encoding="utf-8", errors="replace")
+        if len(text.encode()) > EMBEDDED_FILE_BYTES:
+            text = text.encode()[:EMBEDDED_FILE_BYTES].decode(errors="ignore").rpartition("\n")[0] + "\n"
         size += len(text.encode())
         if size > EMBEDDED_BYTES:
             return

@@ -1,6 +1,7 @@
 """The folder of a run: its name, its config.json, that it belongs to one process at a time, and how it is read back.
 
-A pack is a file of runs, a line each: {"name", "config", "records": {kind: records}}, as `python -m paper pack` writes.
+A pack is a file of runs, as `python -m paper pack` writes it, a line each: {"name", "config", "records": {kind:
+records}, "windows"}.
 """
 
 import hashlib
@@ -16,7 +17,7 @@ import torch
 from engine import processes
 from engine.files import Field, check_fields, locked, read_json, to_json, write_whole
 from engine.flags import changed_flags, flag_name
-from engine.log import RECORDS, SIDES, checked, read_records
+from engine.log import RECORDS, SIDES, WINDOWS, checked, checked_windows, read_records
 
 RECORD = {"flags": {}, "parameters": Field(float, 0, 1e15, optional=True)}
 RECORD["pretraining_peak"] = Field(float, 1e-30, 1e9, optional=True)
@@ -26,6 +27,15 @@ def refuse_to_overwrite(out):
     """Raises ValueError if the folder holds a run."""
     if (out / "config.json").exists() or (out / "metrics.jsonl").exists():
         raise ValueError(f"{out} already holds a run; continue it with --resume {out}, or choose another --out")
+
+
+def refuse_other_data(out, record):
+    """Raises ValueError if the run in a folder began with other data, or in another order, than its record says now."""
+    began = read_record(out)
+    if began.get("corpora") != record["corpora"]:
+        raise ValueError(f"{out}: the corpora changed since the run began; start a new run with --init")
+    if began.get("data_order") != record["data_order"]:
+        raise ValueError(f"{out}: an earlier version, with another order of the data, began it; start a new run")
 
 
 @contextmanager
@@ -99,16 +109,23 @@ RUN_FLAGS["tokens"] = Field(float, 0, 1e30)
 
 
 def read_run(folder):
-    """A run's folder as {"folder", "flags", "parameters", "pretraining_peak", "train", "eval", "interpolation"}.
+    """A run's folder as {"folder", "flags", "parameters", "pretraining_peak"}, with the records of its logs in lists
+    "train", "eval", "interpolation", and with "windows", {step: {corpus: [loss of each window]}}.
 
-    The last three are lists of records. Raises ValueError for what is not a run."""
+    Raises ValueError for what is not a run."""
     folder = Path(folder)
     if not (folder / "metrics.jsonl").is_file():
         raise ValueError(f"{folder}: not a run (no config.json and metrics.jsonl); give a folder that train.py wrote")
     records = read_records(folder / "metrics.jsonl")
     if (folder / "interpolation.jsonl").is_file():
         records["interpolation"] = read_records(folder / "interpolation.jsonl")["interpolation"]
-    return as_run(folder, read_record(folder), records)
+    windows = {}
+    for file in sorted(folder.glob(WINDOWS.replace("{:08d}", "*"))):
+        try:
+            windows |= [checked_windows(read_json(file))]
+        except (ValueError, TypeError, AttributeError) as fault:
+            raise ValueError(f"{file}: not the losses of windows ({fault}); remove it") from None
+    return as_run(folder, read_record(folder), records | {"windows": windows})
 
 
 def as_run(folder, config, records):
@@ -143,7 +160,8 @@ def read_pack(pack, pattern):
             run = json.loads(line)
             if fnmatch(run["name"], pattern):
                 records = {kind: [checked(record, kind) for record in run["records"][kind]] for kind in RECORDS}
-                runs.append(as_run(Path(run["name"]), run["config"], records))
+                windows = dict(map(checked_windows, run["windows"]))
+                runs.append(as_run(Path(run["name"]), run["config"], records | {"windows": windows}))
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as fault:
             raise ValueError(f"{pack}:{number}: not a run ({fault!r:.90}); restore the pack") from None
     return runs

@@ -1,7 +1,7 @@
 """metrics.jsonl, what a person sees while a run goes on, and how the log is read back.
 
 A line an update, {"kind": "train", "step", "tokens", "lr", "loss", "grad_norm", "tokens_per_second"}; a line an
-evaluation, {"kind": "eval", "step", "tokens", "lr"} and loss and perplexity of both sides.
+evaluation, {"kind": "eval", "step", "tokens", "lr"}, loss and perplexity of both sides, and NAME_loss of every corpus.
 """
 
 import json
@@ -9,14 +9,16 @@ import math
 import os
 import sys
 import time
+from statistics import fmean
 
 from tqdm import tqdm
 
 from engine import processes
 from engine.faults import one_line
-from engine.files import Field, check_fields
+from engine.files import Field, check_fields, count, write_whole
 
 SIDES = ("upstream", "downstream")
+WINDOWS = "windows/step_{:08d}.json"  # the loss of every validation window, after so many updates
 STEP = {"step": Field(float, 0, 1e15), "tokens": Field(float, 0, 1e18), "lr": Field(float, 0, 1e9)}
 LOSS, PERPLEXITY = Field(float, 0, 1e305, nan=True), Field(float, 1, 1e305, nan=True)
 LOSSES = {f"{side}_loss": LOSS for side in SIDES}
@@ -119,15 +121,20 @@ class Log:
                 f"{rate / 1e3:.1f}k tok/s{self.describe(rate)} | left {left // 60}m{left % 60:02d}s"
             )
 
-    def evaluation(self, step, lr, losses, by_corpus=()):
-        """After an evaluation: {"upstream_loss", "downstream_loss"} in nats, and {corpus: loss} of more than two."""
+    def evaluation(self, step, lr, losses, by_window):
+        """After an evaluation: {"upstream_loss", "downstream_loss"} in nats, and {corpus: [loss of each window]}, which
+        are kept beside the log."""
         tokens = step * self.tokens_per_update
         record = {"kind": "eval", "step": step, "tokens": tokens, "lr": lr}
+        record |= {f"{name}_loss": fmean(windows) for name, windows in by_window.items()}
         for side in SIDES:
             loss = record[f"{side}_loss"] = losses[f"{side}_loss"]
             record[f"{side}_perplexity"] = perplexity_of(loss)
-        if len(by_corpus) > 2:
-            record |= {f"{name}_loss": loss for name, loss in by_corpus.items()}
+        if self.writes:
+            content = {name: [round(loss, 5) for loss in windows] for name, windows in by_window.items()}
+            file = self.out / WINDOWS.format(step)
+            file.parent.mkdir(exist_ok=True)
+            write_whole(file, json.dumps({"step": step, "losses": content}).encode())
         self.write(record)
         self.before = self.before or record
         shown = []
@@ -168,3 +175,12 @@ def read_records(file):
                 if line.endswith(b"\n"):
                     raise ValueError(f"{file}:{number}: damaged line; remove it") from None
     return records
+
+
+def checked_windows(content):
+    """(step, {corpus: [loss of each window]}) of a file of windows; raises ValueError and the like for what is none."""
+    check_fields(content, {"step": count(), "losses": {}}, "windows")
+    losses = {name: [float(loss) for loss in windows] for name, windows in content["losses"].items()}
+    if not all(windows and all(0 <= loss < 1e305 for loss in windows) for windows in losses.values()):
+        raise ValueError("windows: a loss is no loss")
+    return content["step"], losses

@@ -37,7 +37,8 @@ def pick(runs, vary=(), **wanted):
         values = [s[key] for s in settings if key != "schedule" or s[key].startswith("cosine")]
         usual[key] = max(dict.fromkeys(values), key=values.count) if values else "cosine"
     wanted = usual | USUAL | wanted
-    fixed = settings[0].keys() - {"seed", *vary}
+    free = {"seed", *vary} | ({"tokens"} if wanted["replay"] == 1 else set())  # the paper's had a longer schedule
+    fixed = settings[0].keys() - free
     return [run for run, s in zip(runs, settings, strict=True) if all(s[key] == wanted[key] for key in fixed)]
 
 

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import torch
 
-import schedule
 import train
 from corpora.prepare import EMBEDDED, corpus_folder
+from data import parse_shares
 from engine import checkpoints, folder, machine, processes
 from engine.faults import memory_explained
 from engine.files import read_json, write_whole
@@ -27,6 +27,7 @@ from engine.log import SIDES, progress_bar, read_records
 from engine.weights import model_folder
 from model import SIZES, GPTNeoXConfig, config_of, pretraining_peak
 from paper.jobs import ROOT, Job, side_by_side
+from schedule import SCHEDULES, evaluation_steps
 from train import Flags
 
 # An arm is what differs from the base run. Learning rates are multiples of the peak of the model's own pre-training:
@@ -42,7 +43,7 @@ EXPERIMENTS = {
         {"start": step, "warmup": share} for step in (10_000, 27_000, LAST_STEP) for share in (0.0, 0.01)
     ],
     # What the paper leaves open.
-    "schedules": [*({"schedule": name} for name in schedule.SCHEDULES), BASELINE],
+    "schedules": [*({"schedule": name} for name in SCHEDULES), BASELINE],
     "replay": [{"replay": share} for share in (0.0, 0.01, 0.05, 0.1, 0.25, 0.5)],
     "overlap": [{"overlap": share} for share in (0.0, 0.25, 0.5, 0.75, 1.0)],
     "softening": [
@@ -50,13 +51,22 @@ EXPERIMENTS = {
         *({"decay_to_start": True, "weight_decay": share} for share in (train.WEIGHT_DECAY, 10 * train.WEIGHT_DECAY)),
     ],
     "model-size": [arm | {"size": place} for place in range(3) for arm in ({}, BASELINE)],
+    "length": [  # how high to re-warm for a continuation of which length, as shares of the pre-training
+        {"length": length, "replay": replay, "eval_every": 10**9} | rate
+        for length in (0.01, 1 / 30, 0.1, 1 / 3, 1)
+        for replay in (0.0, 0.05)
+        for rate in (BASELINE, {"max_lr": 0.1}, *RATES)
+    ],
 }
-NAMES = (*EXPERIMENTS, "all")
+NAMES = (*EXPERIMENTS, "all")  # all but length, which is as much again
 PYTHIA_ID = re.compile(rf"(.*/pythia-)({'|'.join(map(re.escape, SIZES))})(-.*)?")
 LAPTOP_SIZES, PYTHIA_SIZES = ("nano", "micro", "tiny"), ("70m", "160m", "410m")
-# The paper's own runs, for a checkpoint of one's own: 296.86B tokens on the clipped cosine, stopped after 50B or 240B.
+PYTHIA_TOKENS = LAST_STEP * 1024 * 2048  # of Pythia's pre-training
+# The paper's own runs, for a checkpoint of one's own: 296.86B tokens on the clipped cosine, stopped after 50B or 240B;
+# those on the same data had a schedule of 181,793 updates.
 PAPER = {"batch_size": 1104, "context": 2048, "tokens": 131_296 * 1104 * 2048, "schedule": "cosine-clipped"}
-PAPER |= {"overlap": 0.0, "replay": 0.0}
+PAPER |= {"replay": 0.0}
+SAME_DATA_TOKENS = 181_793 * 1104 * 2048
 STOPPED_AFTER = dict.fromkeys(("warmup-length", "same-data", "checkpoints"), 50e9) | {"max-lr": 240e9}
 
 # ---------------------------------------------------------------- from tables to runs
@@ -75,17 +85,18 @@ def experiment_runs(name, seeds, given):
     base = {"keep": 1} | (papers or {"model": LAPTOP_SIZES[0]}) | given
     first, runs, bases, left_out = given.get("seed", 0), {}, set(), {}
     for seed in range(first, first + seeds):
-        for experiment in EXPERIMENTS if name == "all" else [name]:
+        for experiment in [other for other in EXPERIMENTS if other != "length"] if name == "all" else [name]:
             for arm in EXPERIMENTS[experiment]:
                 flags = arm_flags(base | {"seed": seed}, arm)
                 if flags is None:
                     left_out.setdefault(experiment, []).append(", ".join(f"{flag} {arm[flag]}" for flag in arm))
                     continue
-                # Beside the paper's settings, a name says only what differs from them.
-                named = {flag: value for flag, value in flags.items() if papers.get(flag) != value}
-                out = str(train.run_name(named, "paper-" if papers else ""))
-                if papers and "tokens" not in given:
+                stop = None
+                if papers and "tokens" not in given and experiment != "length":
+                    flags |= {"tokens": SAME_DATA_TOKENS} if experiment == "same-data" else {}
                     stop = int(STOPPED_AFTER.get(experiment, flags["tokens"]))
+                out = str(train.run_name(flags))
+                if stop:
                     flags["stop_tokens"] = max(stop, runs[out]["stop_tokens"] if out in runs else 0)
                 runs[out] = flags | {"out": out}
                 if not arm:
@@ -117,6 +128,9 @@ def arm_flags(base, arm):
         flags["init"] = str(checkpoints.folder_of(before.out, number * before.save_every))
     if "init" in arm:
         flags["model"] = size
+    if "length" in arm:  # a share of the pre-training
+        whole = flags.get("upstream_tokens", Flags.upstream_tokens) if from_upstream(Flags(**flags)) else PYTHIA_TOKENS
+        arm["tokens"] = round(arm.pop("length") * whole)
     if "max_lr" in arm:  # a multiple
         arm["max_lr"] *= peak_of(Flags(**flags))
     usual = vars(train.with_advice(Flags(**base)))
@@ -212,6 +226,13 @@ def planned_tokens(flags):
     return min(flags.stop_tokens or flags.tokens, flags.tokens)
 
 
+def evaluated_tokens(flags):
+    """Validation tokens that a run measures, all its evaluations together."""
+    every = flags.eval_every or max(1, flags.stop // 10)
+    corpora = len({flags.upstream, *parse_shares(flags.downstream)})
+    return len(evaluation_steps(flags.updates, flags.stop, flags.peak, every)) * corpora * flags.eval_tokens
+
+
 def print_plan(plan, to_do, at_once):
     """What all runs share, then a row for each run, then what is left to do."""
     first = next(reversed(plan.values()))
@@ -230,8 +251,9 @@ def print_plan(plan, to_do, at_once):
 
 
 def time_for(to_do, plan, at_once=1):
-    """How long the runs still to do will take, so many at once, roughly: their FLOPs, a third more for evaluations, at
-    the rate of a run that is there already; without one, at a share of this machine's rate of matrix products."""
+    """How long the runs still to do will take, so many at once, roughly: their FLOPs (an evaluated token costs a third
+    of a trained one) at the rate of a run that is there already; without one, at a share of this machine's rate of
+    matrix products."""
     flops = {out: starting_config(flags).flops_per_token(flags.context) for out, flags in plan.items()}  # of a token
     rate = None
     for out in plan:
@@ -246,7 +268,8 @@ def time_for(to_do, plan, at_once=1):
         dtype = machine.AUTOCAST[machine.pick_precision(first.precision, device, width)] or torch.float32
         share = 2 / 3 if dtype == torch.float32 else 1 / 3
         rate = machine.product_rate(device, dtype) * share * processes.count()
-    seconds = 4 / 3 / at_once * sum(flops[out] * plan[out].stop * plan[out].tokens_per_update for out in to_do) / rate
+    seconds = sum(flops[out] * (planned_tokens(plan[out]) + evaluated_tokens(plan[out]) / 3) for out in to_do) / rate
+    seconds /= at_once
     hours, minutes = divmod(round(seconds / 60), 60)
     return f"about {hours}h{minutes:02d}m" if hours < 100 else f"about {hours:,}h"
 

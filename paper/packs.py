@@ -9,6 +9,7 @@ from pathlib import Path
 from engine.files import write_whole
 from engine.folder import read_record, read_runs
 from engine.log import RECORDS
+from paper.figures import BEGINNING
 
 TRAIN_RECORDS = 48  # kept of a run, evenly spread: enough to draw its learning rate and its loss
 
@@ -25,9 +26,24 @@ def pack(folders, out):
         thinned = run["train"][::-stride][::-1]  # the last one among them
         records["train"] = [{name: record[name] for name in RECORDS["train"]} for record in thinned]
         records = {kind: [{k: rounded(v) for k, v in r.items()} for r in rows] for kind, rows in records.items()}
-        config = {name: run[name] for name in run.keys() - {"folder", *RECORDS}} | config
-        lines.append(json.dumps({"name": run["folder"].name, "config": config, "records": records}) + "\n")
+        config = {name: run[name] for name in run.keys() - {"folder", "windows", *RECORDS}} | config
+        windows = [{"step": s, "losses": thin(run["windows"][s])} for s in compared(run) if s in run["windows"]]
+        packed = {"name": run["folder"].name, "config": config, "records": records, "windows": windows}
+        lines.append(json.dumps(packed, separators=(",", ":")) + "\n")
     write_whole(out, "".join(lines).encode())
+
+
+def compared(run):
+    """The steps whose windows the claims compare: the first, the peak of the rate, the paper's 17 %, the last."""
+    flags, last = run["flags"], run["eval"][-1]
+    marks = (0, flags["warmup"] * flags["tokens"], BEGINNING * flags["tokens"], last["tokens"])
+    nearest = (min(run["eval"], key=lambda record: abs(record["tokens"] - mark)) for mark in marks)
+    return sorted({int(record["step"]) for record in nearest})
+
+
+def thin(losses):
+    """The losses of windows to three digits: a hundredth of what sets one window apart from another."""
+    return {name: [round(loss, 3) for loss in windows] for name, windows in losses.items()}
 
 
 def rounded(value):

@@ -82,8 +82,24 @@ def test_embedded_corpora_are_real_text(tmp_path, monkeypatch):
         corpus = data.Corpus(name)
         text = corpus.tokenizer().decode(corpus.splits["train"][:100_000])
         assert "def " in text and "import " in text
-        assert 1_000_000 < corpus.meta["train"]["tokens"] < 2_000_000 and corpus.meta["val"]["tokens"] > 1000
+        assert 1_000_000 < corpus.meta["train"]["tokens"] < 2_000_000 and corpus.meta["val"]["tokens"] > 150_000
+        meta = corpus.meta | {"sources": ["Python 3"]}
+        Path(f"data/{name}/meta.json").write_text(json.dumps(meta))
+        with pytest.raises(ValueError, match="earlier version.*remove the folder"):
+            data.Corpus(name)
+        Path(f"data/{name}/meta.json").write_text(json.dumps(corpus.meta))
         assert np.array_equal(data.Corpus(name).splits["val"], corpus.splits["val"])  # opened, not made anew
+
+
+def test_no_file_makes_up_more_than_2_percent_of_a_split_of_an_embedded_corpus(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("stdlib", "torch"):
+        corpus = data.Corpus(name)
+        for split in ("train", "val"):
+            ends = np.flatnonzero(corpus.splits[split] == 256)
+            longest = np.diff(ends, prepend=-1).max()
+            assert longest <= readers.EMBEDDED_FILE_BYTES + 1 and longest < 0.02 * len(corpus.splits[split])
+        assert corpus.meta["train"]["tokens"] > 2e6 and corpus.windows("val", 256) * 256 >= 131_072
 
 
 def test_perplexity_passes_over_domains_without_a_window(house):
@@ -166,6 +182,21 @@ def test_each_window_once_an_epoch_and_ranks_are_disjoint(house):
     assert torch.equal(torch.stack(parts, dim=1).flatten(0, 1), whole)
     assert torch.equal(whole, data.Mixture({corpus: 1}, 32, seed=3).batch(5, 8))
     assert not torch.equal(whole, data.Mixture({corpus: 1}, 32, seed=4).batch(5, 8))
+
+
+def test_no_two_keys_of_the_order_are_alike(house, monkeypatch):
+    """Sums and exclusive ors of seed, number and epoch once gave different ones the same order."""
+    corpora, keys = [data.Corpus(name) for name in ("old", "new")], set()
+    monkeypatch.setattr(data, "permute", lambda index, size, key: keys.add(key) or index)
+    seeds = [*range(20), 10**6, 10**6 + 1]
+    for seed in seeds:
+        stream = data.Mixture(dict.fromkeys(corpora, 1.0), 32, seed)
+        for position in range(0, 10 * sum(stream.sizes), 7):
+            stream.locate(position)
+    assert len(keys) > 22 * 2 * 8  # one for each seed, corpus and epoch that was met
+    orders = {(seed, number, epoch): data.mix(data.mix(data.mix(seed) + number) + epoch)
+              for seed in seeds for number in range(4) for epoch in range(50)}  # fmt: skip
+    assert len(set(orders.values())) == len(orders)
 
 
 def test_windows_cover_every_target_once(house):

@@ -30,7 +30,10 @@ def test_pythias_own_rates():
 
 
 def test_clipped_cosine_is_constant_from_240_billion_tokens():
-    floor = next(u for u in range(1, PAPER["updates"]) if learning_rate(u, **PAPER, schedule="cosine-clipped") == 3e-5)
+    floor = next(
+        u for u in range(1400, PAPER["updates"]) if learning_rate(u, **PAPER, schedule="cosine-clipped") == 3e-5
+    )
+    assert floor == 105_716  # 80.5 % of all updates
     assert floor * 1104 * 2048 == pytest.approx(239.0e9, rel=0.003)
 
 
@@ -54,15 +57,15 @@ def test_without_warmup_it_starts_at_the_top(name):
 
 def test_infinite_schedules_phases():
     def rate(update, name):
-        return learning_rate(update, 1000, 3e-4, 3e-5, 0.01, name)
+        return learning_rate(update, 1010, 3e-4, 3e-5, 0.01, name)  # 10 updates of warm-up, 1,000 after it
 
     for name in ("infinite-cosine", "infinite-rsqrt"):
-        assert {rate(u, name) for u in range(600, 851)} == {(3e-4 + 3e-5) / 2}  # 1.65e-4, the follow-up's
-        halfway = rate(925, name)  # the annealing is exponential: the middle is the geometric mean
+        assert {rate(u, name) for u in range(610, 861)} == {(3e-4 + 3e-5) / 2}  # 1.65e-4, the follow-up's
+        halfway = rate(935, name)  # the annealing is exponential: the middle is the geometric mean
         assert halfway == pytest.approx(math.sqrt(1.65e-4 * 3e-5))
-    assert rate(305, "infinite-cosine") == pytest.approx((3e-4 + 1.65e-4) / 2)
+    assert rate(310, "infinite-cosine") == pytest.approx((3e-4 + 1.65e-4) / 2)
     f = 1 / math.sqrt(1 + 10 * 0.5) - 1
-    assert rate(305, "infinite-rsqrt") == pytest.approx(3e-4 + (1.65e-4 - 3e-4) * f / (1 / math.sqrt(11) - 1))
+    assert rate(310, "infinite-rsqrt") == pytest.approx(3e-4 + (1.65e-4 - 3e-4) * f / (1 / math.sqrt(11) - 1))
 
 
 @pytest.mark.parametrize("name", SCHEDULES)

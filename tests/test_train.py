@@ -15,6 +15,7 @@ from conftest import ROOT, SHORT, call, command, make_corpus, refused
 from safetensors.torch import load_file
 
 import data
+import eval as evaluation
 import train
 from engine import checkpoints
 from engine.files import locked
@@ -22,7 +23,7 @@ from model import GPTNeoX, config_of
 from schedule import learning_rate
 
 TRAIN_KEYS = {"kind", "step", "tokens", "lr", "loss", "grad_norm", "tokens_per_second"}
-EVAL_KEYS = {"kind", "step", "tokens", "lr"}
+EVAL_KEYS = {"kind", "step", "tokens", "lr", "old_loss", "new_loss"}
 EVAL_KEYS |= {f"{side}_{what}" for side in ("upstream", "downstream") for what in ("loss", "perplexity")}
 
 
@@ -180,13 +181,42 @@ def test_init_upstream_pretrains_once_and_continues(house):
     assert first.returncode == 0 and "pre-training nano on old" in first.stdout
     before = Path("runs/upstream-nano-old-20480")
     assert (before / "checkpoints/step_00000010").is_dir() and len(list(before.glob("checkpoints/*"))) > 3
-    second = call("train.py", *words, "--seed", "1")
+    second = call("train.py", *words, "--max-lr", "1e-3")
     assert second.returncode == 0 and "pre-training" not in second.stdout
     runs = sorted(p for p in Path("runs").iterdir() if p != before)
     assert len(runs) == 2
     starts = [metrics(run, "eval")[0] for run in runs]
     assert starts[0]["upstream_loss"] == starts[1]["upstream_loss"] == metrics(before, "eval")[-1]["upstream_loss"]
     refused(call("train.py", *words), "already holds a run", "--resume")
+
+
+def test_every_seed_has_its_own_pre_training_in_an_order_that_no_run_repeats():
+    flags = train.Flags(seed=2)
+    before = train.upstream_run(flags)
+    assert before.out == "runs/upstream-tiny-stdlib-seed-2" and train.upstream_run(train.Flags()).out.endswith("stdlib")
+    assert before.seed not in (0, 1, 2) and before.overlap == before.replay == 0
+    assert before.tokens == before.updates * 2048 + 1152 == train.Flags.tokens  # the continuation is as long
+
+
+def test_the_losses_of_the_windows_are_kept(house):
+    train.main([*SHORT, "--out", "r", "--eval-every", "7"])
+    *_, last = evaluations = metrics("r", "eval")
+    assert sorted(int(p.stem[5:]) for p in Path("r/windows").iterdir()) == [record["step"] for record in evaluations]
+    for name, windows in json.loads(Path("r/windows/step_00000020.json").read_text())["losses"].items():
+        assert len(windows) == 8 and sum(windows) / 8 == pytest.approx(last[f"{name}_loss"], abs=1e-5)
+    assert last["new_loss"] == last["downstream_loss"]
+    run = evaluation.read_run("r")
+    assert {0, 4, 20} < run["windows"].keys() and len(run["windows"][0]["old"]) == 8
+    Path("r/windows/step_00000020.json").write_text('{"step": 20, "losses": {"old": ["x"]}}')
+    refused(call("eval.py", "plot", "r", "--out", "p.svg"), "windows/step_00000020.json", "remove it")
+
+
+def test_a_run_of_an_earlier_version_is_not_continued_in_another_order(house):
+    train.main([*SHORT, "--out", "r", "--stop-tokens", "1280"])
+    record = json.loads(Path("r/config.json").read_text())
+    del record["data_order"]
+    Path("r/config.json").write_text(json.dumps(record))
+    refused(call("train.py", "--resume", "r"), "earlier version", "start a new run")
 
 
 def test_a_run_begins_where_another_ended(house):
