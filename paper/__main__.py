@@ -11,12 +11,13 @@ from pathlib import Path
 
 from engine import processes
 from engine.faults import run_command
-from engine.figures import draw_curves
+from engine.figures import draw_curves, save_figure
 from engine.flags import OneLineParser, add_flags, given_flags, whole_number
 from engine.folder import read_runs
 from paper.claims import print_claims
 from paper.experiments import NAMES, interpolate, run
 from paper.figures import FIGURES, OURS, draw_figure
+from paper.lengths import draw_lengths, print_lengths
 from paper.packs import pack
 from train import Flags
 
@@ -45,11 +46,14 @@ def main(argv=None):
     running.add_argument("--launch", metavar="COMMAND", help="instead of python, such as 'torchrun --nproc_per_node=8'")
     add_flags(running, Flags)
     drawing = commands.add_parser("figure", help="draw a figure of the paper, or one of ours")
-    drawing.add_argument("number", metavar="N", choices=[*FIGURES, *OURS], help=", ".join([*FIGURES, *OURS]))
+    numbers = [*FIGURES, *OURS, "length"]
+    drawing.add_argument("number", metavar="N", choices=numbers, help=", ".join(numbers))
     testing = commands.add_parser("claims", help="put the paper's claims to the test")
-    testing.add_argument("--markdown", action="store_true", help="as a table")
+    advising = commands.add_parser("lengths", help="how high to re-warm for a continuation of which length")
+    for each in (testing, advising):
+        each.add_argument("--markdown", action="store_true", help="as a table")
     packing = commands.add_parser("pack", help="write runs into one file")
-    for each in (drawing, testing, packing):
+    for each in (drawing, testing, advising, packing):
         each.add_argument("runs", nargs="+", metavar="RUNS", help="folders that train.py wrote, or packs of runs")
     drawing.add_argument("--out", help=".png, .pdf or .svg (figure-N.png)")
     packing.add_argument("--out", required=True, metavar="FILE.jsonl", help="the pack to write")
@@ -67,8 +71,14 @@ def main(argv=None):
         interpolate(flags.run)
     elif flags.command == "figure":
         out = flags.out or f"figure-{flags.number}.png"
-        draw_figure(read_runs(flags.runs), flags.number, out)
+        runs = read_runs(flags.runs)
+        if flags.number == "length":
+            save_figure(draw_lengths(runs), out)
+        else:
+            draw_figure(runs, flags.number, out)
         print(out)
+    elif flags.command == "lengths":
+        print_lengths(read_runs(flags.runs), flags.markdown)
     elif flags.command == "claims":
         print_claims(read_runs(flags.runs), flags.markdown)
     elif flags.command == "pack":

@@ -1,0 +1,98 @@
+"""How high to re-warm for a continuation of which length: the experiment `length`, as one figure and one table.
+
+python -m paper run length --seeds 3
+python -m paper lengths runs/* --markdown
+python -m paper figure length runs/*
+"""
+
+from statistics import fmean
+
+from engine.figures import BEFORE, COLOURS, new_figure
+from engine.log import SIDES
+from paper.arms import CONSTANT, pick, setting
+from paper.experiments import PYTHIA_TOKENS, from_upstream
+from train import Flags
+
+REPLAYS = (0.0, 0.05)
+RATES = {"constant, a tenth": "o", "the old minimum": "v", "half the peak": "s", "the peak": "D", "double": "^"}
+MULTIPLES = (0.1, 0.5, 1.0, 2.0)
+
+
+def rate_of(found):
+    """The key of RATES of a run's setting; None for a run of another experiment."""
+    if all(found[name] == value for name, value in CONSTANT.items()):
+        return "constant, a tenth"
+    if found["warmup"] == 0.01 and found["schedule"] in ("cosine", "cosine-clipped") and found["peak"] in MULTIPLES:
+        return list(RATES)[1 + MULTIPLES.index(found["peak"])]
+    return None
+
+
+def by_length(runs):
+    """{share of the pre-training: {(replay, rate): runs, one a seed}}, in order."""
+    groups = {}
+    for run in pick(runs, ("tokens", "replay", "schedule", "peak", "warmup")):
+        found, flags = setting(run), Flags(**{name: run["flags"][name] for name in ("init", "upstream_tokens")})
+        whole = found["upstream_tokens"] if from_upstream(flags) else PYTHIA_TOKENS
+        if (rate := rate_of(found)) and found["replay"] in REPLAYS:
+            length = groups.setdefault(round(found["tokens"] / whole, 3), {})
+            length.setdefault((found["replay"], rate), []).append(run)
+    if len(groups) < 2:
+        raise ValueError("fewer than two lengths are here; see python -m paper run length")
+    return dict(sorted(groups.items()))
+
+
+def final(group, side):
+    """Mean final perplexity of an arm over its seeds."""
+    return fmean(run["eval"][-1][f"{side}_perplexity"] for run in group)
+
+
+def draw_lengths(runs):
+    """Final downstream against final upstream perplexity, a panel a length; open markers have 5 % replay."""
+    lengths = by_length(runs)
+    figure, panels = new_figure(1.0 + 1.75 * len(lengths), 3.0, columns=len(lengths))
+    for panel, (length, groups) in zip(panels, lengths.items(), strict=True):
+        for replay in REPLAYS:
+            path = [(rate, groups[replay, rate]) for rate in RATES if (replay, rate) in groups]
+            x, y = ([final(group, side) for _, group in path] for side in SIDES[::-1])
+            panel.plot(x, y, color="0.6", ls="-" if not replay else ":", lw=0.8, zorder=1)
+            for (rate, group), colour in zip(path, COLOURS, strict=False):
+                fill = {"mfc": "w"} if replay else {}
+                label = rate if not replay else None
+                points = [[run["eval"][-1][f"{side}_perplexity"] for run in group] for side in SIDES[::-1]]
+                panel.plot(*points, RATES[rate], color=colour, ms=2.5, alpha=0.5, ls="", zorder=2)
+                panel.plot(*map(fmean, points), RATES[rate], color=colour, ms=6, ls="", label=label, zorder=3, **fill)
+        before = next(iter(groups.values()))
+        panel.axhline(fmean(run["eval"][0]["upstream_perplexity"] for run in before), **BEFORE, label="upstream before")
+        panel.set_title(f"{length:.1%} of the pre-training" if length < 1 else "as long as it")
+        panel.locator_params(nbins=4)
+    figure.supxlabel("final downstream perplexity", fontsize=9)
+    figure.supylabel("final upstream perplexity", fontsize=9)
+    figure.legend(*panels[-1].get_legend_handles_labels(), loc="outside upper center", ncols=3)
+    return figure
+
+
+def best(groups, replay, measure):
+    """The rate with the lowest measure, a function of a group of runs, among the arms with this replay."""
+    found = {rate: measure(group) for (share, rate), group in groups.items() if share == replay}
+    return min(found, key=found.get) if found else "no runs"
+
+
+def print_lengths(runs, markdown):
+    """The table: final perplexities, upstream / downstream, and which rate ends best on the new text and on both."""
+    bar, edge = ("|", "| ") if markdown else ("", "")
+    print(f"{edge}length {bar} replay {bar} {f' {bar} '.join(RATES)} {bar} best downstream {bar} best on both {bar}")
+    if markdown:
+        print("|---" * (len(RATES) + 4) + "|")
+    for length, groups in by_length(runs).items():
+        for replay in REPLAYS:
+            cells = []
+            for rate in RATES:
+                group = groups.get((replay, rate), [])
+                cells.append(" / ".join(f"{final(group, side):.2f}" for side in SIDES) if group else "no runs")
+            new = best(groups, replay, lambda group: fmean(run["eval"][-1]["downstream_loss"] for run in group))
+            both = best(
+                groups, replay, lambda group: fmean(run["eval"][-1][f"{side}_loss"] for run in group for side in SIDES)
+            )
+            print(
+                f"{edge}{length:.3g} {bar} {replay:.0%} {bar} {f' {bar} '.join(cells)} {bar} {new} {bar} {both} {bar}"
+            )
