@@ -28,7 +28,7 @@ from engine.faults import run_command
 from engine.figures import draw_curves
 from engine.flags import OneLineParser, whole_number
 from engine.folder import read_run, read_runs
-from engine.log import perplexity_of
+from engine.log import SIDES, perplexity_of, sides_of
 from engine.machine import pick_device
 from engine.weights import model_folder
 from model import GPTNeoX
@@ -190,16 +190,27 @@ def sample(flags):
 
 
 def report(out, step, stop):
-    """Draws the figure of a run that ends, and says where everything is."""
-    figure = out / "perplexity.png"
+    """Draws the figure of a run that ends, and says what happened and where everything is."""
+    figure, run = out / "perplexity.png", read_run(out)
     try:
-        draw_curves([read_run(out)], figure)
+        draw_curves([run], figure)
     except ValueError as fault:
         raise RuntimeError(f"all else of {out} is whole, but {fault}") from None
     if step < stop:
         print(f"stopped at update {step} of {stop}; go on with: python train.py --resume {out}")
-    else:
-        print(f"figure      {figure}\ncheckpoint  {folder_of(out, step)}")
+        return
+    for side, name in sides_of({run["flags"][side] for side in SIDES}).items():
+        print(f"{name:<11} {story(run, side)}")
+    print(f"figure      {figure}\ncheckpoint  {folder_of(out, step)}")
+
+
+def story(run, side):
+    """What became of a side's perplexity: before, where it was highest and when, at the end against before."""
+    key = f"{side}_perplexity"
+    before, end = run["eval"][0], run["eval"][-1]
+    highest = max(run["eval"], key=lambda record: record[key])
+    rise = f"{highest[key]:.2f} at {highest['tokens'] / 1e3:,.0f}k tokens" if highest[key] > before[key] else "no rise"
+    return f"{before[key]:.2f} -> {rise} -> {end[key]:.2f} ({end[key] / before[key] - 1:+.1%})"
 
 
 def plot(flags):

@@ -12,106 +12,33 @@ decay 0.1, clip 1.0), fresh optimiser state, a linear warm-up, a decay, and two 
 The paper's experiments, each a set of such runs, are in paper/.
 """
 
-import functools
 import json
 import math
-import sys
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+import shlex
+from dataclasses import asdict, replace
 
 import torch
 
-import data
-import schedule
-from corpora.prepare import SPLITS, slug
 from engine import checkpoints, folder, machine, processes
 from engine.faults import memory_explained, run_command
-from engine.flags import OneLineParser, add_flags, changed_flags, check_flags, field_table, given_flags
-from engine.log import Log
+from engine.flags import OneLineParser, add_flags, as_words, check_flags, given_flags
 from engine.processes import Interruption
-from engine.weights import is_hub_id, model_folder
-from eval import check_tokenizer, evaluate, report
-from model import SIZES, GPTNeoX, config_of, pretraining_peak, rotary_tables
+from eval import read_run, report
+from model import rotary_tables
+from plan import (
+    MACHINE,
+    MIN_LR_SHARE,
+    RESUMABLE,
+    VALUES,
+    WEIGHT_DECAY,
+    Flags,
+    check,
+    run_name,
+    starting_weights,
+    upstream_run,
+)
 
-BETAS, EPS, WEIGHT_DECAY, CLIP = (0.9, 0.95), 1e-8, 0.1, 1.0  # Pythia's and the paper's
-MIN_LR_SHARE = 0.1  # min = 0.1 x max
-PRETRAINING_SEED = 10**6  # its order of the data is no continuation's: the same order would show the same text twice
-ADVISED_REPLAY = 0.05  # the follow-up's (arXiv 2403.08763) for a shift like Pile to SlimPajama
-
-
-@dataclass
-class Flags:
-    """Every flag of train.py. The comments are the help; None stands for a default that depends on others."""
-
-    # Start
-    init: str = "upstream"  # upstream (a model pre-trained here on the upstream corpus), scratch, a hub id, or a folder
-    revision: str | None = None  # of a hub id, such as step10000
-    model: str = "tiny"  # of --init scratch and upstream: nano, micro, tiny, or one of Pythia's, 14m to 12b
-    upstream_tokens: int = 2_000_000  # length of the pre-training that --init upstream does
-    # Data
-    upstream: str = "stdlib"  # corpus of the pre-training: NAME
-    downstream: str = "torch"  # corpus to continue on: NAME, or a mixture NAME=WEIGHT,NAME=WEIGHT
-    overlap: float = 0.0  # share of upstream text in the downstream distribution
-    replay: float | None = None  # share of upstream text in a batch, in place of new text; default: 0 (a hub id: 0.05)
-    # Learning rate
-    schedule: str = "cosine"  # cosine, cosine-clipped, linear, constant, infinite-cosine, infinite-rsqrt
-    max_lr: float | None = None  # peak; default: the peak of this model's own pre-training
-    min_lr: float | None = None  # end of the decay; default: a tenth of the peak
-    weight_decay: float = WEIGHT_DECAY  # share of a weight that an update takes off, times the learning rate
-    decay_to_start: bool = False  # weight decay pulls towards the starting weights instead of zero
-    warmup: float = 0.01  # share of --tokens over which the rate rises from zero
-    tokens: int = 2_000_000  # length of the schedule
-    stop_tokens: int | None = None  # stop earlier, on the same schedule; default: --tokens
-    # Batch
-    batch_size: int = 8  # sequences an update, all devices together
-    micro_batch_size: int | None = None  # sequences at a time on a device; default: as many as --batch-size, at most 8
-    context: int | None = None  # tokens a sequence; default: the model's own
-    # Machine
-    device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
-    precision: str = "auto"  # auto (bf16 where the hardware gains by it, else fp32), fp32, bf16, fp16
-    compile: bool = False  # torch.compile the model
-    shard: bool = False  # under torchrun, spread weights and optimiser over the processes: for models too big for one
-    activation_checkpointing: bool = False  # recompute activations in the backward pass: less memory, more time
-    # Run
-    eval_every: int | None = None  # updates between evaluations; default: a tenth of the run
-    eval_tokens: int = 131_072  # validation tokens of each corpus
-    save_every: int | None = None  # updates between checkpoints; default: a quarter of the run
-    keep: int = 0  # how many checkpoints to keep; 0: all
-    seed: int = 0  # of the order of the data, of random initial weights, and of the pre-training behind --init upstream
-    out: str | None = None  # folder of the run; default: runs/ and a name made from the flags
-    resume: str | None = None  # continue the run of this folder; without a folder, of --out
-    dry_run: bool = False  # print the resolved flags and stop
-
-    @property
-    def tokens_per_update(self):
-        return self.batch_size * self.context
-
-    @property
-    def updates(self):  # in the whole schedule
-        return max(1, self.tokens // self.tokens_per_update)
-
-    @property
-    def peak(self):  # the last update of the warm-up, which has the highest learning rate
-        return schedule.warmup_updates(self.updates, self.warmup)
-
-    @property
-    def stop(self):  # the last update of this run
-        return max(1, min(self.stop_tokens or self.tokens, self.tokens) // self.tokens_per_update)
-
-    def learning_rate(self, update):  # counted from 1
-        return schedule.learning_rate(update, self.updates, self.max_lr, self.min_lr, self.warmup, self.schedule)
-
-
-# What may differ when a run is resumed: where and how it computes, not what.
-MACHINE = ("device", "compile", "shard", "micro_batch_size", "activation_checkpointing")
-RESUMABLE = (*MACHINE, "resume", "out", "save_every", "keep", "stop_tokens", "dry_run")
-# What a value may be; every number that is not named here is a count from 1.
-LIMITS = {"max_lr": (1e-30, 1e9), "min_lr": (0, 1e9), "weight_decay": (0, 1e9)}
-LIMITS |= dict.fromkeys(("overlap", "replay", "warmup"), (0, 1))
-LIMITS |= {"batch_size": (1, 2**16), "keep": (0, 10**15), "seed": (0, 10**15)}
-CHOICES = {"schedule": schedule.SCHEDULES, "model": SIZES, "precision": ("auto", *machine.AUTOCAST)}
-VALUES = field_table(Flags, LIMITS, CHOICES)
-
+BETAS, EPS, CLIP = (0.9, 0.95), 1e-8, 1.0  # Pythia's and the paper's
 
 # ---------------------------------------------------------------- the optimiser
 
@@ -229,134 +156,6 @@ def train(flags):
     return step == flags.stop
 
 
-# ---------------------------------------------------------------- before the first update
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a run computes, from flags that are checked and filled in."""
-
-    flags: Flags
-    out: Path  # folder of the run
-    resumed: bool
-    checkpoint: Path | None  # that a resumed run starts from, and its state
-    state: dict
-    device: torch.device
-    model: GPTNeoX  # on the CPU; with --shard nothing but shapes
-    corpora: dict[str, data.Corpus]
-    distribution: dict[str, float]  # of downstream: the share of each corpus
-    mixture: data.Mixture  # what is trained on
-    windows: dict[str, torch.Tensor]  # of each corpus, for validation: (N, T + 1)
-
-    @property
-    def start(self):  # updates that are done
-        return self.state.get("step", 0)
-
-    @property
-    def tokenizer(self):
-        return self.corpora[self.flags.upstream].tokenizer()
-
-    @property
-    def record(self):  # what config.json says of the run
-        config, flags = self.model.config, self.flags
-        hashes = {name: {s: c.meta[s]["sha256"] for s in SPLITS} for name, c in self.corpora.items()}
-        record = {"flags": asdict(flags), "corpora": hashes, "data_order": data.ORDER, "parameters": config.parameters}
-        return record | {"pretraining_peak": pretraining_peak(config) or flags.max_lr}
-
-    @functools.cached_property
-    def evaluations(self):  # all these steps, but for what a resumed run has done before
-        steps = schedule.evaluation_steps(self.flags.updates, self.flags.stop, self.flags.peak, self.flags.eval_every)
-        return {step for step in steps if step > self.start or not self.state}
-
-    @functools.cached_property
-    def saves(self):
-        peak, stop, every = self.flags.peak, self.flags.stop, self.flags.save_every
-        return {step for step in {peak, stop, *range(every, stop, every)} if step > self.start}
-
-    def log(self):
-        flags, flops = self.flags, self.model.config.flops_per_token(self.flags.context)
-        beside = functools.partial(machine.share_of_peak, self.device, flops)
-        return Log(self.out, self.start, flags.stop, flags.tokens_per_update, self.state, beside)
-
-    def evaluate(self):
-        """The validation losses of the model as it is; see eval.py."""
-        dtype, flags = machine.AUTOCAST[self.flags.precision], self.flags
-        return evaluate(self.model, self.windows, flags.upstream, self.distribution, flags.micro_batch_size, dtype)
-
-
-def check(flags):
-    """The Plan of a run. Whatever is wrong with the flags is found here, before anything is written: ValueError or
-    OSError."""
-    check_flags(flags, VALUES)  # a config.json can hold anything
-    out, resumed = Path(flags.out or run_name(changed_flags(flags))), bool(flags.resume)
-    if not resumed:
-        folder.refuse_to_overwrite(out)
-    device, flags = machine.settle(replace(with_advice(flags), out=str(out), resume=None), resumed)
-
-    distribution = data.blend(data.parse_shares(flags.downstream), flags.upstream, flags.overlap)
-    corpora = data.open_corpora([flags.upstream, *distribution])
-    upstream = corpora[flags.upstream]
-    checkpoint, state = checkpoints.last_whole(out) if resumed else (None, {})
-    model = starting_model(flags, upstream, checkpoint, empty=flags.shard)
-    model.activation_checkpointing = flags.activation_checkpointing
-    if upstream.vocab_size > model.config.vocab_size:
-        has = f"{upstream.vocab_size} token ids, {flags.init} {model.config.vocab_size} embedding rows"
-        raise ValueError(f"data/{upstream.name} has {has}; prepare the corpus with the model's own tokenizer")
-    flags = filled_in(flags, model.config, device)
-    stream = data.blend(distribution, flags.upstream, flags.replay)
-    mixture = data.Mixture({corpora[name]: share for name, share in stream.items()}, flags.context, flags.seed)
-    windows = {name: data.fixed_windows(c, flags.context, flags.eval_tokens) for name, c in corpora.items()}
-    plan = Plan(flags, out, resumed, checkpoint, state, device, model, corpora, distribution, mixture, windows)
-    if resumed:
-        folder.refuse_other_data(out, plan.record)
-    if plan.start > flags.stop:
-        raise ValueError(f"{out} is at update {plan.start} already, past --stop-tokens; leave that out")
-    return plan
-
-
-def with_advice(flags):
-    """The flags with what was not given for the data: a checkpoint of the hub gets some replay, as the README's "How to
-    (re)warm your model" advises, and text in its own tokens."""
-    hub = is_hub_id(flags.init)
-    if hub and (flags.upstream, flags.downstream) == (Flags.upstream, Flags.downstream):
-        flags = replace(flags, upstream="stdlib-neox", downstream="torch-neox")
-    return replace(flags, replay=(ADVISED_REPLAY if hub else 0.0) if flags.replay is None else flags.replay)
-
-
-def filled_in(flags, config, device):
-    """The flags with those that depend on the model and the machine."""
-    context = flags.context or config.max_position_embeddings
-    if context > config.max_position_embeddings:
-        raise ValueError(f"--context {context} is more than the model's {config.max_position_embeddings}")
-    max_lr = flags.max_lr or pretraining_peak(config, flags.init)
-    min_lr = max_lr * MIN_LR_SHARE if flags.min_lr is None else flags.min_lr
-    if min_lr > max_lr:
-        raise ValueError(f"--min-lr {min_lr} is above --max-lr {max_lr}")
-    precision = machine.pick_precision(flags.precision, device, config.hidden_size)
-    flags = replace(flags, context=context, max_lr=max_lr, min_lr=min_lr, precision=precision)
-    if is_hub_id(flags.init):
-        told = f"warm-up {100 * flags.warmup:g} %, {flags.schedule} to {min_lr:g}, replay {100 * flags.replay:g} %"
-        peak = f"max LR {max_lr:g} (its pre-training peak: {pretraining_peak(config) or 'unknown'})"
-        print(f"re-warming  {peak}, {told}; why: README, How to (re)warm your model", file=sys.stderr)
-    stop = flags.stop
-    eval_every, save_every = flags.eval_every or max(1, stop // 10), flags.save_every or max(1, stop // 4)
-    if stop > 10**6 * min(eval_every, save_every):
-        raise ValueError(f"--eval-every or --save-every stops these {stop} updates a million times; raise it")
-    return replace(flags, eval_every=eval_every, save_every=save_every)
-
-
-def starting_model(flags, corpus, checkpoint=None, empty=False):
-    """The model of one of the run's own checkpoints, else the one before the first update: that of --init, or a
-    random one. With empty=True only its shapes, for fill() to give weights."""
-    if checkpoint is None and flags.init in ("scratch", "upstream"):
-        # For Pythia's tokenizer as many embedding rows as Pythia has, for another as many as it needs.
-        rows = None if corpus.vocab_size == 50277 else corpus.vocab_size
-        return GPTNeoX(config_of(flags.model, rows), flags.seed, empty)
-    source = checkpoint or model_folder(checkpoints.newest(flags.init), flags.revision)
-    check_tokenizer(source, corpus)
-    return GPTNeoX.from_pretrained(source, empty=empty)
-
-
 def begin_at(plan):
     """(what computes the loss, the optimiser, fp16's loss scaler), as at the checkpoint that the plan starts from; the
     model is on its device. The weights stay fp32 in every precision."""
@@ -374,42 +173,7 @@ def begin_at(plan):
     return forward, optimizer, scaler
 
 
-def starting_weights(plan):
-    """{parameter: its weights before the first update}, on the same device, and spread over the processes if it is.
-
-    Read tensor by tensor: nowhere is there more than one whole tensor."""
-    parameters = dict(plan.model.named_parameters())
-    start = starting_model(plan.flags, plan.corpora[plan.flags.upstream], empty=True)
-    return {parameters[n]: processes.placed_as(parameters[n], tensor.float()) for n, tensor in start.weights()}
-
-
 # ---------------------------------------------------------------- the command line
-
-
-def upstream_run(flags):
-    """The flags of the pre-training behind --init upstream: an ordinary run from scratch, cached under runs/. Each seed
-    has its own."""
-    name = f"upstream-{flags.model}-{flags.upstream}"
-    name += f"-{flags.upstream_tokens}" if flags.upstream_tokens != Flags.upstream_tokens else ""
-    name += f"-seed-{flags.seed}" if flags.seed != Flags.seed else ""
-    before = Flags(
-        init="scratch", model=flags.model, upstream=flags.upstream, downstream=flags.upstream, overlap=0.0, replay=0.0,
-        tokens=flags.upstream_tokens, context=SIZES[flags.model][5], out=f"runs/{name}", precision=flags.precision,
-        seed=PRETRAINING_SEED + flags.seed, eval_tokens=flags.eval_tokens,
-        **{flag: getattr(flags, flag) for flag in MACHINE},
-    )  # fmt: skip
-    # All checkpoints are kept: section 4.5 starts from earlier ones.
-    return replace(before, eval_every=max(1, before.updates // 5), save_every=max(1, before.updates // 16))
-
-
-def run_name(given):
-    """A folder made from the flags that were given, say something else than the defaults, and change what is
-    computed."""
-    corpora = (given.get(side, getattr(Flags, side)) for side in ("upstream", "downstream"))
-    untold = (*RESUMABLE, "upstream", "downstream", "precision", "eval_every", "eval_tokens")
-    names = [flag for flag in Flags.__dataclass_fields__ if flag in given and flag not in untold]
-    told = {flag: given[flag] for flag in names if given[flag] != getattr(Flags, flag)}
-    return Path("runs", folder.name_from(["-to-".join(map(slug, corpora))], told))
 
 
 def parse_flags(argv):
@@ -453,7 +217,21 @@ def main(argv=None):
     flags = resumed_flags(given) if "resume" in given else Flags(**given)
     flags = replace(flags, out=flags.out or str(run_name(given)))
     if begin(flags):
-        print(f"next        python eval.py sample {flags.out} --prompt 'def '")
+        say_what_next(given, flags.out)
+
+
+def say_what_next(given, out):
+    """The next command worth typing: the paper's comparison with a constant rate, or a sample of what was learned."""
+    flags = read_run(out)["flags"]
+    if "resume" in given or flags["init"] == "scratch" or flags["schedule"] == "constant":
+        print(f"next        python eval.py sample {shlex.quote(out)} --prompt 'def '")
+        return
+    baseline = {name: value for name, value in given.items() if name not in ("out", "min_lr")}
+    baseline |= {"max_lr": flags["max_lr"] * MIN_LR_SHARE, "schedule": "constant", "warmup": 0.0}
+    other = out + "-constant" if "out" in given else str(run_name(baseline))
+    baseline |= {"out": other} if "out" in given else {}
+    print(f"next        python train.py {shlex.join(as_words(baseline))}")
+    print(f"then        python eval.py plot {shlex.quote(out)} {shlex.quote(other)}")
 
 
 if __name__ == "__main__":

@@ -123,7 +123,7 @@ def draw_side(panel, groups, side, measure, until):
         margin = 0.06 * (max(seen) - min(seen))
         panel.set_ylim(min(seen) - margin, max(seen) + margin)
     flags, overlaps = runs[0]["flags"], {run["flags"]["overlap"] for run in runs}
-    title = f"{side.capitalize()}: {flags[side]}"
+    title = f"{side.capitalize()}: {flags[side]}" if flags["upstream"] != flags["downstream"] else flags[side]
     if side == "downstream" and len(overlaps) == 1 and flags["overlap"]:
         title += f" ({100 * flags['overlap']:g} % {flags['upstream']})"
     panel.set(title=title, ylabel="perplexity" if measure == "perplexity" else "validation loss (nats)")
@@ -154,8 +154,9 @@ def draw_arms(groups, measure, sides, until, rates=False):
     panels[-1].set_xlim(-0.01 * until, 1.01 * until)
     in_tokens(panels[-1].xaxis)
     handles, labels = panels[0].get_legend_handles_labels()
-    longest = max(map(len, labels))
+    longest, whole = max(map(len, labels)), sum(map(len, labels)) + 9 * len(labels)  # characters, with their handles
     columns = next(count for count, fits in ((4, 20), (2, 40), (1, math.inf)) if longest <= fits)
+    columns = len(labels) if whole <= 90 else columns
     rows = -(-len(labels) // columns)
     figure.set_figheight(figure.get_figheight() + 0.18 * max(0, rows - 3))  # a long legend is not at the panels' cost
     figure.legend(handles, labels, loc="outside upper center", ncols=columns)
@@ -169,4 +170,5 @@ def draw_curves(runs, out):
     for run, label in zip(runs, label_runs(runs), strict=True):
         groups.setdefault(label, []).append(run)
     until = max(1, *(run["eval"][-1]["tokens"] for run in runs))
-    save_figure(draw_arms(groups, "perplexity", SIDES[::-1], until, rates=True), out)
+    one_corpus = all(run["flags"]["upstream"] == run["flags"]["downstream"] for run in runs)
+    save_figure(draw_arms(groups, "perplexity", SIDES[:1] if one_corpus else SIDES[::-1], until, rates=True), out)

@@ -34,6 +34,11 @@ def perplexity_of(loss):
     return math.exp(min(loss, 700))
 
 
+def sides_of(corpora):
+    """{side: what to call it}; where upstream and downstream are one corpus, that corpus, once."""
+    return dict(zip(SIDES, SIDES, strict=True)) if len(corpora) > 1 else {SIDES[0]: next(iter(corpora))}
+
+
 def progress_bar(name, total, done=0):
     """One line on a terminal, with the time left; nothing in a file."""
     shape = "{desc} {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} [{elapsed}, left {remaining}{postfix}]"
@@ -138,9 +143,9 @@ class Log:
         self.write(record)
         self.before = self.before or record
         shown = []
-        for side in SIDES:
+        for side, name in sides_of(by_window).items():
             now, before = record[f"{side}_perplexity"], self.before[f"{side}_perplexity"]
-            shown.append(f"{side} {now:.3f} ({now / before - 1:+.1%})")
+            shown.append(f"{name} {now:.2f} ({now / before - 1:+.1%})")
         self.say(f"eval {self.place(step)} | {' | '.join(shown)} | {tokens / 1e6:.2f}M tokens")
         self.clock = time.perf_counter()  # evaluation is no part of tokens per second
 

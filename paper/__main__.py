@@ -19,9 +19,10 @@ from paper.experiments import NAMES, interpolate, run
 from paper.figures import FIGURES, OURS, draw_figure
 from paper.lengths import draw_lengths, print_lengths
 from paper.packs import pack
-from train import Flags
+from plan import Flags
 
 HERE = Path(__file__).parent
+DRAWN = (*FIGURES, *OURS, "length")
 
 
 def redraw(folder):
@@ -34,58 +35,63 @@ def redraw(folder):
     draw_curves(read_runs(f"{results / 'nano.jsonl'}:{arm}" for arm in arms), folder / "rewarm.png")
 
 
-def main(argv=None):
+def command_line():
+    """The parser of all commands; each leaves what it does in `does`, a function of the parsed flags."""
     parser = OneLineParser(prog="python -m paper", description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=OneLineParser, dest="command")
-    running = commands.add_parser("run", help="run an experiment: whole runs are left alone, cut ones go on")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=OneLineParser)
+
+    def command(name, does, says):
+        added = commands.add_parser(name, help=says, description=says)
+        added.set_defaults(does=does)
+        return added
+
+    running = command("run", run_experiment, "run an experiment: whole runs are left alone, cut ones go on")
     running.add_argument("name", metavar="NAME", choices=NAMES, help=", ".join(NAMES))
-    running.add_argument(
-        "--seeds", type=whole_number, default=1, metavar="N", help="how often each arm, from --seed on"
-    )
-    running.add_argument("--jobs", type=whole_number, metavar="N", help="runs side by side (one a core; one on a GPU)")
+    count = {"type": whole_number, "metavar": "N"}
+    running.add_argument("--seeds", **count, default=1, help="how often each arm, from --seed on")
+    running.add_argument("--jobs", **count, help="runs side by side (one a core; one on a GPU)")
     running.add_argument("--launch", metavar="COMMAND", help="instead of python, such as 'torchrun --nproc_per_node=8'")
     add_flags(running, Flags)
-    drawing = commands.add_parser("figure", help="draw a figure of the paper, or one of ours")
-    numbers = [*FIGURES, *OURS, "length"]
-    drawing.add_argument("number", metavar="N", choices=numbers, help=", ".join(numbers))
-    testing = commands.add_parser("claims", help="put the paper's claims to the test")
-    advising = commands.add_parser("lengths", help="how high to re-warm for a continuation of which length")
+
+    drawing = command("figure", figure, "draw a figure of the paper, or one of ours")
+    drawing.add_argument("number", metavar="N", choices=DRAWN, help=", ".join(DRAWN))
+    testing = command("claims", lambda flags: print_claims(read_runs(flags.runs), flags.markdown), "test the claims")
+    lengths = "how high to re-warm for a continuation of which length"
+    advising = command("lengths", lambda flags: print_lengths(read_runs(flags.runs), flags.markdown), lengths)
+    packing = command("pack", lambda flags: print(pack(flags.runs, flags.out)), "write runs into one file")
     for each in (testing, advising):
         each.add_argument("--markdown", action="store_true", help="as a table")
-    packing = commands.add_parser("pack", help="write runs into one file")
     for each in (drawing, testing, advising, packing):
         each.add_argument("runs", nargs="+", metavar="RUNS", help="folders that train.py wrote, or packs of runs")
     drawing.add_argument("--out", help=".png, .pdf or .svg (figure-N.png)")
     packing.add_argument("--out", required=True, metavar="FILE.jsonl", help="the pack to write")
-    between = commands.add_parser("interpolate", help="evaluate the weights between a run's start and end")
-    between.add_argument("run", metavar="RUN", help="folder of the run")
-    redrawing = commands.add_parser("redraw", help="draw every figure of the READMEs anew")
+
+    between = "evaluate the weights between a run's start and end"
+    command("interpolate", lambda flags: interpolate(flags.run), between).add_argument("run", metavar="RUN")
+    redrawing = command("redraw", lambda flags: redraw(flags.out), "draw every figure of the READMEs anew")
     redrawing.add_argument("--out", default=HERE / "figures", type=Path, help="folder to draw into (paper/figures)")
-    flags = parser.parse_args(argv)
-    if flags.command == "run":
-        if flags.seeds < 1 or flags.jobs == 0:
-            parser.error("--seeds and --jobs must be positive")
-        launcher = flags.launch.split() if flags.launch else None
-        run(flags.name, flags.seeds, given_flags(flags, Flags), flags.jobs, launcher)
-    elif flags.command == "interpolate":
-        interpolate(flags.run)
-    elif flags.command == "figure":
-        out = flags.out or f"figure-{flags.number}.png"
-        runs = read_runs(flags.runs)
-        if flags.number == "length":
-            save_figure(draw_lengths(runs), out)
-        else:
-            draw_figure(runs, flags.number, out)
-        print(out)
-    elif flags.command == "lengths":
-        print_lengths(read_runs(flags.runs), flags.markdown)
-    elif flags.command == "claims":
-        print_claims(read_runs(flags.runs), flags.markdown)
-    elif flags.command == "pack":
-        pack(flags.runs, flags.out)
-        print(flags.out)
+    return parser
+
+
+def run_experiment(flags):
+    if flags.seeds < 1 or flags.jobs == 0:
+        raise ValueError("--seeds and --jobs must be positive")
+    launcher = flags.launch.split() if flags.launch else None
+    run(flags.name, flags.seeds, given_flags(flags, Flags), flags.jobs, launcher)
+
+
+def figure(flags):
+    out, runs = flags.out or f"figure-{flags.number}.png", read_runs(flags.runs)
+    if flags.number == "length":
+        save_figure(draw_lengths(runs), out)
     else:
-        redraw(flags.out)
+        draw_figure(runs, flags.number, out)
+    print(out)
+
+
+def main(argv=None):
+    flags = command_line().parse_args(argv)
+    flags.does(flags)
 
 
 if __name__ == "__main__":

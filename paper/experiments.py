@@ -16,7 +16,6 @@ from pathlib import Path
 
 import torch
 
-import train
 from corpora.prepare import EMBEDDED, corpus_folder
 from data import parse_shares
 from engine import checkpoints, folder, machine, processes
@@ -27,8 +26,19 @@ from engine.log import SIDES, progress_bar, read_records
 from engine.weights import model_folder
 from model import SIZES, GPTNeoXConfig, config_of, pretraining_peak
 from paper.jobs import ROOT, Job, side_by_side
+from plan import (
+    MACHINE,
+    RESUMABLE,
+    VALUES,
+    WEIGHT_DECAY,
+    Flags,
+    check,
+    run_name,
+    starting_weights,
+    upstream_run,
+    with_advice,
+)
 from schedule import SCHEDULES, evaluation_steps
-from train import Flags
 
 # An arm is what differs from the base run. Learning rates are multiples of the peak of the model's own pre-training:
 # for Pythia 410M they are the paper's 1.5e-4, 3e-4, 6e-4, and constant 3e-5.
@@ -48,7 +58,7 @@ EXPERIMENTS = {
     "overlap": [{"overlap": share} for share in (0.0, 0.25, 0.5, 0.75, 1.0)],
     "softening": [
         *({}, {"replay": 0.05}, {"schedule": "infinite-cosine"}, {"schedule": "infinite-rsqrt"}),
-        *({"decay_to_start": True, "weight_decay": share} for share in (train.WEIGHT_DECAY, 10 * train.WEIGHT_DECAY)),
+        *({"decay_to_start": True, "weight_decay": share} for share in (WEIGHT_DECAY, 10 * WEIGHT_DECAY)),
     ],
     "model-size": [arm | {"size": place} for place in range(3) for arm in ({}, BASELINE)],
     "length": [  # how high to re-warm for a continuation of which length, as shares of the pre-training
@@ -95,7 +105,7 @@ def experiment_runs(name, seeds, given):
                 if papers and "tokens" not in given and experiment != "length":
                     flags |= {"tokens": SAME_DATA_TOKENS} if experiment == "same-data" else {}
                     stop = int(STOPPED_AFTER.get(experiment, flags["tokens"]))
-                out = str(train.run_name(flags))
+                out = str(run_name(flags))
                 if stop:
                     flags["stop_tokens"] = max(stop, runs[out]["stop_tokens"] if out in runs else 0)
                 runs[out] = flags | {"out": out}
@@ -123,7 +133,7 @@ def arm_flags(base, arm):
     if start != LAST_STEP and pythia:
         flags["revision"] = f"step{start}"
     elif start != LAST_STEP:
-        before = train.upstream_run(Flags(**flags))  # of its checkpoints the nearest
+        before = upstream_run(Flags(**flags))  # of its checkpoints the nearest
         number = max(1, round(start / LAST_STEP * before.updates / before.save_every))
         flags["init"] = str(checkpoints.folder_of(before.out, number * before.save_every))
     if "init" in arm:
@@ -133,7 +143,7 @@ def arm_flags(base, arm):
         arm["tokens"] = round(arm.pop("length") * whole)
     if "max_lr" in arm:  # a multiple
         arm["max_lr"] *= peak_of(Flags(**flags))
-    usual = vars(train.with_advice(Flags(**base)))
+    usual = vars(with_advice(Flags(**base)))
     return flags | {flag: value for flag, value in arm.items() if value != usual[flag]}
 
 
@@ -180,14 +190,14 @@ def run(name, seeds, given, at_once=None, launcher=None):
 
     Each run is a command of its own, `at_once` of them side by side, started by `launcher` in place of python. Stopped
     or killed, the same command goes on: whole runs are left alone, a cut one is resumed."""
-    check_flags(Flags(**given), train.VALUES)
+    check_flags(Flags(**given), VALUES)
     runs, bases = experiment_runs(name, seeds, {flag: value for flag, value in given.items() if flag != "dry_run"})
     before, after = {}, {}  # {folder: flags}: the pre-trainings that runs start from, and the runs
     for arm in runs.values():
         flags = Flags(**arm)
         flags = replace(flags, context=flags.context or SIZES[size_of(flags)][5])
         if from_upstream(flags):
-            upstream = train.upstream_run(flags)
+            upstream = upstream_run(flags)
             before[upstream.out] = replace(upstream, max_lr=peak_of(upstream))
         after[flags.out] = replace(flags, max_lr=peak_of(flags))
     plan = before | after
@@ -209,10 +219,10 @@ def run(name, seeds, given, at_once=None, launcher=None):
 
 def run_job(flags):
     """The Job of a run: the command that anyone could type."""
-    begun = folder.going_on(flags, train.MACHINE, train.RESUMABLE)
+    begun = folder.going_on(flags, MACHINE, RESUMABLE)
     given = changed_flags(begun)
     if begun.resume:
-        given = {name: given[name] for name in ("resume", "stop_tokens", *train.MACHINE) if name in given}
+        given = {name: given[name] for name in ("resume", "stop_tokens", *MACHINE) if name in given}
     words = (str(ROOT / "train.py"), *as_words(given))
     return Job(words, flags.out, lambda: checkpoints.reached(flags.out, flags.stop))
 
@@ -279,10 +289,10 @@ def interpolate(out):
     """Evaluates a whole run's weights on the way from its start to its end: softening for the price of evaluations.
 
     Writes interpolation.jsonl: share of the way, upstream_loss, downstream_loss."""
-    flags = train.resumed_flags({"resume": out})
-    plan = processes.first_one_then_all(lambda: train.check(flags))
+    flags = folder.flags_to_resume(Flags, {"resume": out, "out": out}, out, RESUMABLE)
+    plan = processes.first_one_then_all(lambda: check(flags))
     processes.spread(plan.model, plan.model.gpt_neox.layers, plan.device, plan.flags.shard)
-    start = processes.first_one_then_all(lambda: train.starting_weights(plan))
+    start = processes.first_one_then_all(lambda: starting_weights(plan))
     end = {p: p.detach().clone() for p in start}
     lines = []
     with processes.Interruption() as interruption:

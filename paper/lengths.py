@@ -11,7 +11,7 @@ from engine.figures import BEFORE, COLOURS, new_figure
 from engine.log import SIDES
 from paper.arms import CONSTANT, pick, setting
 from paper.experiments import PYTHIA_TOKENS, from_upstream
-from train import Flags
+from plan import Flags
 
 REPLAYS = (0.0, 0.05)
 RATES = {"constant, a tenth": "o", "the old minimum": "v", "half the peak": "s", "the peak": "D", "double": "^"}

@@ -31,6 +31,7 @@ def pack(folders, out):
         packed = {"name": run["folder"].name, "config": config, "records": records, "windows": windows}
         lines.append(json.dumps(packed, separators=(",", ":")) + "\n")
     write_whole(out, "".join(lines).encode())
+    return out
 
 
 def compared(run):

@@ -34,12 +34,13 @@ from test_train import metrics, same_end
 import data
 import eval as evaluation
 import model
+import plan
 import train
 from corpora import prepare, readers, tokenizer
 from corpora.tokenizer import load_tokenizer
 from engine import checkpoints, files, folder, log
 from engine.faults import run_command
-from model import GPTNeoX, GPTNeoXConfig
+from model import SIZES, GPTNeoX, GPTNeoXConfig
 
 SOAK = int(os.environ.get("REWARM_SOAK", "1"))
 KILLS, MUTATIONS = 6 * SOAK, 450 * SOAK  # the shares below add up to 1.35
@@ -232,7 +233,7 @@ def test_a_preparation_killed_again_and_again_at_random_instants(start, monkeypa
 
 
 def test_the_upstream_pre_training_goes_on_by_the_same_command(start, monkeypatch):
-    monkeypatch.setitem(train.SIZES, "tiny", (1, 16, 2, 1e-2, 257, 32))
+    monkeypatch.setitem(SIZES, "tiny", (1, 16, 2, 1e-2, 257, 32))
     words = ["--upstream", "old", "--downstream", "new", "--upstream-tokens", str(40 * 256), "--tokens", str(4 * 256)]
     words += ["--device", "cpu", "--eval-tokens", "256", "--out"]
     train.main([*words, "never-killed"])
@@ -743,8 +744,8 @@ def test_names_cannot_climb_out(start):
     for name in ("..", "../x", "/tmp/x", ".hidden", "a/b", "a\\b", "", "x" * 101, "\x00", "\ud800"):
         refused(call("train.py", *MICRO, "--upstream", name), "name for a corpus")
         refused(call("data.py", name, "a.txt", "--tokenizer", "bytes"), "name for a corpus")
-        assert ".." not in str(train.run_name({"init": name, "upstream": name, "downstream": name, "model": name}))
-        assert train.run_name({"init": name, "upstream": name}).parent == Path("runs")
+        assert ".." not in str(plan.run_name({"init": name, "upstream": name, "downstream": name, "model": name}))
+        assert plan.run_name({"init": name, "upstream": name}).parent == Path("runs")
     assert sorted(Path("..").resolve().iterdir()) == before
 
 

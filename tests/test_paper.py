@@ -25,6 +25,7 @@ from engine.log import SIDES, progress_bar
 from model import SIZES, GPTNeoX, config_of
 from paper import arms, claims, experiments, figures, jobs
 from paper.statistics import estimate, holm, student_quantile, student_tail
+from plan import run_name, with_advice
 from schedule import PAPER_STOPS
 from train import Flags
 
@@ -76,7 +77,7 @@ def test_arms_that_experiments_share_run_once(house):
     listed = [arm for name, arms in experiments.EXPERIMENTS.items() for arm in arms if name != "length"]
     assert len(listed) == 49
     # An arm is what one would type: the folder of the plain run is the base's.
-    assert bases == {str(train.run_name({"model": "nano", "seed": seed})) for seed in (0, 1)}
+    assert bases == {str(run_name({"model": "nano", "seed": seed})) for seed in (0, 1)}
     whole, _ = experiments.experiment_runs("all", 1, {"init": PAPERS[1]})
     base = next(flags for flags in whole.values() if "warmup" not in flags and flags["stop_tokens"] == flags["tokens"])
     assert base["tokens"] == 131_296 * 1104 * 2048  # 50B for the warm-ups, 240B for the rates, all for the schedules
@@ -84,7 +85,7 @@ def test_arms_that_experiments_share_run_once(house):
 
 def test_an_experiment_runs_goes_on_and_leaves_whole_runs_alone(house, monkeypatch):
     monkeypatch.setattr(jobs, "start", Forked)
-    monkeypatch.setitem(train.SIZES, "nano", (1, 16, 2, 1e-2, 257, 32))
+    monkeypatch.setitem(SIZES, "nano", (1, 16, 2, 1e-2, 257, 32))
     words = ["softening", "--upstream", "old", "--downstream", "new"]
     words += ["--upstream-tokens", "5120", "--tokens", "5120", "--eval-tokens", "128", "--device", "cpu"]
     first = call("paper", "run", *words)
@@ -109,7 +110,7 @@ def test_an_experiment_runs_goes_on_and_leaves_whole_runs_alone(house, monkeypat
 
 def test_earlier_checkpoints_are_made_before_the_runs_that_start_from_them(house, monkeypatch):
     monkeypatch.setattr(jobs, "start", Forked)
-    monkeypatch.setitem(train.SIZES, "nano", (1, 16, 2, 1e-2, 257, 32))
+    monkeypatch.setitem(SIZES, "nano", (1, 16, 2, 1e-2, 257, 32))
     words = ["checkpoints", "--upstream", "old", "--downstream", "new", "--device", "cpu"]
     words += ["--upstream-tokens", "5120", "--tokens", "512", "--eval-tokens", "64"]
     done = call("paper", "run", *words)
@@ -158,7 +159,7 @@ def test_the_plan_says_how_long_it_takes(house, monkeypatch):
 
 
 def test_runs_side_by_side_stop_and_fail_together(house, monkeypatch):
-    monkeypatch.setitem(train.SIZES, "nano", (1, 16, 2, 1e-2, 257, 32))
+    monkeypatch.setitem(SIZES, "nano", (1, 16, 2, 1e-2, 257, 32))
     monkeypatch.setattr(jobs, "start", Forked)
     words = ["run", "max-lr", "--upstream", "old", "--downstream", "new", "--device", "cpu", "--jobs", "2"]
     words += ["--upstream-tokens", "1024", "--tokens", "51200", "--eval-tokens", "64", "--eval-every", "500"]
@@ -249,7 +250,7 @@ def write_run(out, flags, evaluations, noise=0.0, windows=0.0, parameters=1000, 
 def made_up(out, seed=0, noise=0.0, windows=0.0, end=(1.0, 2.0), early=None, bump=0.0, **flags):
     """A small run whose losses rise by `bump` in the first updates, are `early` at 17 %, and `end` at the end."""
     flags = Flags(**{"out": str(out), "tokens": TOKENS, "max_lr": PEAK, "context": 256, "seed": seed} | flags)
-    flags, early = train.with_advice(flags), early or end
+    flags, early = with_advice(flags), early or end
     rising = tuple(loss + bump for loss in BEFORE)
     evaluations = {0: BEFORE, 1: rising, 2: rising, 4: early, 17: early, 50: early, 81: end, 100: end}
     return write_run(out, flags, evaluations, noise, windows)
@@ -360,7 +361,7 @@ def test_the_papers_own_plan_is_judged(house):
     for ends, expected in ((0, "holds"), (0.2, "does not hold")):
         folders = []
         for number, given in enumerate(runs.values()):
-            flags = train.with_advice(Flags(**given))
+            flags = with_advice(Flags(**given))
             flags = replace(flags, max_lr=flags.max_lr or 3e-4)
             parameters = experiments.starting_config(flags).parameters if experiments.size_of(flags) else 0
             peak = SIZES[experiments.size_of(flags)][3]

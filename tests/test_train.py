@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 import data
 import eval as evaluation
+import plan
 import train
 from engine import checkpoints
 from engine.files import locked
@@ -192,8 +193,8 @@ def test_init_upstream_pretrains_once_and_continues(house):
 
 def test_every_seed_has_its_own_pre_training_in_an_order_that_no_run_repeats():
     flags = train.Flags(seed=2)
-    before = train.upstream_run(flags)
-    assert before.out == "runs/upstream-tiny-stdlib-seed-2" and train.upstream_run(train.Flags()).out.endswith("stdlib")
+    before = plan.upstream_run(flags)
+    assert before.out == "runs/upstream-tiny-stdlib-seed-2" and plan.upstream_run(train.Flags()).out.endswith("stdlib")
     assert before.seed not in (0, 1, 2) and before.overlap == before.replay == 0
     assert before.tokens == before.updates * 2048 + 1152 == train.Flags.tokens  # the continuation is as long
 
@@ -426,14 +427,14 @@ def test_another_tokenizer_is_refused(house):
 
 
 def test_names_of_runs_tell_the_flags_apart(house):
-    plain = train.run_name({})
+    plain = plan.run_name({})
     assert plain == Path("runs/stdlib-to-torch")
-    named = train.run_name({"max_lr": 1e-3, "schedule": "constant", "seed": 2, "device": "cpu"})
-    assert named == Path("runs/stdlib-to-torch-max-lr-0.001-schedule-constant-seed-2")
-    long = train.run_name({"downstream": ",".join(f"corpus{i}=1" for i in range(40)), "seed": 1})
-    assert len(long.name) < 200 and ".." not in str(train.run_name({"init": "../../x"}))
+    named = plan.run_name({"max_lr": 1e-3, "schedule": "constant", "seed": 2, "device": "cpu"})
+    assert named == Path("runs/stdlib-to-torch-schedule-constant-max-lr-0.001-seed-2")
+    long = plan.run_name({"downstream": ",".join(f"corpus{i}=1" for i in range(40)), "seed": 1})
+    assert len(long.name) < 200 and ".." not in str(plan.run_name({"init": "../../x"}))
     typed = [["--seed", "1", "--tokens", "9"], ["--tokens", "9", "--seed", "1"]]
-    assert len({train.run_name(train.parse_flags(words)) for words in typed}) == 1
+    assert len({plan.run_name(train.parse_flags(words)) for words in typed}) == 1
 
 
 def test_dry_run_writes_nothing(house):
