@@ -203,7 +203,7 @@ def filled_in(flags, config, device):
     min_lr = max_lr * MIN_LR_SHARE if flags.min_lr is None else flags.min_lr
     if min_lr > max_lr:
         raise ValueError(f"--min-lr {min_lr} is above --max-lr {max_lr}")
-    precision = machine.pick_precision(flags.precision, device, config.hidden_size)
+    precision = machine.pick_precision(flags.precision, device)
     flags = replace(flags, context=context, max_lr=max_lr, min_lr=min_lr, precision=precision)
     if is_hub_id(flags.init):
         told = f"warm-up {100 * flags.warmup:g} %, {flags.schedule} to {min_lr:g}, replay {100 * flags.replay:g} %"

@@ -54,12 +54,11 @@ def settle(flags, resumed):
     return device, replace(flags, device=recorded, shard=flags.shard and several > 1, micro_batch_size=micro_batch)
 
 
-def pick_precision(name, device, width):
-    """--precision, with auto resolved: bf16 where the hardware computes it, not merely imitates it, and a processor
-    gains by it; else fp32. width: of the model."""
+def pick_precision(name, device):
+    """--precision, with auto resolved: bf16 where the hardware computes it, not merely imitates it; else fp32."""
     if name != "auto":
         return name
-    cpu = width > 64 and torch.cpu._is_avx512_bf16_supported()  # below, the conversions cost more
+    cpu = torch.cpu._is_avx512_bf16_supported()
     cuda = torch.cuda.is_bf16_supported(including_emulation=False)
     return "bf16" if {"cuda": cuda, "cpu": cpu}.get(device.type) else "fp32"
 

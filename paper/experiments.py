@@ -274,8 +274,8 @@ def time_for(to_do, plan, at_once=1):
             break
     if rate is None:
         first = next(iter(plan.values()))
-        device, width = machine.pick_device(first.device), starting_config(first).hidden_size
-        dtype = machine.AUTOCAST[machine.pick_precision(first.precision, device, width)] or torch.float32
+        device = machine.pick_device(first.device)
+        dtype = machine.AUTOCAST[machine.pick_precision(first.precision, device)] or torch.float32
         share = 2 / 3 if dtype == torch.float32 else 1 / 3
         rate = machine.product_rate(device, dtype) * share * processes.count()
     seconds = sum(flops[out] * (planned_tokens(plan[out]) + evaluated_tokens(plan[out]) / 3) for out in to_do) / rate
