@@ -228,7 +228,12 @@ def main(argv=None):
     add = parser.add_argument
     embedded, hub = " and ".join(EMBEDDED), " and ".join(HUB)
     add("name", metavar="NAME", help=f"of the corpus, written as data/NAME; {embedded} are embedded, {hub} the hub's")
-    add("files", metavar="FILES", nargs="*", help=".jsonl or .txt, also as .gz or .zst, and folders of them")
+    add(
+        "files",
+        metavar="FILES",
+        nargs="*",
+        help=".jsonl, .txt, .md, .rst, .tex, .py, also as .gz or .zst, and folders",
+    )
     add("--train-tokens", type=whole_number, metavar="N", help="stop train.bin after the document that reaches N")
     add("--val-tokens", type=whole_number, metavar="N", help="the same for val.bin")
     add(

@@ -15,7 +15,7 @@ import schedule
 from corpora.prepare import SPLITS, slug
 from engine import checkpoints, folder, machine, processes
 from engine.flags import changed_flags, check_flags, field_table
-from engine.log import Log
+from engine.log import SIDES, Log
 from engine.weights import is_hub_id, model_folder
 from eval import check_tokenizer, evaluate
 from model import SIZES, GPTNeoX, config_of, pretraining_peak
@@ -36,8 +36,8 @@ class Flags:
     model: str = "tiny"  # of --init scratch and upstream: nano, micro, tiny, or one of Pythia's, 14m to 12b
     upstream_tokens: int = 2_000_000  # length of the pre-training that --init upstream does
     # Data
-    upstream: str = "stdlib"  # corpus of the pre-training: NAME
-    downstream: str = "torch"  # corpus to continue on: NAME, or a mixture NAME=WEIGHT,NAME=WEIGHT
+    upstream: str = "stdlib"  # text of the pre-training: a corpus's NAME, or a file or folder of one's own
+    downstream: str = "torch"  # text to continue on: the same, or a mixture NAME=WEIGHT,NAME=WEIGHT
     overlap: float = 0.0  # share of upstream text in the downstream distribution
     replay: float | None = None  # share of upstream text in a batch, in place of new text; default: 0 (a hub id: 0.05)
     # Learning rate
@@ -89,6 +89,7 @@ class Flags:
         return schedule.learning_rate(update, self.updates, self.max_lr, self.min_lr, self.warmup, self.schedule)
 
 
+TEXTS = {side: getattr(Flags, side) for side in SIDES}
 # What may differ when a run is resumed: where and how it computes, not what.
 MACHINE = ("device", "compile", "shard", "micro_batch_size", "activation_checkpointing")
 RESUMABLE = (*MACHINE, "resume", "out", "save_every", "keep", "stop_tokens", "dry_run")
@@ -191,7 +192,8 @@ def with_advice(flags):
     hub = is_hub_id(flags.init)
     if hub and (flags.upstream, flags.downstream) == (Flags.upstream, Flags.downstream):
         flags = replace(flags, upstream="stdlib-neox", downstream="torch-neox")
-    return replace(flags, replay=(ADVISED_REPLAY if hub else 0.0) if flags.replay is None else flags.replay)
+    advised = ADVISED_REPLAY if hub and flags.upstream != flags.downstream else 0.0
+    return replace(flags, replay=advised if flags.replay is None else flags.replay)
 
 
 def filled_in(flags, config, device):
@@ -205,6 +207,8 @@ def filled_in(flags, config, device):
         raise ValueError(f"--min-lr {min_lr} is above --max-lr {max_lr}")
     precision = machine.pick_precision(flags.precision, device)
     flags = replace(flags, context=context, max_lr=max_lr, min_lr=min_lr, precision=precision)
+    if flags.upstream == flags.downstream and flags.init not in ("upstream", "scratch"):
+        print(f"text        {flags.upstream} alone: without --upstream, forgetting cannot be measured", file=sys.stderr)
     if is_hub_id(flags.init):
         told = f"warm-up {100 * flags.warmup:g} %, {flags.schedule} to {min_lr:g}, replay {100 * flags.replay:g} %"
         peak = f"max LR {max_lr:g} (its pre-training peak: {pretraining_peak(config) or 'unknown'})"
@@ -259,8 +263,8 @@ def upstream_run(flags):
 def run_name(given):
     """A folder made from the flags that were given, say something else than the defaults, and change what is
     computed."""
-    corpora = (given.get(side, getattr(Flags, side)) for side in ("upstream", "downstream"))
+    corpora = ((TEXTS | given)[side] for side in SIDES)
     untold = (*RESUMABLE, "upstream", "downstream", "precision", "eval_every", "eval_tokens")
     names = [flag for flag in Flags.__dataclass_fields__ if flag in given and flag not in untold]
     told = {flag: given[flag] for flag in names if given[flag] != getattr(Flags, flag)}
-    return Path("runs", folder.name_from(["-to-".join(map(slug, corpora))], told))
+    return Path("runs", folder.name_from(["-to-".join(dict.fromkeys(map(slug, corpora)))], told))

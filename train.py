@@ -19,6 +19,7 @@ from dataclasses import asdict, replace
 
 import torch
 
+from corpora.texts import prepare_hub, with_texts
 from engine import checkpoints, folder, machine, processes
 from engine.faults import memory_explained, run_command
 from engine.flags import OneLineParser, add_flags, as_words, check_flags, given_flags
@@ -29,6 +30,7 @@ from plan import (
     MACHINE,
     MIN_LR_SHARE,
     RESUMABLE,
+    TEXTS,
     VALUES,
     WEIGHT_DECAY,
     Flags,
@@ -201,6 +203,7 @@ def begin(flags):
         print(json.dumps(asdict(processes.first_one_then_all(lambda: check(flags)).flags), indent=2))
         return False
     check_flags(flags, VALUES)
+    processes.first_one_then_all(lambda: prepare_hub((flags.upstream, flags.downstream), flags.tokens))
     if flags.init == "upstream":
         before = upstream_run(flags)
         if not checkpoints.reached(before.out, before.stop):
@@ -213,7 +216,7 @@ def begin(flags):
 
 
 def main(argv=None):
-    given = parse_flags(argv)
+    given = processes.first_one_then_all(lambda: with_texts(parse_flags(argv), TEXTS))
     flags = resumed_flags(given) if "resume" in given else Flags(**given)
     flags = replace(flags, out=flags.out or str(run_name(given)))
     if begin(flags):

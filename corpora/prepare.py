@@ -24,7 +24,14 @@ import numpy as np
 from tqdm import tqdm
 
 from corpora.hub import HUB, VAL_TOKENS, hub_documents
-from corpora.readers import EMBEDDED_FILE_BYTES, embedded_documents, hash_share, read_documents, source_files
+from corpora.readers import (
+    EMBEDDED_FILE_BYTES,
+    cut,
+    embedded_documents,
+    hash_share,
+    read_documents,
+    source_files,
+)
 from corpora.tokenizer import load_tokenizer
 from engine.files import Field, count, file_hash, locked, sample_hash, sync_folder, to_json, write_file, write_whole
 
@@ -269,11 +276,11 @@ def corpus_writer(name, *given, **options):
 # ---------------------------------------------------------------- the corpora that there are
 
 
-def prepare(name, files=(), tokenizer=None, skip_bad_lines=False, **options):
+def prepare(name, files=(), tokenizer=None, skip_bad_lines=False, in_pieces=False, **options):
     """Prepares an embedded corpus, one of the hub's, or one's own files; options are CorpusWriter's.
 
-    The hub's come with their official validation files, as many tokens as asked for.
-    Returns the names written."""
+    The hub's come with their official validation files, as many tokens as asked for. With in_pieces, one's own long
+    texts become several documents. Returns the names written."""
     corpus_folder(name)  # a bad name is told before any work
     refuse_what_does_not_fit(name, files, tokenizer, options)
     if name in HUB:
@@ -297,7 +304,9 @@ def prepare(name, files=(), tokenizer=None, skip_bad_lines=False, **options):
             documents = ((library, path, None, text) for path, text in embedded_documents(library))
             writer.write(islice(documents, begun.get(library, 0), None))
         else:
-            documents = ((name, text, domain, text) for domain, text in read_documents(paths, bar, skip_bad_lines))
+            texts = read_documents(paths, bar, skip_bad_lines)
+            texts = ((domain, piece) for domain, text in texts for piece in (cut(text) if in_pieces else [text]))
+            documents = ((name, text, domain, text) for domain, text in texts)
             writer.write(islice(documents, begun.get(name, 0), None))
     if bar.bad:
         print(f"skipped {bar.bad} bad lines")

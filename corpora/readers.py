@@ -1,4 +1,5 @@
-"""Documents from files: .jsonl and .txt, plain or compressed, streamed; and the source code that every machine has."""
+"""Documents from files: rows of .jsonl or whole texts, plain or compressed, streamed; and the source code that every
+machine has."""
 
 import hashlib
 import io
@@ -14,20 +15,25 @@ import zstandard
 DOCUMENT_LIMIT = 2**28  # bytes: a longer line or file is a mistake, or a decompression bomb
 EMBEDDED_BYTES = 8_000_000  # enough for a tiny model, read in seconds
 EMBEDDED_FILE_BYTES = 12_000  # of a longer file the beginning: no file makes up 2 % of a split
+KINDS = r"\.(jsonl|txt|md|rst|tex|py)(\.gz|\.zst)?$"  # names of files that hold text
 SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "__pycache__"}
 SKIPPED_FOLDERS |= {"encodings", "pydoc_data", "generated"}  # tables and pages of a manual, not code
 
 
 def source_files(paths):
-    """The files of a command line, folders opened and sorted. Raises ValueError for one that cannot be read."""
-    kinds, files = re.compile(r"\.(jsonl|txt)(\.gz|\.zst)?$"), []
-    for path in map(Path, paths):
+    """The files of a command line; of a folder those of KINDS inside it, sorted, without what is hidden.
+
+    Raises ValueError for a path that holds none."""
+    files = []
+    for given in paths:
+        path = Path(given)
         if not path.exists():
-            raise ValueError(f"{path}: no such file or folder")
-        inside = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-        found = [p for p in inside if kinds.search(p.name)]
+            raise ValueError(f"{given}: no such file or folder")
+        inside = sorted(p for p in path.rglob("[!.]*") if p.is_file()) if path.is_dir() else [path]
+        seen = [p for p in inside if not any(name.startswith(".") for name in p.relative_to(path).parts)]
+        found = [p for p in seen if re.search(KINDS, p.name)]
         if not found:
-            raise ValueError(f"{path}: no .jsonl or .txt here (also as .gz or .zst)")
+            raise ValueError(f"{path}: no .jsonl or .txt here (nor .md, .rst, .tex, .py; also as .gz or .zst)")
         files += found
     return files
 
@@ -72,7 +78,7 @@ def joined(blocks, by_line):
 
 
 def read_documents(files, bar, skip_bad_lines=False, read=read_local):
-    """Yields (domain, text) of every document of .jsonl and .txt files: a JSON row's "text", or a whole .txt file.
+    """Yields (domain, text) of every document: the "text" of each row of a .jsonl file, or a whole file of text.
 
     The domain is the row's meta.pile_set_name or meta.redpajama_set_name, if any. A damaged line or file raises
     ValueError with its name and line; with skip_bad_lines a damaged line is counted in bar.bad instead.
@@ -96,6 +102,16 @@ def read_documents(files, bar, skip_bad_lines=False, read=read_local):
         except (ValueError, EOFError, zlib.error, zstandard.ZstdError) as fault:
             where = f"{path}:{max(line, 1)}" if jsonl else path
             raise ValueError(f"{where}: damaged: {fault}") from None
+
+
+def cut(text, limit=2**13):
+    """Yields a text in pieces of at most so many characters, cut where a line ends: of a long text, validation gets a
+    sample."""
+    while len(text) > limit:
+        end = text.rfind("\n", 0, limit) + 1 or limit
+        yield text[:end]
+        text = text[end:]
+    yield text
 
 
 def parse_row(line):

@@ -64,6 +64,14 @@ def read_record(out):
     return read_json(Path(out) / "config.json", RECORD, "restore it, or begin a new run")
 
 
+def record_behind(path):
+    """What config.json says of the run whose folder, or one of whose checkpoints, a path is; None for another path."""
+    for out in (Path(path), Path(path).parent.parent):
+        if (out / "metrics.jsonl").is_file():
+            return read_record(out)
+    return None
+
+
 def flags_to_resume(dataclass, given, out, changeable):
     """The flags of the run in `out`, with those `given` now that are among `changeable`.
 

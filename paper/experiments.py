@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from corpora.prepare import EMBEDDED, corpus_folder
+from corpora.texts import prepare_hub, with_texts
 from data import parse_shares
 from engine import checkpoints, folder, machine, processes
 from engine.faults import memory_explained
@@ -29,6 +30,7 @@ from paper.jobs import ROOT, Job, side_by_side
 from plan import (
     MACHINE,
     RESUMABLE,
+    TEXTS,
     VALUES,
     WEIGHT_DECAY,
     Flags,
@@ -190,6 +192,7 @@ def run(name, seeds, given, at_once=None, launcher=None):
 
     Each run is a command of its own, `at_once` of them side by side, started by `launcher` in place of python. Stopped
     or killed, the same command goes on: whole runs are left alone, a cut one is resumed."""
+    given = with_texts(given, TEXTS)
     check_flags(Flags(**given), VALUES)
     runs, bases = experiment_runs(name, seeds, {flag: value for flag, value in given.items() if flag != "dry_run"})
     before, after = {}, {}  # {folder: flags}: the pre-trainings that runs start from, and the runs
@@ -200,12 +203,13 @@ def run(name, seeds, given, at_once=None, launcher=None):
             upstream = upstream_run(flags)
             before[upstream.out] = replace(upstream, max_lr=peak_of(upstream))
         after[flags.out] = replace(flags, max_lr=peak_of(flags))
-    plan = before | after
+    plan, first = before | after, next(iter(after.values()))
     to_do = [out for out, flags in plan.items() if not checkpoints.reached(out, flags.stop)]
     at_once = at_once or (os.cpu_count() if machine.pick_device(given.get("device", "auto")).type == "cpu" else 1)
     print_plan(plan, to_do, at_once)
     if given.get("dry_run"):
         return
+    prepare_hub((first.upstream, first.downstream), max(planned_tokens(flags) for flags in plan.values()))
     steps = [[run_job(plan[out]) for out in group if out in to_do] for group in (before, after)]
     if name in ("softening", "all"):
         steps.append([interpolation_job(out) for out in bases if not Path(out, "interpolation.jsonl").is_file()])
@@ -220,7 +224,7 @@ def run(name, seeds, given, at_once=None, launcher=None):
 def run_job(flags):
     """The Job of a run: the command that anyone could type."""
     begun = folder.going_on(flags, MACHINE, RESUMABLE)
-    given = changed_flags(begun)
+    given = {side: getattr(flags, side) for side in SIDES} | changed_flags(begun)
     if begun.resume:
         given = {name: given[name] for name in ("resume", "stop_tokens", *MACHINE) if name in given}
     words = (str(ROOT / "train.py"), *as_words(given))

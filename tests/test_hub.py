@@ -373,3 +373,15 @@ def test_a_corpus_that_the_hub_does_not_have(hub, tmp_path):
     refused(command("data.py", "pile", cwd=tmp_path), "--train-tokens")
     refused(command("data.py", "pile", "a.jsonl", "--train-tokens", "9", cwd=tmp_path), "FILES")
     assert not list((tmp_path / "data").glob("[!.]*"))
+
+
+def test_a_run_prepares_what_the_hub_has_and_ones_own_text_in_its_tokens(corpora_hub, tmp_path):
+    (tmp_path / "notes.txt").write_text("".join(texts("new", 400)))
+    words = ["train.py", "--init", "scratch", "--model", "nano", "--context", "64", "--device", "cpu"]
+    words += ["--upstream", "pile", "--downstream", "notes.txt", "--eval-tokens", "128"]
+    done = command(*words, "--tokens", "2e9", cwd=tmp_path, **env(corpora_hub, tmp_path))
+    assert done.returncode == 2 and "`python data.py pile --train-tokens" in last_line(done)
+    done = command(*words, "--tokens", "4096", cwd=tmp_path, **env(corpora_hub, tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert "preparing data/pile: 4,096 tokens" in done.stderr and "upstream " in done.stdout
+    assert json.loads((tmp_path / "data/pile/meta.json").read_text())["train"]["tokens"] == 4096

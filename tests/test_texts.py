@@ -1,0 +1,113 @@
+"""One's own text by its path: prepared once, named by what it holds, in the tokens of the model."""
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import SHORT, call, refused, texts
+from test_corpora import small_spec
+
+import train
+from corpora.readers import cut
+from data import Corpus, load_tokenizer
+from model import GPTNeoX, config_of
+
+BRIEF = ["--model", "nano", "--context", "32", "--batch-size", "4", "--tokens", "512", "--eval-tokens", "64"]
+BRIEF += ["--device", "cpu", "--precision", "fp32"]
+
+
+@pytest.fixture
+def notes(house):
+    """A folder of text, with a hidden file that nobody means."""
+    (house / "my notes").mkdir()
+    for number in range(40):
+        (house / "my notes" / f"{number}.md").write_text("\n".join(texts("new", 5, seed=number)))
+    (house / "my notes" / ".draft.md").write_text("not this")
+    return "my notes/"
+
+
+def flags_of(done):
+    """The resolved flags of a run that was only to be told."""
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_a_folder_is_a_corpus_named_by_what_it_holds(notes):
+    words = [*BRIEF, "--init", "scratch", "--upstream", "old", "--downstream", notes]
+    done = call("train.py", *words)
+    assert done.returncode == 0, done.stderr
+    name = next(p.name for p in Path("data").glob("my-notes-*"))
+    assert f"my notes/ is data/{name}" in done.stderr
+    assert next(Path("runs").iterdir()).name.startswith(f"old-to-{name}-init-scratch-")
+    text = "".join(Corpus(name).tokenizer().decode(Corpus(name).splits[split]) for split in ("train", "val"))
+    assert "not this" not in text and text.count("<|endoftext|>") == 40
+    written = (Path("data") / name / "train.bin").stat().st_mtime_ns
+    assert flags_of(call("train.py", *words, "--out", "again", "--dry-run"))["downstream"] == name
+    assert (Path("data") / name / "train.bin").stat().st_mtime_ns == written  # found, not made again
+    Path("my notes/0.md").write_text("something else")
+    assert flags_of(call("train.py", *words, "--out", "again", "--dry-run"))["downstream"] not in (name, notes)
+    assert len(list(Path("data").glob("my-notes-*"))) == 2
+
+
+def test_a_mixture_may_name_files_and_a_long_one_reaches_validation(house):
+    Path("book.txt").write_text("".join(texts("new", 3000)))
+    words = [*BRIEF, "--init", "scratch", "--upstream", "book.txt", "--downstream", "book.txt=1,new=3", "--dry-run"]
+    flags = flags_of(call("train.py", *words))
+    assert flags["downstream"] == f"{flags['upstream']}=1,new=3"
+    val, whole = Corpus(flags["upstream"]).meta["val"]["tokens"], Path("book.txt").stat().st_size
+    assert 0.02 < val / whole < 0.25
+
+
+def test_pieces_lose_nothing_and_end_with_lines():
+    text = "".join(texts("old", 100))
+    pieces = list(cut(text, 500))
+    assert "".join(pieces) == text and max(map(len, pieces)) <= 500
+    assert all(piece.endswith("\n") for piece in pieces)
+    assert list(cut("x" * 1200, 500)) == ["x" * 500, "x" * 500, "x" * 200]
+    assert list(cut("")) == [""]
+
+
+def test_the_tokens_are_the_models_own(notes):
+    Path("t.json").write_text(json.dumps(small_spec()))
+    tokenizer = load_tokenizer("t.json")
+    GPTNeoX(config_of("nano", tokenizer.vocab_size)).save_pretrained("model")
+    refused(call("train.py", *BRIEF, "--init", "model", "--downstream", notes, "--max-lr", "1e-3"), "no tokenizer.json")
+    tokenizer.save(Path("model"))
+    done = call("train.py", *BRIEF, "--init", "model", "--downstream", notes)
+    assert done.returncode == 0, done.stderr
+    assert Corpus(next(p.name for p in Path("data").glob("my-notes-*"))).tokenizer_sha256 == tokenizer.sha256
+
+
+def test_without_upstream_forgetting_is_not_measured(notes):
+    GPTNeoX(config_of("nano", 257)).save_pretrained("model")
+    load_tokenizer("bytes").save(Path("model"))
+    done = call("train.py", *BRIEF, "--init", "model", "--downstream", notes)
+    assert done.returncode == 0 and "forgetting cannot be measured" in done.stderr, done.stderr
+    assert "stream" not in done.stdout.partition("next ")[0]  # one text, one perplexity
+    refused(call("train.py", *BRIEF, "--init", "model", "--downstream", "old,new"), "--downstream", "give --upstream")
+    refused(call("train.py", *BRIEF, "--init", "nowhere"), "nowhere: no such folder")
+
+
+def test_a_run_knows_what_its_model_was_trained_on(house):
+    assert call("train.py", *SHORT, "--upstream", "new", "--out", "runs/before").returncode == 0
+    given = ["--downstream", "old", "--context", "32", "--tokens", "512", "--dry-run"]
+    for init in ("runs/before", next(Path("runs/before/checkpoints").iterdir())):
+        assert flags_of(call("train.py", "--init", init, *given))["upstream"] == "new"
+
+
+@pytest.mark.parametrize(
+    "given, says",
+    [("nots/", "nots/: no such file or folder"), ("a.md", "a.md: no such file"), ("empty/", "no .jsonl or .txt here")],
+)
+def test_a_path_without_text_is_one_line(house, given, says):
+    Path("empty").mkdir()
+    refused(call("train.py", *BRIEF, "--downstream", given), says)
+    assert not Path("runs").exists()
+
+
+def test_a_corpus_keeps_its_name_beside_a_folder_of_that_name(house):
+    Path("old").mkdir()
+    Path("old/x.txt").write_text("x")
+    flags = flags_of(call("train.py", *SHORT, "--dry-run"))
+    assert (flags["upstream"], flags["downstream"]) == ("old", "new")
+    assert train.Flags().upstream == "stdlib"
