@@ -16,15 +16,20 @@ Section 3 of "How to (re)warm your model?" (arXiv 2308.04014): datasets, packing
 import math
 import os
 import signal
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from corpora.hub import DOMAINS, HUB, MIXTURES
 from corpora.prepare import EMBEDDED, EMBEDDED_VAL_SHARE, META, RECIPE, ROOT, SPLITS, VAL_SHARE, corpus_folder, prepare
-from corpora.tokenizer import load_tokenizer
+from corpora.tokenizer import Tokenizer, load_tokenizer
 from engine.faults import one_line, run_command
 from engine.files import check_fields, read_json, sample_hash
 from engine.flags import OneLineParser, whole_number
+
+if TYPE_CHECKING:
+    import torch
 
 # ---------------------------------------------------------------- a prepared corpus
 
@@ -34,7 +39,7 @@ class Corpus:
 
     Raises ValueError that names the file, the fault and the way out."""
 
-    def __init__(self, name):
+    def __init__(self, name: str):
         self.name, self.folder = name, corpus_folder(name)
         if not self.folder.is_dir() and name in EMBEDDED:
             prepare(name)
@@ -51,7 +56,7 @@ class Corpus:
         except (ValueError, OSError) as fault:
             raise self.damaged(one_line(fault)) from None
 
-    def mapped(self, split):
+    def mapped(self, split: str) -> np.ndarray:
         """The token ids of a split, (tokens,) uint16, read only where they are used."""
         file, says = self.folder / f"{split}.bin", self.meta[split]
         if file.stat().st_size != 2 * says["tokens"]:
@@ -63,21 +68,21 @@ class Corpus:
     def damaged(self, fault):
         return ValueError(f"{self.folder}: damaged corpus ({fault}); remove the folder and prepare it again")
 
-    def tokenizer(self):
+    def tokenizer(self) -> Tokenizer:
         """The Tokenizer that made the ids."""
         tokenizer = load_tokenizer(self.folder)
         if tokenizer.sha256 != self.tokenizer_sha256:
             raise self.damaged("tokenizer.json is not the one that made the ids")
         return tokenizer
 
-    def windows(self, split, context):
+    def windows(self, split: str, context: int) -> int:
         """How many windows of context + 1 tokens a split has, each beginning with the last token of the one before."""
         count = (len(self.splits[split]) - 1) // context
         if count < 1:
             raise ValueError(f"{self.folder}/{split}.bin is shorter than one window of {context + 1} tokens; add text")
         return count
 
-    def window(self, split, index, context):
+    def window(self, split: str, index: int, context: int) -> np.ndarray:
         """Window number `index`: (context + 1,) token ids, the inputs and, one further, their targets."""
         tokens = self.splits[split][index * context : (index + 1) * context + 1]
         if tokens.max() >= self.vocab_size:  # costs microseconds; on a GPU, a missing row is a crash without a name
@@ -85,12 +90,12 @@ class Corpus:
         return tokens
 
     @property
-    def bytes_per_token(self):
+    def bytes_per_token(self) -> float:
         """Bytes of text that a token of the validation split stands for, on average."""
         return self.meta["val"]["bytes_of_text"] / self.meta["val"]["tokens"] or math.nan
 
 
-def open_corpora(names):
+def open_corpora(names: Iterable[str]) -> dict[str, Corpus]:
     """{name: Corpus}; ValueError if they were made with different tokenizers."""
     corpora = {name: Corpus(name) for name in dict.fromkeys(names)}
     refuse_different_tokenizers(corpora.values())
@@ -108,7 +113,7 @@ def refuse_different_tokenizers(corpora):
 ORDER = 2  # which order this is: a run that began with another cannot go on
 
 
-def mix(number):
+def mix(number: int) -> int:
     """A good 64-bit hash of an integer (the finaliser of SplitMix64)."""
     number = (number + 0x9E3779B97F4A7C15) & (2**64 - 1)
     number = ((number ^ (number >> 30)) * 0xBF58476D1CE4E5B9) & (2**64 - 1)
@@ -116,7 +121,7 @@ def mix(number):
     return number ^ (number >> 31)
 
 
-def permute(index, size, key):
+def permute(index: int, size: int, key: int) -> int:
     """Where `index` goes in a random-looking permutation of range(size): no list, no state, O(1).
 
     A Feistel network shuffles the smallest range of 4^k numbers that holds `size`: each round adds a hash of one
@@ -143,7 +148,7 @@ class Mixture:
     Each corpus is read without replacement within its epoch.
     """
 
-    def __init__(self, shares, context, seed):
+    def __init__(self, shares: dict[Corpus, float], context: int, seed: int):
         """shares: {Corpus: positive weight}, of any sum. ValueError for corpora of different vocabularies."""
         self.corpora, self.context, self.seed = list(shares), context, seed
         refuse_different_tokenizers(self.corpora)
@@ -153,7 +158,7 @@ class Mixture:
             self.splits.append(round(2**32 * weight / total) if total > weight else 2**32)
             total -= weight
 
-    def locate(self, position):
+    def locate(self, position: int) -> tuple[int, int]:
         """(number of the corpus, window of its train split) at a position of the stream."""
         for number, share in enumerate(self.splits):
             # The first `position` places hold floor(position * share + offset) of this corpus: evenly spread,
@@ -168,13 +173,13 @@ class Mixture:
             position -= before
         raise AssertionError("the last corpus takes every position that is left")
 
-    def batch(self, update, size, rank=0, ranks=1):
+    def batch(self, update: int, size: int, rank: int = 0, ranks: int = 1) -> "torch.Tensor":
         """Tokens (size / ranks, context + 1), int64, of an update counted from 0: the rank's share of its positions."""
         rows = [self.locate(update * size + i) for i in range(rank, size, ranks)]
         return as_tensor(self.corpora[c].window("train", w, self.context) for c, w in rows)
 
 
-def parse_shares(text):
+def parse_shares(text: str) -> dict[str, float]:
     """{"arxiv": 2.5, "c4": 15} from "arxiv=2.5,c4=15"; {"torch": 1} from "torch"; a key of MIXTURES by its name.
 
     ValueError for anything else."""
@@ -195,7 +200,7 @@ def parse_shares(text):
     return shares
 
 
-def blend(shares, other, share):
+def blend(shares: dict[str, float], other: str, share: float) -> dict[str, float]:
     """Shares in which `share` of everything comes from the corpus `other`: both overlap and replay."""
     total = sum(shares.values())
     mixed = {name: weight / total * (1 - share) for name, weight in shares.items()}
@@ -206,14 +211,14 @@ def blend(shares, other, share):
 # ---------------------------------------------------------------- windows
 
 
-def fixed_windows(corpus, context, tokens):
+def fixed_windows(corpus: Corpus, context: int, tokens: int) -> "torch.Tensor":
     """Evenly spread validation windows, (N, context + 1) int64: the same ones at every evaluation of every run."""
     available = corpus.windows("val", context)
     count = min(available, max(1, round(tokens / context)))
     return as_tensor(corpus.window("val", i * available // count, context) for i in range(count))
 
 
-def as_tensor(windows):
+def as_tensor(windows: Iterable[np.ndarray]) -> "torch.Tensor":
     """Windows of token ids, (context + 1,) each, as one tensor (N, context + 1) of int64."""
     import torch  # late: whoever only prepares a corpus starts ten times as fast
 

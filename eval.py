@@ -17,6 +17,7 @@ from pathlib import Path
 from statistics import fmean
 
 import torch
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
@@ -37,7 +38,7 @@ from model import GPTNeoX
 
 
 @torch.no_grad()
-def token_losses(model, windows, micro_batch, precision=None):
+def token_losses(model: GPTNeoX, windows: Tensor, micro_batch: int, precision: torch.dtype | None = None) -> Tensor:
     """Loss of every target of windows (N, context + 1): (N, context), fp32 in nats, on the CPU."""
     device = next(model.parameters()).device
     was_training = model.training
@@ -51,7 +52,9 @@ def token_losses(model, windows, micro_batch, precision=None):
     return torch.cat(losses).cpu()
 
 
-def validation_loss(model, windows, micro_batch, precision=None):
+def validation_loss(
+    model: GPTNeoX, windows: Tensor, micro_batch: int, precision: torch.dtype | None = None
+) -> tuple[float, float]:
     """Mean loss of a token, and its standard error over windows: tokens of one window are not independent."""
     by_window = token_losses(model, windows, micro_batch, precision).double().mean(dim=1)
     error = by_window.std() / math.sqrt(len(by_window)) if len(by_window) > 1 else torch.tensor(math.nan)
@@ -120,7 +123,7 @@ def perplexity(flags):
         print(json.dumps(row) if flags.json else line.format(width=width, **row))
 
 
-def encode(text, tokenizer, model):
+def encode(text: str, tokenizer, model: GPTNeoX) -> list[int]:
     """Token ids of a text, at least the end of text; ValueError if the model has no row for one of them."""
     ids = tokenizer.encode(text) or [tokenizer.eot]
     if max(ids) >= model.config.vocab_size:
@@ -152,7 +155,7 @@ def lambada(flags):
     print(json.dumps(result) if flags.json else "  ".join(f"{name} {value:.5g}" for name, value in result.items()))
 
 
-def lambada_rows(file, tokenizer, model):
+def lambada_rows(file: str | None, tokenizer, model: GPTNeoX) -> list[tuple[list[int], int]]:
     """[(token ids of a text, where its last word begins)], the longest first: texts of like length need little padding.
 
     file: rows with a "text"; None fetches the set from the hub."""
@@ -189,7 +192,7 @@ def sample(flags):
 # ---------------------------------------------------------------- the curves of runs
 
 
-def report(out, step, stop):
+def report(out: Path, step: int, stop: int) -> None:
     """Draws the figure of a run that ends, and says what happened and where everything is."""
     figure, run = out / "perplexity.png", read_run(out)
     try:
@@ -204,7 +207,7 @@ def report(out, step, stop):
     print(f"figure      {figure}\ncheckpoint  {folder_of(out, step)}")
 
 
-def story(run, side):
+def story(run: dict, side: str) -> str:
     """What became of a side's perplexity: before, where it was highest and when, at the end against before."""
     key = f"{side}_perplexity"
     before, end = run["eval"][0], run["eval"][-1]

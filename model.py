@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from engine.files import check_fields, read_json, to_json
@@ -79,7 +79,7 @@ class GPTNeoXConfig:
     extra: dict = field(default_factory=dict)  # anything else that config.json holds, written back unchanged
 
     @classmethod
-    def from_dict(cls, hub, where="config.json"):
+    def from_dict(cls, hub: dict, where="config.json") -> "GPTNeoXConfig":
         """From the contents of a config.json, in the published or in the current spelling of the rotary fields.
 
         Raises ValueError, naming `where`, for another architecture or a value that cannot be."""
@@ -100,7 +100,7 @@ class GPTNeoXConfig:
         config.check(where)
         return config
 
-    def check(self, where="config"):
+    def check(self, where="config") -> None:
         """Raises ValueError for values that no GPT-NeoX can have."""
         check_fields(vars(self), CONFIG, where)
         if self.hidden_size % self.num_attention_heads:
@@ -114,7 +114,7 @@ class GPTNeoXConfig:
         except RecursionError:
             raise ValueError(f"{where}: nested too deeply; restore it or choose another folder") from None
 
-    def to_dict(self):
+    def to_dict(self) -> dict:
         """The published spelling, which every version of transformers reads."""
         own = asdict(self)
         extra = {"initializer_range": 0.02, "bos_token_id": 0, "eos_token_id": 0} | own.pop("extra")
@@ -124,18 +124,18 @@ class GPTNeoXConfig:
         return extra | own | fixed | dropout | {"torch_dtype": "float32"}
 
     @property
-    def rotary_size(self):
+    def rotary_size(self) -> int:
         """How many values of each head are rotated."""
         return int(self.hidden_size // self.num_attention_heads * self.rotary_pct)
 
     @property
-    def parameters(self):
+    def parameters(self) -> int:
         """Number of parameters, counted without building the model."""
         d, inner, bias = self.hidden_size, self.intermediate_size, int(self.attention_bias)
         layer = 4 * d + (3 * d * d + d * d) + bias * 4 * d + (2 * d * inner + inner + d)
         return 2 * self.vocab_size * d + self.num_hidden_layers * layer + 2 * d
 
-    def flops_per_token(self, context):
+    def flops_per_token(self, context: int) -> int:
         """Floating-point operations to learn from one token: 6 for each weight but the input embedding's, which is
         looked up, and 12 L D T for attention (PaLM, arXiv 2204.02311, appendix B; nothing off for causality)."""
         weights = self.parameters - self.vocab_size * self.hidden_size
@@ -150,14 +150,14 @@ NUMBERS = {"rotary_pct": (1e-30, 1)} | dict.fromkeys(("rotary_emb_base", "layer_
 CONFIG = field_table(GPTNeoXConfig, WIDTHS | COUNTS | LENGTHS | NUMBERS, {"hidden_act": ACTIVATIONS})
 
 
-def config_of(size, vocab_size=None):
+def config_of(size: str, vocab_size: int | None = None) -> GPTNeoXConfig:
     """GPTNeoXConfig of a key of SIZES; with `vocab_size`, for another tokenizer than Pythia's."""
     layers, width, heads, _, rows, context = SIZES[size]
     # vocabulary, width, layers, heads, inner width
     return GPTNeoXConfig(vocab_size or rows, width, layers, heads, 4 * width, max_position_embeddings=context)
 
 
-def pretraining_peak(config, name=None):
+def pretraining_peak(config: GPTNeoXConfig, name: str | None = None) -> float | None:
     """The peak learning rate with which a model of this shape was pre-trained; for a shape not in SIZES None, or, with
     the `name` of the model, ValueError."""
     shape = (config.num_hidden_layers, config.hidden_size, config.num_attention_heads, config.max_position_embeddings)
@@ -369,7 +369,7 @@ class GPTNeoX(nn.Module):
 
     empty=True gives nothing but shapes; fill() gives these memory and weights."""
 
-    def __init__(self, config, seed=0, empty=False):
+    def __init__(self, config: GPTNeoXConfig, seed: int = 0, empty: bool = False):
         super().__init__()
         self.config = config
         self.activation_checkpointing = False
@@ -380,7 +380,7 @@ class GPTNeoX(nn.Module):
         if not empty:
             self.fill()
 
-    def forward(self, tokens, targets=None, per_token=False):
+    def forward(self, tokens: Tensor, targets: Tensor | None = None, per_token: bool = False) -> Tensor:
         """Logits (B, T, V) of token ids (B, T); with targets (B, T), their mean cross-entropy in nats, a scalar.
 
         per_token=True gives the loss of each target instead, (B, T), to be summed; it has no gradient.
@@ -427,7 +427,9 @@ class GPTNeoX(nn.Module):
             parameters[name].copy_(placed(parameters[name], tensor))
 
     @torch.no_grad()
-    def generate(self, tokens, max_new_tokens, temperature=1.0, top_k=None, generator=None):
+    def generate(
+        self, tokens: Tensor, max_new_tokens: int, temperature: float = 1.0, top_k: int | None = None, generator=None
+    ) -> Tensor:
         """Continues token ids (B, T) to (B, T + max_new_tokens). temperature 0 takes the likeliest token;
         top_k samples among the k likeliest. The model sees the last max_position_embeddings tokens."""
         for _ in range(max_new_tokens):
@@ -444,7 +446,7 @@ class GPTNeoX(nn.Module):
         return tokens
 
     @classmethod
-    def from_pretrained(cls, id_or_folder, revision=None, empty=False):
+    def from_pretrained(cls, id_or_folder: str | Path, revision: str | None = None, empty: bool = False) -> "GPTNeoX":
         """Reads a hub id (EleutherAI/pythia-70m, with a revision such as step1000) or a model folder, as fp32.
 
         With empty=True only the shapes are checked; fill() reads the weights later.
@@ -462,7 +464,7 @@ class GPTNeoX(nn.Module):
             model.fill()  # fp16 on the hub, fp32 master weights here
         return model
 
-    def save_pretrained(self, folder, weights=None):
+    def save_pretrained(self, folder: str | Path, weights: dict[str, Tensor] | None = None) -> None:
         """Writes config.json and model.safetensors, which transformers reads, into a folder that exists or not.
 
         weights: {name: tensor} to write in place of the model's own, where those are spread over processes."""

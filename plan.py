@@ -18,7 +18,7 @@ from engine.flags import changed_flags, check_flags, field_table
 from engine.log import SIDES, Log
 from engine.weights import is_hub_id, model_folder
 from eval import check_tokenizer, evaluate
-from model import SIZES, GPTNeoX, config_of, pretraining_peak
+from model import SIZES, GPTNeoX, GPTNeoXConfig, config_of, pretraining_peak
 
 MIN_LR_SHARE = 0.1  # min = 0.1 x max
 WEIGHT_DECAY = 0.1  # Pythia's and the paper's
@@ -70,22 +70,22 @@ class Flags:
     dry_run: bool = False  # print the resolved flags and stop
 
     @property
-    def tokens_per_update(self):
+    def tokens_per_update(self) -> int:
         return self.batch_size * self.context
 
     @property
-    def updates(self):  # in the whole schedule
+    def updates(self) -> int:  # in the whole schedule
         return max(1, self.tokens // self.tokens_per_update)
 
     @property
-    def peak(self):  # the last update of the warm-up, which has the highest learning rate
+    def peak(self) -> int:  # the last update of the warm-up, which has the highest learning rate
         return schedule.warmup_updates(self.updates, self.warmup)
 
     @property
-    def stop(self):  # the last update of this run
+    def stop(self) -> int:  # the last update of this run
         return max(1, min(self.stop_tokens or self.tokens, self.tokens) // self.tokens_per_update)
 
-    def learning_rate(self, update):  # counted from 1
+    def learning_rate(self, update: int) -> float:  # counted from 1
         return schedule.learning_rate(update, self.updates, self.max_lr, self.min_lr, self.warmup, self.schedule)
 
 
@@ -156,7 +156,7 @@ class Plan:
         return evaluate(self.model, self.windows, flags.upstream, self.distribution, flags.micro_batch_size, dtype)
 
 
-def check(flags):
+def check(flags: Flags) -> Plan:
     """The Plan of a run. Whatever is wrong with the flags is found here, before anything is written: ValueError or
     OSError."""
     check_flags(flags, VALUES)  # a config.json can hold anything
@@ -186,7 +186,7 @@ def check(flags):
     return plan
 
 
-def with_advice(flags):
+def with_advice(flags: Flags) -> Flags:
     """The flags with what was not given for the data: a checkpoint of the hub gets some replay, as the README's "How to
     (re)warm your model" advises, and text in its own tokens."""
     hub = is_hub_id(flags.init)
@@ -196,7 +196,7 @@ def with_advice(flags):
     return replace(flags, replay=advised if flags.replay is None else flags.replay)
 
 
-def filled_in(flags, config, device):
+def filled_in(flags: Flags, config: GPTNeoXConfig, device: torch.device) -> Flags:
     """The flags with those that depend on the model and the machine."""
     context = flags.context or config.max_position_embeddings
     if context > config.max_position_embeddings:
@@ -220,7 +220,7 @@ def filled_in(flags, config, device):
     return replace(flags, eval_every=eval_every, save_every=save_every)
 
 
-def starting_model(flags, corpus, checkpoint=None, empty=False):
+def starting_model(flags: Flags, corpus: data.Corpus, checkpoint: Path | None = None, empty=False) -> GPTNeoX:
     """The model of one of the run's own checkpoints, else the one before the first update: that of --init, or a
     random one. With empty=True only its shapes, for fill() to give weights."""
     if checkpoint is None and flags.init in ("scratch", "upstream"):
@@ -232,7 +232,7 @@ def starting_model(flags, corpus, checkpoint=None, empty=False):
     return GPTNeoX.from_pretrained(source, empty=empty)
 
 
-def starting_weights(plan):
+def starting_weights(plan: Plan) -> dict:
     """{parameter: its weights before the first update}, on the same device, and spread over the processes if it is.
 
     Read tensor by tensor: nowhere is there more than one whole tensor."""
@@ -244,7 +244,7 @@ def starting_weights(plan):
 # ---------------------------------------------------------------- names, and what comes before
 
 
-def upstream_run(flags):
+def upstream_run(flags: Flags) -> Flags:
     """The flags of the pre-training behind --init upstream: an ordinary run from scratch, cached under runs/. Each seed
     has its own."""
     name = f"upstream-{flags.model}-{flags.upstream}"
@@ -260,7 +260,7 @@ def upstream_run(flags):
     return replace(before, eval_every=max(1, before.updates // 5), save_every=max(1, before.updates // 16))
 
 
-def run_name(given):
+def run_name(given: dict) -> Path:
     """A folder made from the flags that were given, say something else than the defaults, and change what is
     computed."""
     corpora = ((TEXTS | given)[side] for side in SIDES)

@@ -20,12 +20,12 @@ RSQRT_TIMESCALE = 10.0  # "a" of the inverse square root cool-down
 PAPER_STOPS = {"50B": 50e9 / 296.86e9, "240B": 240e9 / 296.86e9}
 
 
-def warmup_updates(updates, warmup):
+def warmup_updates(updates: int, warmup: float) -> int:
     """Length of the warm-up in updates, from its share of the schedule (the paper's 1 % of 131,296 is 1,313)."""
     return round(updates * warmup)
 
 
-def evaluation_steps(updates, stop, peak, every):
+def evaluation_steps(updates: int, stop: int, peak: int, every: int) -> set[int]:
     """Where a run is evaluated: before the first update, at powers of four while the loss jumps, at the peak of the
     learning rate, where the paper stopped its runs, at every `every`-th step, at the end."""
     early = {4**k for k in range(16) if 4**k < min(every, stop)}
@@ -33,7 +33,9 @@ def evaluation_steps(updates, stop, peak, every):
     return {min(step, stop) for step in {0, peak, stop, *early, *papers, *range(0, stop, every)}}
 
 
-def learning_rate(update, updates, max_lr, min_lr, warmup=0.01, schedule="cosine"):
+def learning_rate(
+    update: int, updates: int, max_lr: float, min_lr: float, warmup: float = 0.01, schedule: str = "cosine"
+) -> float:
     """Learning rate of one update.
 
     update    which update, counted from 1 to `updates`

@@ -34,6 +34,7 @@ from plan import (
     VALUES,
     WEIGHT_DECAY,
     Flags,
+    Plan,
     check,
     run_name,
     starting_weights,
@@ -95,7 +96,7 @@ def in_cache(tensors, size=2**18):
     return [[stretch] for tensor in tensors for stretch in tensor.view(-1).split(size)]
 
 
-def parameter_groups(model):
+def parameter_groups(model: torch.nn.Module) -> list[dict]:
     """Weight matrices decay; biases and LayerNorms, all the one-dimensional parameters, do not."""
     params = list(model.parameters())
     return [
@@ -109,7 +110,7 @@ def parameter_groups(model):
 
 @processes.own_faults_told()
 @memory_explained()
-def train(flags):
+def train(flags: Flags) -> bool:
     """One run, from its first update or from its last whole checkpoint to its end. Returns whether it got there.
 
     Raises ValueError or OSError for bad input, before anything is written; RuntimeError for a failure on the way.
@@ -158,7 +159,7 @@ def train(flags):
     return step == flags.stop
 
 
-def begin_at(plan):
+def begin_at(plan: Plan):
     """(what computes the loss, the optimiser, fp16's loss scaler), as at the checkpoint that the plan starts from; the
     model is on its device. The weights stay fp32 in every precision."""
     flags, model, device = plan.flags, plan.model, plan.device
@@ -178,7 +179,7 @@ def begin_at(plan):
 # ---------------------------------------------------------------- the command line
 
 
-def parse_flags(argv):
+def parse_flags(argv: list[str] | None) -> dict:
     """The flags that were given, {name: value}, in the order of the dataclass."""
     parser = OneLineParser(description=__doc__)
     add_flags(parser, Flags, resume={"nargs": "?", "const": "", "metavar": "FOLDER"})
@@ -190,13 +191,13 @@ def parse_flags(argv):
     return given
 
 
-def resumed_flags(given):
+def resumed_flags(given: dict) -> Flags:
     """The flags of the run to resume, with those given now that may change. ValueError for any other difference."""
     out = str(given.get("resume") or given.get("out") or run_name(given))
     return folder.flags_to_resume(Flags, given | {"resume": out, "out": out}, out, RESUMABLE)
 
 
-def begin(flags):
+def begin(flags: Flags) -> bool:
     """The run of these flags; before it, if need be, the pre-training behind --init upstream. Returns whether it got
     to its end."""
     if flags.dry_run:

@@ -3,6 +3,7 @@ its seeds."""
 
 import itertools
 import math
+import re
 from statistics import fmean
 
 from engine.log import SIDES
@@ -67,14 +68,14 @@ def name_of(flag, value):
 
 def label_runs(runs):
     """A label for each run: the flags in which the runs differ; the seed is left out, seeds are averaged."""
+    flags_of = [run["flags"] | {"init": re.sub(r"-seed-\d+", "", run["flags"].get("init") or "")} for run in runs]
     told = ("init", "revision", "model", "upstream", "downstream", "overlap", "replay", "schedule", "max_lr")
     told += ("warmup", "tokens", "batch_size", "weight_decay", "decay_to_start", "upstream_tokens")
-    differ = [flag for flag in told if len({run["flags"].get(flag) for run in runs}) > 1] or ["max_lr", "warmup"]
+    differ = [flag for flag in told if len({flags.get(flag) for flags in flags_of}) > 1] or ["max_lr", "warmup"]
     if "schedule" in differ and "max_lr" not in differ:
         differ.append("max_lr")
     labels = []
-    for run in runs:
-        flags = run["flags"]
+    for flags in flags_of:
         shown = [flag for flag in differ if not (flag == "warmup" and flags.get("schedule") == "constant")]
         # No replay goes without saying, and no overlap, where something else is said.
         shown = [flag for flag in shown if flags.get(flag) or flag not in ("overlap", "replay")] or shown
@@ -92,6 +93,11 @@ def over_seeds(runs, key, kind="eval", against="tokens"):
     if runs and not shared:
         raise ValueError(f"{runs[0]['folder']}: the other seeds were evaluated elsewhere; leave it, or them, out")
     return shared
+
+
+def level_before(runs, key):
+    """The mean over seeds of `key` before the first update."""
+    return fmean(run["eval"][0][key] for run in runs)
 
 
 # ---------------------------------------------------------------- drawing them
@@ -115,7 +121,7 @@ def draw_side(panel, groups, side, measure, until):
         draw_band(panel, [*shared], [*shared.values()], label=label)
         shown = [values for tokens, values in shared.items() if tokens <= 1.001 * until]
         seen += itertools.chain(*(shown if group[0] in trained else shown[-1:]))
-    before = {round(run["eval"][0][key], 3) for run in trained if run["eval"][0]["step"] == 0}
+    before = {round(level_before(group, key), 3) for group in groups.values() if group[0] in trained}
     if len(before) == 1:  # runs from different starts have no common level
         panel.axhline(*before, **BEFORE, label="before")
     seen = list(filter(math.isfinite, seen))

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from engine import processes
+from engine import VERSION, processes
 from engine.files import Field, check_fields, locked, read_json, to_json, write_whole
 from engine.flags import changed_flags, flag_name
 from engine.log import RECORDS, SIDES, WINDOWS, checked, checked_windows, read_records
@@ -52,7 +52,7 @@ def opened(out, record, resumed):
                 cleanup.enter_context(locked(out / ".lock", taken))
                 if not resumed:
                     refuse_to_overwrite(out)  # another process may have come and gone since it was looked at
-                versions = {"python": platform.python_version(), "torch": torch.__version__}
+                versions = {"rewarm": VERSION, "python": platform.python_version(), "torch": torch.__version__}
                 write_whole(out / "config.json", to_json(record | {"versions": versions}))
         yield
 

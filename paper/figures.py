@@ -6,7 +6,17 @@ python -m paper figure 4 runs/* --out figure-4.pdf
 from statistics import fmean
 
 import schedule
-from engine.figures import BEFORE, COLOURS, draw_arms, draw_band, in_tokens, new_figure, over_seeds, save_figure
+from engine.figures import (
+    BEFORE,
+    COLOURS,
+    draw_arms,
+    draw_band,
+    in_tokens,
+    level_before,
+    new_figure,
+    over_seeds,
+    save_figure,
+)
 from engine.log import SIDES, perplexity_of
 from paper.arms import CONSTANT, LAST, arms, peaks, pick, scratch, starts
 
@@ -125,7 +135,7 @@ def draw_base(panel, base):
             losses = over_seeds(between, f"{side}_loss", "interpolation", "share").values()
             path.append([perplexity_of(fmean(values)) for values in losses])
         panel.plot(*path, ".:", color="0.4", ms=4, lw=1, label="between start and end weights")
-    panel.axhline(base[0]["eval"][0]["upstream_perplexity"], **BEFORE, label="upstream before")
+    panel.axhline(level_before(base, "upstream_perplexity"), **BEFORE, label="upstream before")
 
 
 def rise(run, side):
@@ -161,7 +171,7 @@ def draw_replay(runs):
     groups = arms(runs, "replay", among=lambda share: share < 1)
     measures = {f"final {side} perplexity": {side: final} for side in SIDES}
     figure, panels = draw_shares(groups, "replay", "replay (% of each batch)", measures, linear=1)
-    panels[0].axhline(pick(runs)[0]["eval"][0]["upstream_perplexity"], **BEFORE, label="before")
+    panels[0].axhline(level_before(pick(runs), "upstream_perplexity"), **BEFORE, label="before")
     panels[0].legend()
     return figure
 

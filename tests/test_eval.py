@@ -83,6 +83,10 @@ def test_arms_are_told_apart_and_seeds_are_averaged(house, monkeypatch):
     assert len(curves) == 2 and len(panel.collections) == 2  # two means, two bands
     ends = [evaluation.read_run(f)["eval"][-1]["downstream_perplexity"] for f in ("a0", "a1")]
     assert curves[0].get_ydata()[-1] == pytest.approx(sum(ends) / 2)
+    runs = [evaluation.read_run(f) for f in folders]
+    for run, seed in zip(runs, (0, 0, 1, 1), strict=True):  # each seed with a pre-training of its own is one arm too
+        run["flags"]["init"] = "runs/upstream-nano-old" + (f"-seed-{seed}" if seed else "")
+    assert figures.label_runs(runs) == ["max LR 8e-3", "max LR 1e-2"] * 2
 
 
 @pytest.mark.parametrize("name", ["figure.png", "figure.pdf", "figure.svg"])

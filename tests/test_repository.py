@@ -1,0 +1,29 @@
+"""What a repository promises beside its code: one version, READMEs whose commands, links and numbers hold."""
+
+import doctest
+import re
+
+import pytest
+from conftest import ROOT
+
+from engine import VERSION
+
+PAGES = [*ROOT.glob("*.md"), *ROOT.glob("*/README.md")]
+
+
+def test_the_version_is_one():
+    assert re.search(r"^version: (.*)$", (ROOT / "CITATION.cff").read_text(), re.M)[1] == VERSION
+    assert re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.M)[1] == VERSION
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_to_a_file_leads_to_one(page):
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+        assert target.startswith("https://") or (page.parent / target).exists(), target
+
+
+def test_the_readme_is_short_and_its_python_is_right(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 200
+    results = doctest.testfile(str(ROOT / "README.md"), module_relative=False, optionflags=doctest.ELLIPSIS)
+    assert results.attempted >= 8 and not results.failed
