@@ -45,7 +45,9 @@ class Corpus:
             prepare(name)
         elif not self.folder.is_dir():
             here = ", ".join(dict.fromkeys([*EMBEDDED, *sorted(p.parent.name for p in ROOT.glob("[!.]*/meta.json"))]))
-            raise ValueError(f"no corpus {name} (here: {here}); prepare it with `python data.py {name} FILES...`")
+            way_out = next((f"{hub} --train-tokens 1e9" for hub in HUB if name.startswith(hub)), f"{name} FILES...")
+            way_out += " --by-domain" if name.startswith("slimpajama-") else ""
+            raise ValueError(f"no corpus {name} (here: {here}); prepare it with `python data.py {way_out}`")
         try:
             self.meta = read_json(self.folder / "meta.json")
             check_fields(self.meta, META, "meta.json")
@@ -85,7 +87,7 @@ class Corpus:
     def window(self, split: str, index: int, context: int) -> np.ndarray:
         """Window number `index`: (context + 1,) token ids, the inputs and, one further, their targets."""
         tokens = self.splits[split][index * context : (index + 1) * context + 1]
-        if tokens.max() >= self.vocab_size:  # costs microseconds; on a GPU, a missing row is a crash without a name
+        if tokens.max() >= self.vocab_size:  # on a GPU, an id out of range is a crash without a name
             raise self.damaged(f"{split}.bin holds token id {tokens.max()}, of {self.vocab_size}")
         return tokens
 
@@ -110,10 +112,10 @@ def refuse_different_tokenizers(corpora):
 
 # ---------------------------------------------------------------- the order of the data
 
-ORDER = 2  # which order this is: a run that began with another cannot go on
+ORDER = 2  # version of the order: a run that began with another cannot be resumed
 
 
-def mix(number: int) -> int:
+def hash64(number: int) -> int:
     """A good 64-bit hash of an integer (the finaliser of SplitMix64)."""
     number = (number + 0x9E3779B97F4A7C15) & (2**64 - 1)
     number = ((number ^ (number >> 30)) * 0xBF58476D1CE4E5B9) & (2**64 - 1)
@@ -122,16 +124,16 @@ def mix(number: int) -> int:
 
 
 def permute(index: int, size: int, key: int) -> int:
-    """Where `index` goes in a random-looking permutation of range(size): no list, no state, O(1).
+    """The image of `index` under a pseudo-random permutation of range(size): no list, no state, O(1).
 
-    A Feistel network shuffles the smallest range of 4^k numbers that holds `size`: each round adds a hash of one
-    half to the other, which can be undone, so it is a permutation. Results beyond `size` go round again."""
+    A Feistel network permutes the smallest range of 4^k numbers that holds `size`: each round XORs a hash of one half
+    into the other, which can be undone. A result of `size` or more is permuted again until it is less."""
     bits = max(1, ((size - 1).bit_length() + 1) // 2)
     mask = (1 << bits) - 1
     while True:
         left, right = index >> bits, index & mask
         for turn in range(4):
-            left, right = right, left ^ (mix(right ^ mix(key + turn)) & mask)
+            left, right = right, left ^ (hash64(right ^ hash64(key + turn)) & mask)
         index = left << bits | right
         if index < size:
             return index
@@ -143,9 +145,9 @@ def permute(index: int, size: int, key: int) -> int:
 class Mixture:
     """A training stream drawn from several corpora in fixed shares.
 
-    Position p of the stream belongs to one corpus, and is that corpus's n-th window, by arithmetic on (seed, p)
-    alone: so the batch is a function of the update, and a resumed run has nothing to restore.
-    Each corpus is read without replacement within its epoch.
+    Position p holds one window of one corpus, computed from p, the seed and the shares alone: so the batch is a
+    function of the update, and a resumed run has no state of the data to restore. No window of a corpus comes again
+    before all of them have come.
     """
 
     def __init__(self, shares: dict[Corpus, float], context: int, seed: int):
@@ -153,23 +155,23 @@ class Mixture:
         self.corpora, self.context, self.seed = list(shares), context, seed
         refuse_different_tokenizers(self.corpora)
         self.sizes = [corpus.windows("train", context) for corpus in self.corpora]
-        total, self.splits = sum(shares.values()), []
-        for weight in shares.values():  # of what the corpora before it leave over, in 2^-32
-            self.splits.append(round(2**32 * weight / total) if total > weight else 2**32)
+        total, self.thresholds = sum(shares.values()), []
+        for weight in shares.values():  # of what the corpora before it leave, in units of 2^-32
+            self.thresholds.append(round(2**32 * weight / total) if total > weight else 2**32)
             total -= weight
 
     def locate(self, position: int) -> tuple[int, int]:
         """(number of the corpus, window of its train split) at a position of the stream."""
-        for number, share in enumerate(self.splits):
-            # The first `position` places hold floor(position * share + offset) of this corpus: evenly spread,
-            # never more than one off, and countable without a list. Keys are hashes of hashes: a sum or an exclusive
-            # or of seed, number and epoch would give different ones the same order.
-            key = mix(mix(self.seed) + number)
-            offset = mix(key - 1) & (2**32 - 1) if share < 2**32 else 0
-            before = (position * share + offset) >> 32
-            if (((position + 1) * share + offset) >> 32) > before:
+        for number, threshold in enumerate(self.thresholds):
+            # Of the first `position` places that earlier corpora leave, floor((position * threshold + offset) / 2^32)
+            # are this one's: evenly spread, and counted without a list. Keys are nested hashes: a sum or an exclusive
+            # or of seed, number and epoch would collide, and repeat an order.
+            key = hash64(hash64(self.seed) + number)
+            offset = hash64(key - 1) & (2**32 - 1) if threshold < 2**32 else 0
+            before = (position * threshold + offset) >> 32
+            if (((position + 1) * threshold + offset) >> 32) > before:
                 epoch, index = divmod(before, self.sizes[number])
-                return number, permute(index, self.sizes[number], mix(key + epoch))
+                return number, permute(index, self.sizes[number], hash64(key + epoch))
             position -= before
         raise AssertionError("the last corpus takes every position that is left")
 
@@ -187,21 +189,21 @@ def parse_shares(text: str) -> dict[str, float]:
         return {f"slimpajama-redpajama{d}": w for d, w in zip(DOMAINS, MIXTURES[text], strict=True)}
     shares, entries = {}, text.split(",")
     for entry in entries:
-        name, _, weight = entry.strip().partition("=")
+        name, equals, weight = entry.strip().partition("=")
         corpus_folder(name)
         try:
-            shares[name] = float(weight or 1)
+            shares[name] = float(weight) if equals else 1.0
         except ValueError:
             raise ValueError(f"{entry!r}: the weight is no number; write NAME=WEIGHT,NAME=WEIGHT") from None
         if not 0 < shares[name] < 1e9:
-            raise ValueError(f"{entry!r}: a weight must be positive")
+            raise ValueError(f"{entry!r}: a weight must be above 0 and below 1e9")
     if len(shares) != len(entries):
         raise ValueError(f"{text}: a corpus is named twice")
     return shares
 
 
 def blend(shares: dict[str, float], other: str, share: float) -> dict[str, float]:
-    """Shares in which `share` of everything comes from the corpus `other`: both overlap and replay."""
+    """The shares times 1 - share, plus `share` of the corpus `other`; they sum to 1. For overlap and replay."""
     total = sum(shares.values())
     mixed = {name: weight / total * (1 - share) for name, weight in shares.items()}
     mixed[other] = mixed.get(other, 0) + share
@@ -232,7 +234,7 @@ def main(argv=None):
     parser = OneLineParser(description=__doc__)
     add = parser.add_argument
     embedded, hub = " and ".join(EMBEDDED), " and ".join(HUB)
-    add("name", metavar="NAME", help=f"of the corpus, written as data/NAME; {embedded} are embedded, {hub} the hub's")
+    add("name", metavar="NAME", help=f"corpus, written as data/NAME; {embedded} are embedded, {hub} on the hub")
     add(
         "files",
         metavar="FILES",
@@ -240,13 +242,17 @@ def main(argv=None):
         help=".jsonl, .txt, .md, .rst, .tex, .py, also as .gz or .zst, and folders",
     )
     add("--train-tokens", type=whole_number, metavar="N", help="stop train.bin after the document that reaches N")
-    add("--val-tokens", type=whole_number, metavar="N", help="the same for val.bin")
+    add("--val-tokens", type=whole_number, metavar="N", help="likewise for val.bin")
     add(
         "--val-share",
         type=float,
         help=f"share of documents for validation ({VAL_SHARE}; embedded: {EMBEDDED_VAL_SHARE})",
     )
-    add("--tokenizer", metavar="T", help="neox, bytes, a tokenizer.json or a folder with one (neox; embedded: bytes)")
+    add(
+        "--tokenizer",
+        metavar="T",
+        help="neox, bytes, a tokenizer.json or its folder (neox; stdlib and torch: bytes)",
+    )
     add("--by-domain", action="store_true", help="one corpus NAME-DOMAIN for each domain that the rows name")
     add("--processes", type=int, default=os.cpu_count(), help="how many cores tokenize (all)")
     add("--skip-bad-lines", action="store_true", help="count damaged lines instead of stopping at the first")

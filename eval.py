@@ -1,4 +1,4 @@
-"""What came of it: perplexity of a checkpoint, LAMBADA, samples, and the curves of runs.
+"""Evaluation: perplexity of a checkpoint, LAMBADA, samples, and the curves of runs.
 
     python eval.py perplexity runs/NAME --data stdlib torch
     python eval.py lambada EleutherAI/pythia-410m-deduped      proves loader, tokenizer and model together
@@ -27,7 +27,7 @@ from engine import processes
 from engine.checkpoints import folder_of, newest
 from engine.faults import run_command
 from engine.figures import draw_curves
-from engine.flags import OneLineParser, whole_number
+from engine.flags import OneLineParser, flag_name, whole_number
 from engine.folder import read_run, read_runs
 from engine.log import SIDES, perplexity_of, sides_of
 from engine.machine import pick_device
@@ -55,22 +55,26 @@ def token_losses(model: GPTNeoX, windows: Tensor, micro_batch: int, precision: t
 def validation_loss(
     model: GPTNeoX, windows: Tensor, micro_batch: int, precision: torch.dtype | None = None
 ) -> tuple[float, float]:
-    """Mean loss of a token, and its standard error over windows: tokens of one window are not independent."""
+    """(mean loss of a token in nats, its standard error over windows): tokens of one window are not independent. NaN
+    stands for the error of a single window."""
     by_window = token_losses(model, windows, micro_batch, precision).double().mean(dim=1)
     error = by_window.std() / math.sqrt(len(by_window)) if len(by_window) > 1 else torch.tensor(math.nan)
     return by_window.mean().item(), error.item()
 
 
-def evaluate(model, windows, upstream, distribution, micro_batch, precision=None):
-    """Validation loss of both sides, in nats, from one pass over the windows of each corpus, {name: (N, context + 1)}:
-    ({"upstream_loss", "downstream_loss"}, {name: [loss of each window]}). All processes take part.
+def evaluate(
+    model: GPTNeoX, windows: dict[str, Tensor], upstream: str, distribution: dict[str, float], micro_batch: int,
+    precision: torch.dtype | None = None,
+) -> tuple[dict, dict]:  # fmt: skip
+    """Validation losses in nats, ({"upstream_loss", "downstream_loss"}, {name: [loss of each window]}), from one pass
+    over the windows of each corpus, {name: (N, context + 1)}. All processes must call it.
 
-    distribution: the share of each corpus downstream. The mean loss on a mixture is the mean of the losses on its
-    corpora, weighted by their shares."""
+    distribution: {name: share} downstream, shares summing to 1. The loss on a mixture is the share-weighted mean of the
+    losses on its corpora; its perplexity is exp of that."""
     by_window, rank, ranks = {}, processes.rank(), processes.count()
     for name, rows in windows.items():
-        # Every process takes the same number of windows, because those of a sharded model compute together. Windows
-        # that are repeated to reach this number are not counted.
+        # Every process takes equally many windows, because the processes of a sharded model compute together.
+        # Windows repeated to fill up are not counted.
         mine = torch.arange(rank, -(-len(rows) // ranks) * ranks, ranks)
         losses = token_losses(model, rows[mine % len(rows)], micro_batch, precision).double().mean(dim=1)
         whole = torch.zeros(len(rows), dtype=torch.float64)
@@ -107,11 +111,11 @@ def perplexity(flags):
         print(f"{'corpus':<{width}}{'tokens':>10}{'loss':>9}{'+-':>8}{'perplexity':>12}{'bits/byte':>11}")
     for corpus in corpora:
         if len(corpus.splits["val"]) <= context:
-            print(f"data/{corpus.name}/val.bin is shorter than {context + 1} tokens; passed over", file=sys.stderr)
+            print(f"data/{corpus.name}/val.bin is shorter than {context + 1} tokens; skipped", file=sys.stderr)
             continue
         check_tokenizer(folder, corpus)
         if corpus.vocab_size > model.config.vocab_size:
-            has = f"{corpus.vocab_size} token ids, the model {model.config.vocab_size} rows"
+            has = f"{corpus.vocab_size} token ids; the model has {model.config.vocab_size}"
             raise ValueError(f"data/{corpus.name} has {has}")
         windows = fixed_windows(corpus, context, flags.eval_tokens)
         loss, error = validation_loss(model, windows, flags.micro_batch_size)
@@ -120,7 +124,8 @@ def perplexity(flags):
         line = (
             "{corpus:<{width}}{tokens:>10,}{loss:>9.4f}{standard_error:>8.4f}{perplexity:>12.3f}{bits_per_byte:>11.4f}"
         )
-        print(json.dumps(row) if flags.json else line.format(width=width, **row))
+        known = {name: None if value != value else value for name, value in row.items()}  # JSON knows no NaN
+        print(json.dumps(known) if flags.json else line.format(width=width, **row))
 
 
 def encode(text: str, tokenizer, model: GPTNeoX) -> list[int]:
@@ -135,8 +140,8 @@ def encode(text: str, tokenizer, model: GPTNeoX) -> list[int]:
 def lambada(flags):
     """Perplexity and accuracy on LAMBADA (OpenAI's version), as published for Pythia by its authors' harness.
 
-    The context is all but the last word, the target a space and the last word. Perplexity is exp of minus the mean
-    log-probability of a target; a target counts as right if each of its tokens is the likeliest.
+    The context is all but the last word; the target is a space and the last word. Perplexity is exp(-mean of the
+    targets' log-probabilities); a target is right if each of its tokens is the likeliest.
     """
     folder, model = open_checkpoint(flags)
     rows = lambada_rows(flags.file, load_tokenizer(flags.tokenizer or folder), model)
@@ -208,7 +213,7 @@ def report(out: Path, step: int, stop: int) -> None:
 
 
 def story(run: dict, side: str) -> str:
-    """What became of a side's perplexity: before, where it was highest and when, at the end against before."""
+    """A side's perplexity before, at its highest (and when), and at the end (and against before)."""
     key = f"{side}_perplexity"
     before, end = run["eval"][0], run["eval"][-1]
     highest = max(run["eval"], key=lambda record: record[key])
@@ -240,10 +245,10 @@ def main(argv=None):
     for each in (measuring, scoring, sampling):
         each.add_argument("checkpoint", help="a run's folder (its last checkpoint), a model folder, or a hub id")
         each.add_argument("--revision", help="of a hub id, such as step1000")
-        each.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+        each.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, mps")
     measuring.add_argument("--data", nargs="+", required=True, metavar="NAME", help="prepared corpora (their val.bin)")
-    measuring.add_argument("--eval-tokens", **count, default=1_000_000, help="at most (%(default)s)")
-    measuring.add_argument("--context", **count, help="window in tokens (the model's)")
+    measuring.add_argument("--eval-tokens", **count, default=1_000_000, help="tokens, in whole windows (%(default)s)")
+    measuring.add_argument("--context", **count, help="tokens of a window, at most the model's (the model's)")
     for each in (measuring, scoring):
         each.add_argument("--micro-batch-size", **count, default=8, help="rows at a time")
         each.add_argument("--json", action="store_true", help="one JSON object a line")
@@ -254,12 +259,15 @@ def main(argv=None):
     sampling.add_argument("--tokens", **count, default=100, help="how many to add (%(default)s)")
     sampling.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest (%(default)s)")
     sampling.add_argument("--top-k", **count, help="sample among the N likeliest (all)")
-    sampling.add_argument("--seed", **count, default=0, help="of the random numbers (%(default)s)")
+    sampling.add_argument("--seed", **count, default=0, help="random seed (%(default)s)")
     plotting.add_argument("runs", nargs="+", metavar="RUNS", help="folders that train.py wrote, or packs of runs")
     plotting.add_argument("--out", default="perplexity.png", help=".png, .pdf or .svg (%(default)s)")
     flags = parser.parse_args(argv)
-    if getattr(flags, "micro_batch_size", 1) < 1:
-        parser.error("--micro-batch-size must be positive")
+    for name in ("micro_batch_size", "eval_tokens", "context", "top_k"):
+        if getattr(flags, name, None) == 0:
+            parser.error(f"{flag_name(name)} must be positive")
+    if not 0 <= getattr(flags, "temperature", 0) < math.inf:
+        parser.error(f"--temperature {flags.temperature} is not a number from 0")
     flags.command(flags)
 
 

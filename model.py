@@ -51,10 +51,13 @@ ACTIVATIONS |= dict.fromkeys(("gelu_new", "gelu_fast", "gelu_pytorch_tanh"), lam
 # Buffers that old checkpoints carry in each layer: the causal mask, its filler, the rotary frequencies.
 OLD_BUFFERS = re.compile(r"gpt_neox\.layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)")
 
-BLOCK, KEPT = 128, 1024  # attention in blocks: rows at a time; the longest context whose weights are kept
-# Logits formed at a time in the loss. On a processor 64 MiB in fp32, some 330 tokens of Pythia's vocabulary. On a GPU
-# four times as many, computed and not measured: each chunk also reads and writes the gradient of the unembedding, which
-# for 16,384 tokens of the 410M would be 20 GB in chunks of 330 tokens, some 6 of an H100's 85 ms, and is 5 GB here.
+BLOCK, SAVED_CONTEXT = (
+    128,
+    1024,
+)  # AttentionInBlocks: query rows at a time; longest context that saves its probabilities
+# Logits formed at a time in the loss. On a CPU 64 MiB in fp32, some 330 tokens at Pythia's vocabulary. On a GPU four
+# times as many (estimated, not measured): each chunk reads and writes the unembedding's gradient, for 16,384 tokens of
+# the 410M 20 GB in chunks of 330 tokens (about 6 ms of 85 on an H100) and 5 GB in these.
 LOGIT_CHUNK, GPU_LOGIT_CHUNK = 2**24, 2**26
 
 # ---------------------------------------------------------------- the config
@@ -76,7 +79,7 @@ class GPTNeoXConfig:
     layer_norm_eps: float = 1e-5
     use_parallel_residual: bool = True
     attention_bias: bool = True
-    extra: dict = field(default_factory=dict)  # anything else that config.json holds, written back unchanged
+    extra: dict = field(default_factory=dict)  # other entries of config.json; to_dict overrides some
 
     @classmethod
     def from_dict(cls, hub: dict, where="config.json") -> "GPTNeoXConfig":
@@ -119,7 +122,7 @@ class GPTNeoXConfig:
         own = asdict(self)
         extra = {"initializer_range": 0.02, "bos_token_id": 0, "eos_token_id": 0} | own.pop("extra")
         fixed = {"architectures": ["GPTNeoXForCausalLM"], "model_type": "gpt_neox", "tie_word_embeddings": False}
-        # Dropout is a training choice of the original; the paper and this program train without.
+        # This program has no dropout, as in the paper, so it writes none.
         dropout = {"attention_dropout": 0.0, "hidden_dropout": 0.0}
         return extra | own | fixed | dropout | {"torch_dtype": "float32"}
 
@@ -158,8 +161,8 @@ def config_of(size: str, vocab_size: int | None = None) -> GPTNeoXConfig:
 
 
 def pretraining_peak(config: GPTNeoXConfig, name: str | None = None) -> float | None:
-    """The peak learning rate with which a model of this shape was pre-trained; for a shape not in SIZES None, or, with
-    the `name` of the model, ValueError."""
+    """The peak learning rate of the pre-training of this shape. A shape not in SIZES gives None, or ValueError if the
+    model's `name` is given, for the message."""
     shape = (config.num_hidden_layers, config.hidden_size, config.num_attention_heads, config.max_position_embeddings)
     peak = {(*row[:3], row[5]): row[3] for row in SIZES.values()}.get(shape)
     if name and not peak:
@@ -189,52 +192,52 @@ class Attention(nn.Module):
             mixed = AttentionInBlocks.apply(query, key, value)
         else:
             with torch.autocast("cpu", enabled=False):
-                query, key, value = (t.float() if t.is_cpu else t for t in (query, key, value))
-                mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)  # (B, H, T, D/H)
+                exact = (t.float() if t.is_cpu else t for t in (query, key, value))
+                mixed = F.scaled_dot_product_attention(*exact, is_causal=True).to(query.dtype)  # (B, H, T, D/H)
         return self.dense(mixed.transpose(1, 2).reshape(B, T, D))
 
 
 class AttentionInBlocks(torch.autograd.Function):
-    """softmax(Q K^T / sqrt(d)) V over each token and those before it, some rows of Q at a time: what FlashAttention
-    (arXiv 2205.14135) does, without the kernel. Half of the square, the future, is never computed.
+    """Causal softmax(Q K^T / sqrt(d)) V, BLOCK rows of Q at a time: after FlashAttention (arXiv 2205.14135), but each
+    row's softmax is whole. Blocks of future keys are skipped: nearly half the square at long contexts.
 
-    Long contexts keep no weights for the backward pass but compute them again: memory stays linear in the context."""
+    Beyond SAVED_CONTEXT tokens backward computes the probabilities again: memory is then linear in the context."""
 
     @staticmethod
     def forward(ctx, *inputs):  # 3 x (B, H, T, d) -> (B, H, T, d)
         query, key, value = (t.flatten(0, 1) for t in inputs)  # (N, T, d), a product for each of the N heads at once
-        out, kept, T = torch.empty_like(value), [], value.shape[1]
+        out, saved, T = torch.empty_like(value), [], value.shape[1]
         for rows in (slice(start, min(start + BLOCK, T)) for start in range(0, T, BLOCK)):
-            weights = weights_of_past(query, key, rows)
-            out[:, rows] = weights @ value[:, : rows.stop]
-            kept += [weights] if T <= KEPT else []
-        ctx.save_for_backward(query, key, value, out, *kept)
+            probabilities = causal_probabilities(query, key, rows)
+            out[:, rows] = probabilities @ value[:, : rows.stop]
+            saved += [probabilities] if T <= SAVED_CONTEXT else []
+        ctx.save_for_backward(query, key, value, out, *saved)
         return out.view_as(inputs[2])
 
     @staticmethod
     def backward(ctx, grad):
-        query, key, value, out, *kept = ctx.saved_tensors
+        query, key, value, out, *saved = ctx.saved_tensors
         shape, grad, T = grad.shape, grad.flatten(0, 1), value.shape[1]
         exact = torch.promote_types(value.dtype, torch.float32)
         grad_query, grad_key, grad_value = (torch.zeros_like(t, dtype=exact) for t in (query, key, value))
-        # The gradient of the scores is weights * (grad V^T - delta), delta = sum(grad * out) over d. The subtraction
-        # rides along in the product, as columns beside grad and V: so it is as exact as the product's own sums.
+        # The gradient of the scores is probabilities * (grad V^T - delta), delta = sum(grad * out) over d. Two extra
+        # columns on grad and V let the matrix product subtract delta before it rounds to bf16.
         delta = (grad.to(exact) * out).sum(dim=-1, keepdim=True)  # (N, T, 1)
-        high = delta.to(value.dtype)
-        beside = torch.cat((grad, -high, (high - delta).to(value.dtype)), dim=-1)
+        rounded = delta.to(value.dtype)
+        grad_delta = torch.cat((grad, -rounded, (rounded - delta).to(value.dtype)), dim=-1)
         value = F.pad(value, (0, 2), value=1.0)
         for number, rows in enumerate(slice(start, min(start + BLOCK, T)) for start in range(0, T, BLOCK)):
-            weights, past = kept[number] if kept else weights_of_past(query, key, rows), slice(rows.stop)
-            grad_scores = (beside[:, rows] @ value[:, past].mT).mul_(weights)  # (N, rows, past)
+            probabilities, past = saved[number] if saved else causal_probabilities(query, key, rows), slice(rows.stop)
+            grad_scores = (grad_delta[:, rows] @ value[:, past].mT).mul_(probabilities)  # (N, rows, past)
             grad_query[:, rows] = grad_scores @ key[:, past]
             grad_key[:, past] += grad_scores.mT @ query[:, rows]
-            grad_value[:, past] += weights.mT @ grad[:, rows]
+            grad_value[:, past] += probabilities.mT @ grad[:, rows]
         scale = 1 / math.sqrt(query.shape[-1])
         grads = grad_query.mul_(scale), grad_key.mul_(scale), grad_value
         return tuple(t.to(query.dtype).view(shape) for t in grads)
 
 
-def weights_of_past(query, key, rows):
+def causal_probabilities(query, key, rows):
     """softmax(Q K^T / sqrt(d)) of some rows of queries (N, T, d) over the keys up to them: (N, rows, rows.stop)."""
     mask = key.new_full((rows.stop - rows.start, rows.stop), -math.inf).triu_(rows.start + 1)
     scores = torch.baddbmm(mask, query[:, rows], key[:, : rows.stop].mT, alpha=1 / math.sqrt(key.shape[-1]))
@@ -251,10 +254,10 @@ def rotary_tables(length, config, device):
 
 def rotate(x, cos, sin, size):
     """Rotary embedding of the first `size` values of each head, pairing i with i + size/2. (B, H, T, D/H)"""
-    turned, kept = x[..., :size], x[..., size:]
-    first, second = turned.chunk(2, dim=-1)
-    turned = turned * cos + torch.cat((-second, first), dim=-1) * sin
-    return torch.cat((turned.to(x.dtype), kept), dim=-1)
+    rotated, passed = x[..., :size], x[..., size:]
+    first, second = rotated.chunk(2, dim=-1)
+    rotated = rotated * cos + torch.cat((-second, first), dim=-1) * sin
+    return torch.cat((rotated.to(x.dtype), passed), dim=-1)
 
 
 class MLP(nn.Module):
@@ -291,9 +294,9 @@ class Layer(nn.Module):
 class LinearCrossEntropy(torch.autograd.Function):
     """Unembedding and cross-entropy, chunk by chunk, so that all logits never exist at once.
 
-    At Pythia's vocabulary the logits of a batch outweigh the model: 4 x 2048 tokens are 1.6 GB in fp32.
-    The gradient of the mean loss with respect to the logits is (softmax - one hot) / N, known as soon as the
-    logits are. So the forward pass forms it, uses it for the gradients of its two inputs, and forgets it.
+    At Pythia's vocabulary a batch's logits are large: 1.6 GB in fp32 for 4 x 2048 tokens, like the 410M's weights.
+    The gradient of the summed loss with respect to the logits is softmax - one hot, known as soon as they are. So
+    forward forms it, uses it for the gradients of both inputs, and drops it; backward, good for one pass, divides by N.
     """
 
     @staticmethod
@@ -342,7 +345,7 @@ class LinearCrossEntropy(torch.autograd.Function):
 
 
 def add_product(total, error, hidden):
-    """total (V, D) += error.T @ hidden of (C, V) and (C, D), the sum in fp32."""
+    """total (V, D), fp32, += error.T @ hidden of (C, V) and (C, D)."""
     if error.dtype == torch.float32:
         total.addmm_(error.T, hidden)
         return
@@ -420,7 +423,7 @@ class GPTNeoX(nn.Module):
     def fill(self, device="cpu", placed=lambda parameter, tensor: tensor):
         """Gives a model of shapes only its memory and its weights, one tensor at a time.
 
-        placed(parameter, tensor): what of a whole tensor belongs here, where parameters are spread over processes."""
+        placed(parameter, tensor): the part of the whole tensor that this process stores, for a sharded model."""
         self.to_empty(device=device)
         parameters = dict(self.named_parameters())
         for name, tensor in self.weights():
@@ -456,7 +459,7 @@ class GPTNeoX(nn.Module):
         # A config.json can ask for terabytes: nothing is allocated before every shape is what a file holds.
         stored = list_tensors(folder, OLD_BUFFERS)
         if config.num_hidden_layers > len(stored):
-            raise ValueError(f"{folder}: {len(stored)} tensors, config.json asks {config.num_hidden_layers} layers")
+            raise ValueError(f"{folder}: {len(stored)} tensors; config.json asks for {config.num_hidden_layers} layers")
         model = cls(config, empty=True)
         check_tensors(folder, stored, dict(model.named_parameters()))
         model.weights = lambda: ((name, file.get_tensor(name)) for _, name, file in read_tensors(folder, OLD_BUFFERS))

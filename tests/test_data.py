@@ -194,7 +194,7 @@ def test_no_two_keys_of_the_order_are_alike(house, monkeypatch):
         for position in range(0, 10 * sum(stream.sizes), 7):
             stream.locate(position)
     assert len(keys) > 22 * 2 * 8  # one for each seed, corpus and epoch that was met
-    orders = {(seed, number, epoch): data.mix(data.mix(data.mix(seed) + number) + epoch)
+    orders = {(seed, number, epoch): data.hash64(data.hash64(data.hash64(seed) + number) + epoch)
               for seed in seeds for number in range(4) for epoch in range(50)}  # fmt: skip
     assert len(set(orders.values())) == len(orders)
 

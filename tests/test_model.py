@@ -94,7 +94,7 @@ def test_loss_in_half_precision_is_near(dtype):
 
 @pytest.mark.parametrize("kept", [0, 1024], ids=["computed again", "kept"])
 def test_attention_in_blocks_is_attention(kept, monkeypatch):
-    monkeypatch.setattr(model_file, "KEPT", kept)
+    monkeypatch.setattr(model_file, "SAVED_CONTEXT", kept)
     for shape in [(2, 3, 300, 8), (1, 1, 1, 4), (1, 1, 128, 4), (1, 2, 129, 4), (3, 1, 257, 2), (2, 2, 5, 16)]:
         inputs = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for _ in range(3)]
         ours = model_file.AttentionInBlocks.apply(*inputs)
