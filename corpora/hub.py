@@ -11,7 +11,7 @@ import numpy as np
 from corpora.readers import hash_share, read_documents
 from engine.faults import hub_or_network, one_line
 
-# The names of the files, and datasets: the next one where one does not answer.
+# A pattern of file names, then datasets: if one does not answer, the next.
 SLIMPAJAMA = ("cerebras/SlimPajama-627B", "venketh/SlimPajama-62B")
 HUB = {
     "pile": {
@@ -86,7 +86,7 @@ def read_range(path, file, begin, size):
             return block
         except Exception as fault:
             status = getattr(getattr(fault, "response", None), "status_code", 500)
-            if wait is None or status < 500 or not hub_or_network(fault):
+            if wait is None or (status < 500 and status not in (408, 429)) or not hub_or_network(fault):
                 raise
             time.sleep(wait)
 
@@ -112,7 +112,7 @@ def pythia_rows(paths, bar, skip):
 def hub_documents(name, split, begun, bar, skip_bad_lines):
     """Yields (file, key, domain, text) of the official files of one split of one of the hub's corpora.
 
-    begun: {file: how many of its documents are written}; these are left out, and all files but the last not read."""
+    begun: {file: how many of its documents are written}; these are left out; files before the last are not read."""
     pattern, *datasets = HUB[name][split]
     # Goes on with the dataset that it began with, whichever answers now.
     datasets = [dataset for dataset in datasets if any(file.startswith(dataset) for file in begun)] or datasets

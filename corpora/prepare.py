@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from corpora.hub import HUB, VAL_TOKENS, hub_documents
+from corpora.hub import HUB, MIXTURES, VAL_TOKENS, hub_documents
 from corpora.readers import (
     EMBEDDED_FILE_BYTES,
     cut,
@@ -38,10 +38,11 @@ from engine.files import Field, count, file_hash, locked, sample_hash, sync_fold
 ROOT = Path("data")
 # Real text that every machine with this program on it has, and the tokenizer it is for.
 EMBEDDED = {"stdlib": "bytes", "torch": "bytes", "stdlib-neox": "neox", "torch-neox": "neox"}
+TOKENIZERS = EMBEDDED | dict.fromkeys((*HUB, *MIXTURES), "neox")  # of the corpora that have a name of their own
 RECIPE = f"the first {EMBEDDED_FILE_BYTES:,} bytes of each file"  # in the meta.json of an embedded corpus
 SPLITS = ("train", "val")
-VAL_SHARE = 0.05  # of one's own documents; of the embedded corpora's:
-EMBEDDED_VAL_SHARE = 0.15
+VAL_SHARE = 0.05  # of one's own documents
+EMBEDDED_VAL_SHARE = 0.15  # of the embedded corpora's
 KEEP_SECONDS = 30  # how often a preparation writes down how far it is
 
 COUNTS = ("tokens", "documents", "bytes_of_text", "largest_id")  # of a split
@@ -92,8 +93,8 @@ def in_batches(documents, limit=2**18):  # characters: some milliseconds of work
 def tokenize_all(documents, tokenizer, threads):
     """The results of tokenize() in the order of the documents, whatever the number of threads.
 
-    Threads, since tiktoken lets go of the interpreter while it encodes: nothing to pickle, no worker to outlive or to
-    wait for in vain."""
+    Threads, since tiktoken lets go of the interpreter while it encodes: nothing to pickle, and no worker that can hang
+    or be orphaned."""
     batches, waiting = in_batches(documents), deque()
     pool = ThreadPoolExecutor(threads)
     try:
@@ -167,7 +168,7 @@ class CorpusWriter:
 
         Of both, a document goes to validation if the hash of its key is below val_share. So it stays there whatever
         other files come or in which order, and a second copy of it never gets into train.
-        A split is full with the document that reaches its limit of tokens, all domains together."""
+        The document that reaches a split's limit of tokens, summed over domains, is its last."""
         targets, kept = [split] if split else SPLITS, time.monotonic()
         if self.complete or all(self.room[target] <= 0 for target in targets):
             return
@@ -205,7 +206,7 @@ class CorpusWriter:
         write_whole(self.note, hashlib.sha256(noted).digest() + noted)
 
     def finish(self):
-        """Describes what is written, and gives it its name; where that was interrupted, gives the rest theirs."""
+        """Describes what is written and renames it into place; after an interruption, renames the rest."""
         if not self.complete:
             if not self.begun:
                 raise ValueError(f"{self.name}: the sources hold no document")
@@ -276,22 +277,25 @@ def corpus_writer(name, *given, **options):
 # ---------------------------------------------------------------- the corpora that there are
 
 
-def prepare(name, files=(), tokenizer=None, skip_bad_lines=False, in_pieces=False, **options):
+def prepare(name, files=(), tokenizer=None, skip_bad_lines=False, longest=None, **options):
     """Prepares an embedded corpus, one of the hub's, or one's own files; options are CorpusWriter's.
 
-    The hub's come with their official validation files, as many tokens as asked for. With in_pieces, one's own long
-    texts become several documents. Returns the names written."""
+    The hub's come with their official validation files, as many tokens as asked for. With `longest`, one's own texts of
+    more characters become several documents, and it is for the name to say which files these were: an interrupted
+    preparation is taken up without looking at their times. Returns the names written."""
     corpus_folder(name)  # a bad name is told before any work
     refuse_what_does_not_fit(name, files, tokenizer, options)
     if name in HUB:
         options["val_tokens"] = options.get("val_tokens") or VAL_TOKENS
     paths, tokenizer = source_files(files), load_tokenizer(tokenizer or EMBEDDED.get(name, "neox"))
     sources, stamps = [str(p) for p in paths], [[p.stat().st_size, p.stat().st_mtime_ns] for p in paths]
+    total = sum(size for size, _ in stamps) or None
+    if longest:
+        sources, stamps = [p.name for p in paths], []
     library = name.removesuffix("-neox")
     if name in EMBEDDED:
         sources = [f"Python {sys.version.split()[0]}" if library == "stdlib" else f"torch {version('torch')}", RECIPE]
         options["val_share"] = options.get("val_share") or EMBEDDED_VAL_SHARE
-    total = sum(size for size, _ in stamps) or None
     with (
         tqdm(total=total, unit="B", unit_scale=True, disable=None, desc=name) as bar,
         corpus_writer(name, tokenizer, sources, stamps, **options) as writer,
@@ -305,7 +309,7 @@ def prepare(name, files=(), tokenizer=None, skip_bad_lines=False, in_pieces=Fals
             writer.write(islice(documents, begun.get(library, 0), None))
         else:
             texts = read_documents(paths, bar, skip_bad_lines)
-            texts = ((domain, piece) for domain, text in texts for piece in (cut(text) if in_pieces else [text]))
+            texts = ((domain, piece) for domain, text in texts for piece in (cut(text, longest) if longest else [text]))
             documents = ((name, text, domain, text) for domain, text in texts)
             writer.write(islice(documents, begun.get(name, 0), None))
     if bar.bad:

@@ -15,7 +15,7 @@ import zstandard
 DOCUMENT_LIMIT = 2**28  # bytes: a longer line or file is a mistake, or a decompression bomb
 EMBEDDED_BYTES = 8_000_000  # enough for a tiny model, read in seconds
 EMBEDDED_FILE_BYTES = 12_000  # of a longer file the beginning: no file makes up 2 % of a split
-KINDS = r"\.(jsonl|txt|md|rst|tex|py)(\.gz|\.zst)?$"  # names of files that hold text
+KINDS = r"(?i)\.(jsonl|txt|md|rst|tex|py)(\.gz|\.zst)?$"  # names of files that hold text
 SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "__pycache__"}
 SKIPPED_FOLDERS |= {"encodings", "pydoc_data", "generated"}  # tables and pages of a manual, not code
 
@@ -33,7 +33,7 @@ def source_files(paths):
         seen = [p for p in inside if not any(name.startswith(".") for name in p.relative_to(path).parts)]
         found = [p for p in seen if re.search(KINDS, p.name)]
         if not found:
-            raise ValueError(f"{path}: no .jsonl or .txt here (nor .md, .rst, .tex, .py; also as .gz or .zst)")
+            raise ValueError(f"{path}: no .jsonl or .txt here (nor .md .rst .tex .py, nor these as .gz .zst)")
         files += found
     return files
 
@@ -47,8 +47,9 @@ def read_local(path, bar):
 
 
 def decompressed(blocks, suffix):
-    """Yields what the bytes of a .gz or .zst file hold, of other files the bytes. EOFError where the file was cut."""
-    new = {".gz": lambda: zlib.decompressobj(31), ".zst": zstandard.ZstdDecompressor().decompressobj}.get(suffix)
+    """Yields what the bytes of a .gz or .zst file hold, of other files the bytes. EOFError for a truncated file."""
+    kinds = {".gz": lambda: zlib.decompressobj(31), ".zst": zstandard.ZstdDecompressor().decompressobj}
+    new = kinds.get(suffix.lower())
     if new is None:
         yield from blocks
         return
@@ -65,7 +66,7 @@ def decompressed(blocks, suffix):
 
 
 def joined(blocks, by_line):
-    """Yields the lines of bytes that come in blocks, else all of it; early what is longer than DOCUMENT_LIMIT."""
+    """Yields the lines, or the whole, of bytes that come in blocks; early what is longer than DOCUMENT_LIMIT."""
     document = bytearray()
     for block in blocks:
         for line in io.BytesIO(block) if by_line else [block]:
@@ -84,7 +85,8 @@ def read_documents(files, bar, skip_bad_lines=False, read=read_local):
     ValueError with its name and line; with skip_bad_lines a damaged line is counted in bar.bad instead.
     read(file, bar): what yields the bytes of a file."""
     for path in files:
-        jsonl, line = ".jsonl" in path.suffixes[-2:], 0
+        kind, line = re.search(KINDS, path.name), 0
+        jsonl = kind and kind[1].lower() == "jsonl"
         try:
             for document in joined(decompressed(read(path, bar), path.suffix), jsonl):
                 line += 1
@@ -104,14 +106,15 @@ def read_documents(files, bar, skip_bad_lines=False, read=read_local):
             raise ValueError(f"{where}: damaged: {fault}") from None
 
 
-def cut(text, limit=2**13):
+def cut(text, limit):
     """Yields a text in pieces of at most so many characters, cut where a line ends: of a long text, validation gets a
     sample."""
-    while len(text) > limit:
-        end = text.rfind("\n", 0, limit) + 1 or limit
-        yield text[:end]
-        text = text[end:]
-    yield text
+    start = 0
+    while len(text) - start > limit:
+        end = text.rfind("\n", start, start + limit) + 1 or start + limit
+        yield text[start:end]
+        start = end
+    yield text[start:]
 
 
 def parse_row(line):

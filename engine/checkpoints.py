@@ -42,7 +42,7 @@ def all_of(out):
 
 
 def newest(path):
-    """A checkpoint from what people type: of a run's folder the last one; a model folder or a hub id as it is."""
+    """The checkpoint that people mean: for a run's folder its last; a model folder or a hub id unchanged."""
     return next(reversed(all_of(path)), path)
 
 
@@ -122,7 +122,7 @@ def hidden(folder):
 
 
 def state_hash(state):
-    """SHA-256 of all that a trainer_state.json holds beside hashes."""
+    """SHA-256 of what a trainer_state.json holds except hashes."""
     return hashlib.sha256(json.dumps(state | {"sha256": None}).encode()).hexdigest()
 
 

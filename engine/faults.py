@@ -32,7 +32,7 @@ def one_line(fault):
             return UNREACHABLE
         asked = re.search(r"https?://[^\s'\")]+", said)
         where = asked[0].rstrip(".") if asked else "the hub"
-        return f"{where}: {HUB_FAULTS.get(name, f'{said[:200]}; the same command goes on')}"
+        return f"{where}: {HUB_FAULTS.get(name, f'{said[:200]}; repeat the command')}"
     if isinstance(fault, OSError) and fault.strerror:
         return f"{fault.filename or ''}: {fault.strerror}".lstrip(": ")
     return said or name

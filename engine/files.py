@@ -96,6 +96,7 @@ def write_whole(path, content):
     hidden = Path(path).with_name(f".{Path(path).name}")
     write_file(hidden, content)
     os.replace(hidden, path)
+    sync_folder(Path(path).parent)
 
 
 def to_json(content):
@@ -105,7 +106,7 @@ def to_json(content):
 
 def sync_file(path):
     """Makes a file durable that another library has written."""
-    with open(path, "r+b") as file:  # Windows makes only what it may write durable
+    with open(path, "r+b") as file:  # Windows syncs only what is open for writing
         os.fsync(file.fileno())
 
 
@@ -138,12 +139,13 @@ def sample_hash(path, blocks=16, size=2**16):
 
 
 @contextlib.contextmanager
-def locked(path, message):
-    """Holds a lock file while the block runs; ValueError with the message if another process holds it.
+def locked(path, message=None):
+    """Holds a lock file while the block runs. Where another process holds it: ValueError with the message; without a
+    message it waits.
 
     The system drops the lock with its process, so a killed run leaves nothing to clean up."""
     try:
-        lock = filelock.FileLock(path, blocking=False)
+        lock = filelock.FileLock(path, blocking=message is None)
         lock.acquire()
     except filelock.Timeout:
         raise ValueError(message) from None

@@ -21,7 +21,10 @@ class OneLineParser(argparse.ArgumentParser):
 
 def whole_number(text):
     """A count as people write it: 5000000, 5e6 or 5_000_000."""
-    number = float(text)
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
     if not number.is_integer() or number < 0 or number > 1e15:
         raise argparse.ArgumentTypeError(f"{text} is not a whole number from 0")
     return int(number)

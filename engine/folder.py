@@ -65,8 +65,8 @@ def read_record(out):
 
 
 def record_behind(path):
-    """What config.json says of the run whose folder, or one of whose checkpoints, a path is; None for another path."""
-    for out in (Path(path), Path(path).parent.parent):
+    """What config.json says of the run whose folder or checkpoint a path is; None for any other path."""
+    for out in (Path(path), Path(path).parent.parent) if Path(path).is_dir() else ():
         if (out / "metrics.jsonl").is_file():
             return read_record(out)
     return None
@@ -89,7 +89,7 @@ def flags_to_resume(dataclass, given, out, changeable):
 
 
 def going_on(flags, machine, changeable):
-    """The flags, or, where their folder holds a run already, those that go on with it on the machine of now.
+    """The flags, or, where their folder already holds a run, those that continue it on this machine.
 
     machine: the names of the flags that say how to compute."""
     if not (Path(flags.out) / "config.json").is_file():

@@ -138,8 +138,11 @@ class Log:
         if self.writes:
             content = {name: [round(loss, 5) for loss in windows] for name, windows in by_window.items()}
             file = self.out / WINDOWS.format(step)
-            file.parent.mkdir(exist_ok=True)
-            write_whole(file, json.dumps({"step": step, "losses": content}).encode())
+            try:
+                file.parent.mkdir(exist_ok=True)
+                write_whole(file, json.dumps({"step": step, "losses": content}).encode())
+            except OSError as fault:
+                self.fail(fault)
         self.write(record)
         self.before = self.before or record
         shown = []

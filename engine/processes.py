@@ -34,8 +34,8 @@ def joined():
         with redirect_stdout(quiet or sys.stdout), redirect_stderr(quiet or sys.stderr):
             yield
     except SystemExit as end:
-        code = end.code or 0
-    # All is written. Torn down in the ordinary way, gloo's threads abort the process in one run of some twenty.
+        code = end.code if isinstance(end.code, int) else bool(end.code)
+    # Everything is written. An ordinary teardown lets gloo's threads abort about one run in twenty.
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

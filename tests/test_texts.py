@@ -1,14 +1,17 @@
 """One's own text by its path: prepared once, named by what it holds, in the tokens of the model."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from conftest import SHORT, call, refused, texts
+from conftest import SHORT, call, command, refused, texts
 from test_corpora import small_spec
 
 import train
+from corpora import prepare
 from corpora.readers import cut
+from corpora.texts import entries, is_path, prepare_path
 from data import Corpus, load_tokenizer
 from model import GPTNeoX, config_of
 
@@ -40,7 +43,7 @@ def test_a_folder_is_a_corpus_named_by_what_it_holds(notes):
     assert f"my notes/ is data/{name}" in done.stderr
     assert next(Path("runs").iterdir()).name.startswith(f"old-to-{name}-init-scratch-")
     text = "".join(Corpus(name).tokenizer().decode(Corpus(name).splits[split]) for split in ("train", "val"))
-    assert "not this" not in text and text.count("<|endoftext|>") == 40
+    assert "not this" not in text and text.count("<|endoftext|>") > 40
     written = (Path("data") / name / "train.bin").stat().st_mtime_ns
     assert flags_of(call("train.py", *words, "--out", "again", "--dry-run"))["downstream"] == name
     assert (Path("data") / name / "train.bin").stat().st_mtime_ns == written  # found, not made again
@@ -64,7 +67,7 @@ def test_pieces_lose_nothing_and_end_with_lines():
     assert "".join(pieces) == text and max(map(len, pieces)) <= 500
     assert all(piece.endswith("\n") for piece in pieces)
     assert list(cut("x" * 1200, 500)) == ["x" * 500, "x" * 500, "x" * 200]
-    assert list(cut("")) == [""]
+    assert list(cut("", 500)) == [""]
 
 
 def test_the_tokens_are_the_models_own(notes):
@@ -95,9 +98,60 @@ def test_a_run_knows_what_its_model_was_trained_on(house):
         assert flags_of(call("train.py", "--init", init, *given))["upstream"] == "new"
 
 
+def test_entries_are_names_paths_and_weights(house):
+    Path("lr=3,x").mkdir()
+    assert entries("lr=3,x") == [("lr=3,x", "")]  # a path that is there may have any letters
+    assert entries("old=1,new=0.5") == [("old", "=1"), ("new", "=0.5")]
+    assert entries("a/b=c/notes=2,old") == [("a/b=c/notes", "=2"), ("old", "")]
+    long = ",".join(f"{'corpus' * 6}-{i}=1" for i in range(20))
+    assert len(entries(long)) == 20  # longer than a path can be
+    assert is_path(".") and is_path("a.md") and is_path("NOTES.TXT") and not is_path("old") and not is_path("")
+
+
+@pytest.mark.parametrize("bytes_of_text", [3_000, 30_000, 300_000])
+def test_a_small_text_has_a_validation_text(house, bytes_of_text):
+    Path("small.txt").write_text("".join(texts("new", 2000))[:bytes_of_text])
+    val = Corpus(prepare_path("small.txt", "bytes")).meta["val"]["tokens"]
+    assert 0.03 < val / bytes_of_text < 0.25
+
+
+def test_a_preparation_that_was_stopped_goes_on_wherever_its_files_are(house, monkeypatch):
+    Path("notes").mkdir()
+    for number in range(30):
+        (Path("notes") / f"{number}.txt").write_text("\n".join(texts("new", 9, seed=number)))
+    whole = prepare.CorpusWriter.finish
+    monkeypatch.setattr(prepare.CorpusWriter, "finish", lambda self: (self.keep(), 1 / 0))
+    with pytest.raises(ZeroDivisionError):
+        prepare_path("notes", "bytes")
+    monkeypatch.setattr(prepare.CorpusWriter, "finish", whole)
+    Path("notes/3.txt").touch()
+    name = prepare_path(Path("notes").resolve(), "bytes")
+    assert name == prepare_path("notes", "bytes") and Corpus(name).meta["train"]["documents"] > 30
+
+
+def test_two_at_once_prepare_one_corpus(notes):
+    words = [*BRIEF, "--init", "scratch", "--upstream", "old", "--downstream", notes]
+    with ThreadPoolExecutor(2) as pool:
+        done = list(pool.map(lambda out: command("train.py", *words, "--out", out), ("a", "b")))
+    assert [each.returncode for each in done] == [0, 0], [each.stderr for each in done]
+
+
+def test_a_run_is_resumed_with_its_text_named_by_its_path(notes):
+    words = [*BRIEF, "--init", "scratch", "--upstream", "old", "--downstream", notes, "--out", "r"]
+    assert call("train.py", *words, "--stop-tokens", "256").returncode == 0
+    done = call("train.py", "--resume", "r", "--downstream", notes, "--stop-tokens", "512")
+    assert done.returncode == 0, done.stderr
+    refused(call("train.py", "--resume", "r", "--downstream", "new"), "--downstream")
+
+
 @pytest.mark.parametrize(
     "given, says",
-    [("nots/", "nots/: no such file or folder"), ("a.md", "a.md: no such file"), ("empty/", "no .jsonl or .txt here")],
+    [
+        ("", "'' is no name"),
+        ("nots/", "nots/: no such file or folder"),
+        ("a.md", "a.md: no such file"),
+        ("empty/", "no .jsonl or .txt here"),
+    ],
 )
 def test_a_path_without_text_is_one_line(house, given, says):
     Path("empty").mkdir()
