@@ -45,7 +45,7 @@ def command_line():
         added.set_defaults(does=does)
         return added
 
-    running = command("run", run_experiment, "run an experiment: whole runs are left alone, cut ones go on")
+    running = command("run", run_experiment, "run an experiment: finished runs are kept, interrupted ones resumed")
     running.add_argument("name", metavar="NAME", choices=NAMES, help=", ".join(NAMES))
     count = {"type": whole_number, "metavar": "N"}
     running.add_argument("--seeds", **count, default=1, help="how often each arm, from --seed on")
@@ -56,7 +56,7 @@ def command_line():
     drawing = command("figure", figure, "draw a figure of the paper, or one of ours")
     drawing.add_argument("number", metavar="N", choices=DRAWN, help=", ".join(DRAWN))
     testing = command("claims", lambda flags: print_claims(read_runs(flags.runs), flags.markdown), "test the claims")
-    lengths = "how high to re-warm for a continuation of which length"
+    lengths = "how high to re-warm, depending on the length of the continuation"
     advising = command("lengths", lambda flags: print_lengths(read_runs(flags.runs), flags.markdown), lengths)
     packing = command("pack", lambda flags: print(pack(flags.runs, flags.out)), "write runs into one file")
     for each in (testing, advising):

@@ -16,7 +16,8 @@ def setting(run):
     flags = run["flags"]
     try:
         step = re.search(r"step_?0*(\d+)$", flags["revision"] or flags["init"])
-        numbers = ("parameters", "upstream_tokens", "tokens", "batch_size", "overlap", "replay", "warmup", "seed")
+        numbers = ("parameters", "upstream_tokens", "tokens", "batch_size", "context")
+        numbers += ("overlap", "replay", "warmup", "seed")
         found = {name: float((flags | run)[name]) for name in numbers} | {"schedule": str(flags["schedule"])}
         found["corpora"] = " ".join(flags[side] for side in SIDES)
         found["start"] = 0 if flags["init"] == "scratch" else int(step[1]) if step else LAST  # step of the pre-training
@@ -36,6 +37,11 @@ def pick(runs, vary=(), **wanted):
     for key in settings[0]:
         values = [s[key] for s in settings if key != "schedule" or s[key].startswith("cosine")]
         usual[key] = max(dict.fromkeys(values), key=values.count) if values else "cosine"
+    by_setting = {}
+    for run, found in zip(runs, settings, strict=True):
+        first = by_setting.setdefault(tuple(found.items()), run)
+        if first is not run:
+            raise ValueError(f"{first['folder']} and {run['folder']}: one arm and seed twice; leave one out")
     wanted = usual | USUAL | wanted
     free = {"seed", *vary} | ({"tokens"} if wanted["replay"] == 1 else set())  # the paper's had a longer schedule
     fixed = settings[0].keys() - free
@@ -66,7 +72,7 @@ def peaks(runs, **wanted):
     """The arms of maximal learning rates, and the constant one."""
     constant = arms(runs, "peak", among=lambda peak: peak == CONSTANT["peak"], **CONSTANT, **wanted)
     renamed = {name.replace("max LR", "constant"): group for name, group in constant.items()}
-    return arms(runs, "peak", **wanted) | renamed
+    return arms(runs, "peak", among=lambda peak: peak != CONSTANT["peak"], **wanted) | renamed
 
 
 def scratch(runs):

@@ -64,7 +64,8 @@ EXPERIMENTS = {
     ],
     "model-size": [arm | {"size": place} for place in range(3) for arm in ({}, BASELINE)],
     "length": [  # how high to re-warm for a continuation of which length, as shares of the pre-training
-        {"length": length, "replay": replay, "eval_every": 10**9} | rate
+        # The longest are runs of other experiments too; of the shorter ones only the end counts.
+        {"length": length, "replay": replay} | ({"eval_every": 10**9} if length < 1 else {}) | rate
         for length in (0.01, 1 / 30, 0.1, 1 / 3, 1)
         for replay in (0.0, 0.05)
         for rate in (BASELINE, {"max_lr": 0.1}, *RATES)
@@ -77,7 +78,7 @@ PYTHIA_TOKENS = LAST_STEP * 1024 * 2048  # of Pythia's pre-training
 # The paper's own runs, for a checkpoint of one's own: 296.86B tokens on the clipped cosine, stopped after 50B or 240B;
 # those on the same data had a schedule of 181,793 updates.
 PAPER = {"batch_size": 1104, "context": 2048, "tokens": 131_296 * 1104 * 2048, "schedule": "cosine-clipped"}
-PAPER |= {"replay": 0.0}
+PAPER |= {"replay": 0.0, "eval_every": 1313, "eval_tokens": 1024 * 2048}  # more often costs more than it shows
 SAME_DATA_TOKENS = 181_793 * 1104 * 2048
 STOPPED_AFTER = dict.fromkeys(("warmup-length", "same-data", "checkpoints"), 50e9) | {"max-lr": 240e9}
 
@@ -88,7 +89,7 @@ def experiment_runs(name, seeds, given):
     """The runs of an experiment, each once, seed by seed: {folder: flags as one would give them}; and the folders of
     those that differ in nothing, one a seed.
 
-    given: {flag: value} for all of them. Arms that several experiments share are one run, as long as the longest of
+    given: {flag: value} for all of them. An arm that several experiments share is run once, for the longest that any of
     them needs."""
     for flag in ("resume", "out", "stop_tokens"):
         if flag in given:
@@ -259,7 +260,7 @@ def print_plan(plan, to_do, at_once):
     print(f"{'schedule':<16}{'max LR':>8}{'warm-up':>9}{'updates':>9}{'stop':>9}  run")
     for out, flags in plan.items():
         numbers = f"{flags.max_lr:>8.2g}{flags.peak:>9,}{flags.updates:>9,}{flags.stop:>9,}"
-        print(f"{flags.schedule:<16}{numbers}  {out}{'' if out in to_do else ' (whole)'}")
+        print(f"{flags.schedule:<16}{numbers}  {out}{'' if out in to_do else ' (done)'}")
     total = sum(planned_tokens(plan[out]) for out in to_do)
     print(f"{len(plan)} runs, {len(to_do)} to do: {total / 1e6:,.1f}M tokens, {time_for(to_do, plan, at_once)}")
 

@@ -1,4 +1,4 @@
-"""How high to re-warm for a continuation of which length: the experiment `length`, as one figure and one table.
+"""How high to re-warm, depending on the length of the continuation: the experiment `length`, as a figure and a table.
 
 python -m paper run length --seeds 3
 python -m paper lengths runs/* --markdown
@@ -11,6 +11,7 @@ from engine.figures import BEFORE, COLOURS, new_figure
 from engine.log import SIDES
 from paper.arms import CONSTANT, pick, setting
 from paper.experiments import PYTHIA_TOKENS, from_upstream
+from paper.statistics import estimate, holm
 from plan import Flags
 
 REPLAYS = (0.0, 0.05)
@@ -55,7 +56,8 @@ def draw_lengths(runs):
             path = [(rate, groups[replay, rate]) for rate in RATES if (replay, rate) in groups]
             x, y = ([final(group, side) for _, group in path] for side in SIDES[::-1])
             panel.plot(x, y, color="0.6", ls="-" if not replay else ":", lw=0.8, zorder=1)
-            for (rate, group), colour in zip(path, COLOURS, strict=False):
+            for rate, group in path:
+                colour = COLOURS[list(RATES).index(rate)]
                 fill = {"mfc": "w"} if replay else {}
                 label = rate if not replay else None
                 points = [[run["eval"][-1][f"{side}_perplexity"] for run in group] for side in SIDES[::-1]]
@@ -63,7 +65,7 @@ def draw_lengths(runs):
                 panel.plot(*map(fmean, points), RATES[rate], color=colour, ms=6, ls="", label=label, zorder=3, **fill)
         before = next(iter(groups.values()))
         panel.axhline(fmean(run["eval"][0]["upstream_perplexity"] for run in before), **BEFORE, label="upstream before")
-        panel.set_title(f"{length:.1%} of the pre-training" if length < 1 else "as long as it")
+        panel.set_title(f"{length:.1%} of the pre-training" if length < 1 else "as long as the pre-training")
         panel.locator_params(nbins=4)
     figure.supxlabel("final downstream perplexity", fontsize=9)
     figure.supylabel("final upstream perplexity", fontsize=9)
@@ -71,28 +73,30 @@ def draw_lengths(runs):
     return figure
 
 
-def best(groups, replay, measure):
-    """The rate with the lowest measure, a function of a group of runs, among the arms with this replay."""
-    found = {rate: measure(group) for (share, rate), group in groups.items() if share == replay}
-    return min(found, key=found.get) if found else "no runs"
+def leaders(groups, replay):
+    """The rates, of the arms with this replay, with the lowest final downstream loss: the best, then those that t-tests
+    paired by seed, with Holm's correction, do not tell from it; none where no two seeds have all arms."""
+    arms = {rate: group for (share, rate), group in groups.items() if share == replay}
+    losses = {rate: {run["flags"]["seed"]: run["eval"][-1]["downstream_loss"] for run in arms[rate]} for rate in arms}
+    seeds = set.intersection(*map(set, losses.values())) if losses else set()
+    if len(seeds) < 2:
+        return []
+    first, *others = sorted(losses, key=lambda rate: fmean(losses[rate][seed] for seed in seeds))
+    worse = [estimate([losses[rate][seed] - losses[first][seed] for seed in seeds]).above(0) for rate in others]
+    return [first] + [rate for rate, told in zip(others, holm(worse), strict=True) if not told]
 
 
 def print_lengths(runs, markdown):
-    """The table: final perplexities, upstream / downstream, and which rate ends best on the new text and on both."""
+    """The table: final perplexities, upstream / downstream, and which rates end best on the new text."""
     bar, edge = ("|", "| ") if markdown else ("", "")
-    print(f"{edge}length {bar} replay {bar} {f' {bar} '.join(RATES)} {bar} best downstream {bar} best on both {bar}")
+    print(f"{edge}length {bar} replay {bar} {f' {bar} '.join(RATES)} {bar} best downstream {bar}")
     if markdown:
-        print("|---" * (len(RATES) + 4) + "|")
+        print("|---" * (len(RATES) + 3) + "|")
     for length, groups in by_length(runs).items():
         for replay in REPLAYS:
             cells = []
             for rate in RATES:
                 group = groups.get((replay, rate), [])
                 cells.append(" / ".join(f"{final(group, side):.2f}" for side in SIDES) if group else "no runs")
-            new = best(groups, replay, lambda group: fmean(run["eval"][-1]["downstream_loss"] for run in group))
-            both = best(
-                groups, replay, lambda group: fmean(run["eval"][-1][f"{side}_loss"] for run in group for side in SIDES)
-            )
-            print(
-                f"{edge}{length:.3g} {bar} {replay:.0%} {bar} {f' {bar} '.join(cells)} {bar} {new} {bar} {both} {bar}"
-            )
+            best = " or ".join(leaders(groups, replay)) or "cannot tell"
+            print(f"{edge}{length:.3g} {bar} {replay:.0%} {bar} {f' {bar} '.join(cells)} {bar} {best} {bar}")

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from engine.files import write_whole
 from engine.folder import read_record, read_runs
-from engine.log import RECORDS
-from paper.figures import BEGINNING
+from engine.log import RECORDS, SIDES
+from schedule import PAPER_STOPS
 
+SPIKE = 0.0205  # share of a schedule in which no warm-up makes a spike
 TRAIN_RECORDS = 48  # kept of a run, evenly spread: enough to draw its learning rate and its loss
 
 
@@ -35,11 +36,14 @@ def pack(folders, out):
 
 
 def compared(run):
-    """The steps whose windows the claims compare: the first, the peak of the rate, the paper's 17 %, the last."""
+    """The steps whose windows the claims compare: the first, the highest loss of the first 2 %, the peak of the rate,
+    where the paper stopped, the last."""
     flags, last = run["flags"], run["eval"][-1]
-    marks = (0, flags["warmup"] * flags["tokens"], BEGINNING * flags["tokens"], last["tokens"])
-    nearest = (min(run["eval"], key=lambda record: abs(record["tokens"] - mark)) for mark in marks)
-    return sorted({int(record["step"]) for record in nearest})
+    marks = (0, flags["warmup"] * flags["tokens"], *(share * flags["tokens"] for share in PAPER_STOPS.values()))
+    kept = [min(run["eval"], key=lambda record: abs(record["tokens"] - mark)) for mark in (*marks, last["tokens"])]
+    early = [record for record in run["eval"] if 0 < record["tokens"] <= SPIKE * flags["tokens"]]
+    kept += [max(early, key=lambda record: record[f"{side}_loss"]) for side in SIDES if early]
+    return sorted({int(record["step"]) for record in kept})
 
 
 def thin(losses):

@@ -1,10 +1,10 @@
-"""What differences between runs say: errors over seeds and over validation windows, tests, Holm's correction."""
+"""How far a difference between runs can be trusted: errors over seeds and over validation windows, t-tests, Holm."""
 
 import math
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
-LEVEL = 0.025  # of one-sided tests, which are 95 % intervals read on one side
+LEVEL = 0.025  # of each one-sided test: one tail of a 95 % interval
 
 
 def student_tail(t, freedom):
@@ -33,9 +33,10 @@ def student_quantile(tail, freedom):
 class Estimate:
     """A mean difference in nats, and how uncertain it is.
 
-    seeds: standard error over seeds, which is over pre-trainings, orders of the data and random starts; None for one
-    seed. windows: standard error over validation windows, paired; None where their losses were not kept. Each covers
-    what the other does not: seeds share the validation text, and windows share the runs."""
+    seeds: standard error over seeds: over orders of the data, random starts and, where each seed has its own,
+    pre-trainings; None for one seed. windows: standard error over validation windows, paired; None where their losses
+    were not kept. Neither includes the other: all seeds are evaluated on the same text, and all windows come from the
+    same runs. Windows count as independent, though two neighbours may share a document."""
 
     mean: float
     count: int  # seeds
@@ -46,7 +47,7 @@ class Estimate:
     @property
     def errors(self):
         """[(standard error, degrees of freedom)]: of each source that is known alone, and of both together (by Welch
-        and Satterthwaite). What is said must stand by every one of them."""
+        and Satterthwaite). A conclusion must hold under each of them, which errs on the side of caution."""
         known = [(self.seeds, self.count - 1), (self.windows, self.window_count - 1)]
         known = [(error, freedom) for error, freedom in known if error is not None]
         if len(known) == 2 and any(error for error, _ in known):
@@ -56,7 +57,7 @@ class Estimate:
 
     @property
     def interval(self):
-        """95 %: all that the errors cover. Everything, where there is no error to judge by."""
+        """The widest of the errors' 95 % intervals; unbounded where there is no error."""
         if not self.errors:
             return -math.inf, math.inf
         half = max(student_quantile(LEVEL, freedom) * error for error, freedom in self.errors)
@@ -72,21 +73,22 @@ class Estimate:
 
     def tail(self, distance):
         """The largest p-value by any of the errors; 1 where there is none."""
-        tails = [student_tail(distance / e, freedom) if e else float(distance <= 0) for e, freedom in self.errors]
-        return max(tails, default=1.0)
+        # An error of zero is no certainty: the same evaluation was compared with itself.
+        return max((student_tail(distance / e, freedom) if e else 1.0 for e, freedom in self.errors), default=1.0)
 
 
 def estimate(values, windows=()):
     """The Estimate of a difference: its value in each seed, and its values by window, a list for each seed."""
     seeds = stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
+    windows = windows if len({len(losses) for losses in windows}) == 1 else ()  # else they are not the same windows
     by_window = [fmean(column) for column in zip(*windows, strict=True)]  # over the seeds, which share the windows
     error = stdev(by_window) / math.sqrt(len(by_window)) if len(by_window) > 1 else None
     return Estimate(fmean(values), len(values), seeds, error, len(by_window))
 
 
 def holm(chances, level=LEVEL):
-    """Which of several tests hold together at a level (Holm 1979): the smallest p-value is tried against a share of
-    it, the next against a larger one, until one fails."""
+    """Which of several tests hold together at a level (Holm 1979): of m p-values the smallest is compared with level /
+    m, the next with level / (m - 1), and so on until one exceeds its threshold."""
     order, passed = sorted(range(len(chances)), key=chances.__getitem__), [False] * len(chances)
     for place, index in enumerate(order):
         if chances[index] > level / (len(chances) - place):

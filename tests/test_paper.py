@@ -270,10 +270,12 @@ def study(noise, seeds=3, windows=0.0, **changes):
         "constant": CONSTANT | {"end": (1.20, 2.15), "early": (1.2, 2.2)},
         "scratch": {"init": "scratch", "end": (1.80, 2.10), "early": (3.0, 3.0), "bump": 3},
         "no-warmup": {"warmup": 0.0, "end": (1.30, 2.00), "early": (1.4, 2.35), "bump": 0.5},
+        "short-warmup": {"warmup": 0.005, "end": (1.30, 2.00), "early": (1.4, 2.35), "bump": 0.2},
         "long-warmup": {"warmup": 0.02, "end": (1.30, 2.00), "early": (1.4, 2.35), "bump": 0.2},
         "same": {"replay": 1.0, "end": (1.25, 2.4), "early": (1.3, 2.5), "bump": 0.1},
         "same-constant": CONSTANT | {"replay": 1.0, "end": (1.18, 2.4), "early": (1.2, 2.4)},
         "earlier": {"init": step, "end": (1.35, 2.05), "early": (1.5, 2.4), "bump": 0.2},
+        "earliest": {"init": step[:-2] + "23", "end": (1.35, 2.05), "early": (1.5, 2.4), "bump": 0.2},
         "replay-5": {"replay": 0.05, "end": (1.20, 2.00), "early": (1.3, 2.35), "bump": 0.15},
         "replay-50": {"replay": 0.5, "end": (1.15, 2.1), "early": (1.25, 2.4), "bump": 0.1},
         "cosine-like": {"schedule": "infinite-cosine", "end": (1.30, 2.00), "early": (1.4, 2.35), "bump": 0.2},
@@ -312,10 +314,31 @@ UPSIDE_DOWN = {
 @pytest.mark.parametrize("seeds, windows", [(3, 0.0), (3, 0.004), (1, 0.004)], ids=["seeds", "both", "windows"])
 def test_every_claim_can_hold_and_can_fail(house, seeds, windows):
     """By the errors over seeds, over both, and by the windows of single runs."""
-    noise = 0.0003 if seeds > 1 else 0.0
-    assert verdicts(study(noise, seeds, windows)) == dict.fromkeys(NUMBERS, "holds")
+    noise, about = (0.0003, "") if seeds > 1 else (0.0, " (one run)")
+    assert verdicts(study(noise, seeds, windows)) == dict.fromkeys(NUMBERS, "holds" + about)
     shutil.rmtree("study")
-    assert verdicts(study(noise, seeds, windows, **UPSIDE_DOWN)) == dict.fromkeys(NUMBERS, "does not hold")
+    assert verdicts(study(noise, seeds, windows, **UPSIDE_DOWN)) == dict.fromkeys(NUMBERS, "does not hold" + about)
+
+
+def test_what_has_not_been_trained_or_is_there_twice_proves_nothing(house):
+    folders = study(noise=0.0003)
+    for folder in folders:  # nothing but the evaluation before the first update
+        log = Path(folder, "metrics.jsonl")
+        log.write_text(log.read_text().splitlines()[0] + "\n")
+    assert set(verdicts(folders).values()) == {"cannot tell"}
+    refused(call("paper", "claims", *folders, folders[0]), "study/base-0", "twice")
+
+
+def test_claims_need_all_their_arms(house):
+    for arm, number in (("short-warmup", "1"), ("earliest", "7")):
+        assert verdicts(study(noise=0.0003, **{arm: None}))[number] == "cannot tell"
+        shutil.rmtree("study")
+
+
+def test_the_cost_of_replay_is_weighed_against_what_it_keeps(house):
+    for end, told in (((1.2, 1.9), "holds"), ((1.29, 2.0), "does not hold"), ((1.2, 2.03), "does not hold")):
+        assert verdicts(study(0.0003, **{"replay-5": {"replay": 0.05, "end": end}}))["8"] == told
+        shutil.rmtree("study")
 
 
 def test_claims_cannot_be_told_from_noise_from_one_seed_without_windows_nor_without_an_arm(house):
@@ -373,9 +396,11 @@ def test_the_papers_own_plan_is_judged(house):
             folders.append(write_run(out, flags, known, 0.0, 0.004, parameters, peak))
         assert len(folders) == 36
         told = verdicts(folders)
-        assert told["2"] == told["4"] == expected, told
+        assert told["2"] == told["4"] == f"{expected} (one run)", told
         if not ends:
-            assert told == dict.fromkeys(NUMBERS, "holds") | {"6b": "cannot tell"}  # nobody ran that so far
+            assert told == dict.fromkeys(NUMBERS, "holds (one run)") | {"6b": "cannot tell"}  # nobody ran that so far
+        assert call("paper", "pack", *folders, "--out", f"{ends}.jsonl").returncode == 0
+        assert verdicts([f"{ends}.jsonl"]) == told  # a pack keeps the windows that verdicts need
 
 
 def test_an_estimate_covers_seeds_and_windows():
@@ -436,10 +461,10 @@ def test_every_figure(house, monkeypatch):
     drawn = {out[:-4]: figure for figure, out in kept}
     downstream, upstream = drawn["1"].axes
     labels = [line.get_label() for line in downstream.lines]
-    assert labels[:3] == ["warm-up 0 %", "warm-up 1 %", "warm-up 2 %"]
+    assert labels[:4] == ["warm-up 0 %", "warm-up 0.5 %", "warm-up 1 %", "warm-up 2 %"]
     assert downstream.get_xlim()[1] == pytest.approx(0.17 * TOKENS, rel=0.02)  # as far as the paper's 50B
     expected = [sum(runs[i]["eval"][k]["upstream_loss"] for i in (0, 1)) / 2 for k in range(8)]
-    assert upstream.lines[1].get_ydata() == pytest.approx(expected)
+    assert upstream.lines[2].get_ydata() == pytest.approx(expected)
     names = [line.get_label() for line in drawn["2"].axes[0].lines]
     assert names[:5] == ["max LR 1e-3", "max LR 2e-3", "max LR 4e-3", "constant 2e-4", "from scratch"]
     assert drawn["2"].axes[0].get_ylim()[1] < 3  # not stretched by the random start
@@ -468,9 +493,11 @@ def test_lengths_are_told_apart(house):
                     folders.append(made_up(Path("study", f"{share}-{name}-{seed}-{replay}"), end=end, **arm))
     done = call("paper", "lengths", *folders, "--markdown")
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in done.stdout.splitlines()[2:]]
-    assert [row[0] for row in rows] == ["0.01", "0.01", "0.1", "0.1", "1", "1"] and len(rows[0]) == 9
+    assert [row[0] for row in rows] == ["0.01", "0.01", "0.1", "0.1", "1", "1"] and len(rows[0]) == 8
     assert [row[7] for row in rows[::2]] == ["the old minimum", "half the peak", "the peak"]
-    assert rows[0][8] == "the old minimum" and rows[0][2] == f"{math.exp(1.21):.2f} / {math.exp(2.0105):.2f}"
+    assert rows[0][2] == f"{math.exp(1.21):.2f} / {math.exp(2.0105):.2f}"
+    single = [folder for folder in folders if folder.endswith(("-0-0", "-0-0.05"))]
+    assert "cannot tell" in call("paper", "lengths", *single).stdout
     assert call("paper", "figure", "length", *folders, "--out", "length.png").returncode == 0
     refused(call("paper", "lengths", *folders[:10]), "python -m paper run length")
 
