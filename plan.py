@@ -1,6 +1,6 @@
 """What a run is: its flags, checked and filled in, with the data, the model and the checkpoint that they name.
 
-Whatever is wrong with a run is told here, before anything is written. Whoever reads train.py can leave this for later.
+What is wrong with a run is told here, before its folder is written. Skip this file on a first reading of train.py.
 """
 
 import functools
@@ -22,7 +22,7 @@ from model import SIZES, GPTNeoX, GPTNeoXConfig, config_of, pretraining_peak
 
 MIN_LR_SHARE = 0.1  # min = 0.1 x max
 WEIGHT_DECAY = 0.1  # Pythia's and the paper's
-PRETRAINING_SEED = 10**6  # its order of the data is no continuation's: the same order would show the same text twice
+PRETRAINING_SEED = 10**6  # added: with a continuation's own seed, replay would repeat the pre-training's batches
 ADVISED_REPLAY = 0.05  # the follow-up's (arXiv 2403.08763) for a shift like Pile to SlimPajama
 
 
@@ -31,20 +31,20 @@ class Flags:
     """Every flag of train.py. The comments are the help; None stands for a default that depends on others."""
 
     # Start
-    init: str = "upstream"  # upstream (a model pre-trained here on the upstream corpus), scratch, a hub id, or a folder
-    revision: str | None = None  # of a hub id, such as step10000
-    model: str = "tiny"  # of --init scratch and upstream: nano, micro, tiny, or one of Pythia's, 14m to 12b
+    init: str = "upstream"  # upstream (pre-train on --upstream first), scratch, a hub id, or a model's or run's folder
+    revision: str | None = None  # branch or tag of a hub id, such as step10000
+    model: str = "tiny"  # size, for --init scratch or upstream: nano, micro, tiny, or one of Pythia's, 14m to 12b
     upstream_tokens: int = 2_000_000  # length of the pre-training that --init upstream does
     # Data
     upstream: str = "stdlib"  # text of the pre-training: a corpus's NAME, or a file or folder of one's own
-    downstream: str = "torch"  # text to continue on: the same, or a mixture NAME=WEIGHT,NAME=WEIGHT
+    downstream: str = "torch"  # text to continue on: as --upstream, or a mixture NAME=WEIGHT,NAME=WEIGHT
     overlap: float = 0.0  # share of upstream text in the downstream distribution
     replay: float | None = None  # share of upstream text in a batch, in place of new text; default: 0 (a hub id: 0.05)
     # Learning rate
     schedule: str = "cosine"  # cosine, cosine-clipped, linear, constant, infinite-cosine, infinite-rsqrt
     max_lr: float | None = None  # peak; default: the peak of this model's own pre-training
     min_lr: float | None = None  # end of the decay; default: a tenth of the peak
-    weight_decay: float = WEIGHT_DECAY  # share of a weight that an update takes off, times the learning rate
+    weight_decay: float = WEIGHT_DECAY  # decoupled: an update takes off this share of a weight, times the learning rate
     decay_to_start: bool = False  # weight decay pulls towards the starting weights instead of zero
     warmup: float = 0.01  # share of --tokens over which the rate rises from zero
     tokens: int = 2_000_000  # length of the schedule
@@ -66,7 +66,7 @@ class Flags:
     keep: int = 0  # how many checkpoints to keep; 0: all
     seed: int = 0  # of the order of the data, of random initial weights, and of the pre-training behind --init upstream
     out: str | None = None  # folder of the run; default: runs/ and a name made from the flags
-    resume: str | None = None  # continue the run of this folder; without a folder, of --out
+    resume: str | None = None  # continue the run of this folder; without one, that which the other flags name
     dry_run: bool = False  # print the resolved flags and stop
 
     @property
@@ -90,7 +90,7 @@ class Flags:
 
 
 TEXTS = {side: getattr(Flags, side) for side in SIDES}
-# What may differ when a run is resumed: where and how it computes, not what.
+# What may differ when a run is resumed: how it computes; and, below, where it stops and what it keeps.
 MACHINE = ("device", "compile", "shard", "micro_batch_size", "activation_checkpointing")
 RESUMABLE = (*MACHINE, "resume", "out", "save_every", "keep", "stop_tokens", "dry_run")
 # What a value may be; every number that is not named here is a count from 1.
@@ -136,7 +136,7 @@ class Plan:
         return record | {"pretraining_peak": pretraining_peak(config) or flags.max_lr}
 
     @functools.cached_property
-    def evaluations(self):  # all these steps, but for what a resumed run has done before
+    def evaluations(self):  # a resumed run does not repeat those before its checkpoint
         steps = schedule.evaluation_steps(self.flags.updates, self.flags.stop, self.flags.peak, self.flags.eval_every)
         return {step for step in steps if step > self.start or not self.state}
 
@@ -182,7 +182,7 @@ def check(flags: Flags) -> Plan:
     if resumed:
         folder.refuse_other_data(out, plan.record)
     if plan.start > flags.stop:
-        raise ValueError(f"{out} is at update {plan.start} already, past --stop-tokens; leave that out")
+        raise ValueError(f"{out} is already at update {plan.start}, past --stop-tokens; raise it or leave it out")
     return plan
 
 
@@ -208,15 +208,16 @@ def filled_in(flags: Flags, config: GPTNeoXConfig, device: torch.device) -> Flag
     precision = machine.pick_precision(flags.precision, device)
     flags = replace(flags, context=context, max_lr=max_lr, min_lr=min_lr, precision=precision)
     if flags.upstream == flags.downstream and flags.init not in ("upstream", "scratch"):
-        print(f"text        {flags.upstream} alone: without --upstream, forgetting cannot be measured", file=sys.stderr)
+        print(f"text        {flags.upstream} on both sides, so forgetting cannot be measured", file=sys.stderr)
     if is_hub_id(flags.init):
-        told = f"warm-up {100 * flags.warmup:g} %, {flags.schedule} to {min_lr:g}, replay {100 * flags.replay:g} %"
+        end = "" if flags.schedule == "constant" else f" to {min_lr:g}"
+        told = f"warm-up {100 * flags.warmup:g} %, {flags.schedule}{end}, replay {100 * flags.replay:g} %"
         peak = f"max LR {max_lr:g} (its pre-training peak: {pretraining_peak(config) or 'unknown'})"
         print(f"re-warming  {peak}, {told}; why: README, How to (re)warm your model", file=sys.stderr)
     stop = flags.stop
     eval_every, save_every = flags.eval_every or max(1, stop // 10), flags.save_every or max(1, stop // 4)
     if stop > 10**6 * min(eval_every, save_every):
-        raise ValueError(f"--eval-every or --save-every stops these {stop} updates a million times; raise it")
+        raise ValueError(f"--eval-every or --save-every would act a million times in {stop} updates; raise it")
     return replace(flags, eval_every=eval_every, save_every=save_every)
 
 

@@ -1,4 +1,4 @@
-"""Learning-rate schedules: the number the whole study is about, as a pure function of the update.
+"""Learning-rate schedules, the subject of the study: each a pure function of the number of the update.
 
     python schedule.py                      draw all six into schedules.png
     python schedule.py --out schedules.pdf  the same as a PDF
@@ -65,7 +65,7 @@ def cosine(n, N, T, max_lr, min_lr):
 def cosine_clipped(n, N, T, max_lr, min_lr):
     """What GPT-NeoX computed when Pythia, and by inference the paper's runs, were trained.
 
-    A cosine towards zero over T (not T - W), clipped at min. With min = max / 10 it meets the floor 79.5 % of T after
+    A cosine towards zero over T (not N), clipped at min. With min = max / 10 it meets the floor 79.5 % of T after
     the warm-up, at 80.5 % of all updates: the paper's "reaches the minimum at 240B and is constant thereafter".
     """
     return max(min_lr, max_lr / 2 * (1 + math.cos(math.pi * min(n / T, 1))))

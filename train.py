@@ -1,7 +1,7 @@
 """Continue to pre-train a model on new text, and watch both perplexities.
 
     python train.py                                  a tiny model, on any laptop, in minutes, without network
-    python train.py --max-lr 2e-4 --schedule constant --warmup 0         the paper's baseline
+    python train.py --max-lr 2e-4 --schedule constant --warmup 0         the paper's baseline: a tenth of the peak
     python train.py --init EleutherAI/pythia-410m-deduped --upstream mine-old --downstream mine-new
     python train.py --resume runs/NAME               go on where a run was cut
     torchrun --nproc_per_node=8 train.py ...         the same on eight devices; with --shard for models too big for one
@@ -16,6 +16,7 @@ import json
 import math
 import shlex
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import torch
 
@@ -74,11 +75,11 @@ class AdamW(torch.optim.Optimizer):
             v = [self.state[p]["exp_avg_sq"] for p in params]
             group["t"] += 1
             lr, (beta1, beta2), t = group["lr"], group["betas"], group["t"]
-            ends = [self.towards[p] for p in params] if self.towards else params
-            for p, g, m_p, v_p, end in zip(*map(in_cache, (params, grads, m, v, ends)), strict=True):
+            targets = [self.towards[p] for p in params] if self.towards else params
+            for p, g, m_p, v_p, target in zip(*map(in_cache, (params, grads, m, v, targets)), strict=True):
                 torch._foreach_mul_(p, 1 - lr * group["weight_decay"])
                 if self.towards:
-                    torch._foreach_add_(p, end, alpha=lr * group["weight_decay"])
+                    torch._foreach_add_(p, target, alpha=lr * group["weight_decay"])
                 torch._foreach_lerp_(m_p, g, 1 - beta1)
                 torch._foreach_mul_(v_p, beta2)
                 torch._foreach_addcmul_(v_p, g, g, 1 - beta2)
@@ -89,8 +90,8 @@ class AdamW(torch.optim.Optimizer):
 
 
 def in_cache(tensors, size=2**18):
-    """Lists of tensors to work on one after the other. A GPU gets all at once, to keep it busy; a processor gets
-    flat stretches of 1 MiB, which stay in its cache from the first line of the formula to the last."""
+    """Lists of tensors to update in turn. GPUs and sharded tensors get all at once; a CPU gets flat stretches of 1 MiB,
+    which stay in its cache from the first line of the formula to the last."""
     if tensors[0].device.type != "cpu" or hasattr(tensors[0], "full_tensor"):
         return [tensors]
     return [[stretch] for tensor in tensors for stretch in tensor.view(-1).split(size)]
@@ -140,16 +141,16 @@ def train(flags: Flags) -> bool:
                 rows = machine.sent(rows, device)
                 processes.share_gradients(forward, number == len(micro_batches))
                 with machine.autocast(device, flags.precision):
-                    # A share of the batch's mean, so that the gradients of micro-batches add up to the whole one's.
-                    # Between processes, whose batches are alike in size, gradients are averaged.
-                    share = forward(rows[:, :-1], rows[:, 1:]) * (len(rows) / len(batch))
-                scaler.scale(share).backward()
-                loss += share.detach()
-            scaler.unscale_(optimizer)  # the trap: clipping before it would clip gradients times the loss scale
+                    # Weighted by size, so that the gradients of micro-batches sum to that of the batch's mean loss.
+                    # Processes have batches of one size, so averaging their gradients is exact.
+                    weighted = forward(rows[:, :-1], rows[:, 1:]) * (len(rows) / len(batch))
+                scaler.scale(weighted).backward()
+                loss += weighted.detach()
+            scaler.unscale_(optimizer)  # the trap: before it, clipping would see gradients times the loss scale
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP).item()
             loss, signals = processes.sums(loss / ranks, interruption.arrived)
-            stopping = signals > 0  # all processes after the same update
-            finite.check(step + 1, lr, loss, norm)  # else the run ends here, before the weights see it
+            stopping = signals > 0  # all processes stop after the same update
+            finite.check(step + 1, lr, loss, norm)  # raises before a bad gradient reaches the weights
             log.update(step + 1, lr, loss, norm, finite.skipped)
             scaler.step(optimizer)
             scaler.update()
@@ -160,8 +161,8 @@ def train(flags: Flags) -> bool:
 
 
 def begin_at(plan: Plan):
-    """(what computes the loss, the optimiser, fp16's loss scaler), as at the checkpoint that the plan starts from; the
-    model is on its device. The weights stay fp32 in every precision."""
+    """(what computes the loss, the optimiser, fp16's loss scaler), restored from the plan's checkpoint if there is one.
+    Moves the model to its device. The weights stay fp32 in every precision."""
     flags, model, device = plan.flags, plan.model, plan.device
     if flags.compile:
         x = torch.zeros(flags.micro_batch_size, flags.context, model.config.hidden_size)
@@ -204,7 +205,8 @@ def begin(flags: Flags) -> bool:
         print(json.dumps(asdict(processes.first_one_then_all(lambda: check(flags)).flags), indent=2))
         return False
     check_flags(flags, VALUES)
-    processes.first_one_then_all(lambda: prepare_hub((flags.upstream, flags.downstream), flags.tokens))
+    texts, tokens = (flags.upstream, flags.downstream), max(flags.tokens, flags.upstream_tokens)
+    processes.first_one_then_all(lambda: prepare_hub(texts, tokens))
     if flags.init == "upstream":
         before = upstream_run(flags)
         if not checkpoints.reached(before.out, before.stop):
@@ -226,15 +228,17 @@ def main(argv=None):
 
 def say_what_next(given, out):
     """The next command worth typing: the paper's comparison with a constant rate, or a sample of what was learned."""
-    flags = read_run(out)["flags"]
-    if "resume" in given or flags["init"] == "scratch" or flags["schedule"] == "constant":
-        print(f"next        python eval.py sample {shlex.quote(out)} --prompt 'def '")
+    run = read_run(out)
+    if "resume" in given or run["flags"]["init"] == "scratch" or run["flags"]["schedule"] == "constant":
+        print(f"next        python eval.py sample {shlex.quote(out)}")
         return
     baseline = {name: value for name, value in given.items() if name not in ("out", "min_lr")}
-    baseline |= {"max_lr": flags["max_lr"] * MIN_LR_SHARE, "schedule": "constant", "warmup": 0.0}
-    other = out + "-constant" if "out" in given else str(run_name(baseline))
+    rate = float(f"{run['pretraining_peak'] * MIN_LR_SHARE:.6g}")  # at which pre-training ended
+    baseline |= {"max_lr": rate, "schedule": "constant", "warmup": 0.0}
+    other = f"{Path(out)}-constant" if "out" in given else str(run_name(baseline))
     baseline |= {"out": other} if "out" in given else {}
-    print(f"next        python train.py {shlex.join(as_words(baseline))}")
+    if not Path(other).exists():
+        print(f"next        python train.py {shlex.join(as_words(baseline))}")
     print(f"then        python eval.py plot {shlex.quote(out)} {shlex.quote(other)}")
 
 

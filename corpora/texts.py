@@ -33,6 +33,8 @@ def with_texts(given, defaults):
     Where --init names a model and --upstream is missing, it is that of the run that made the model, else the downstream
     text. defaults: {side: corpus}. ValueError for a path without text."""
     given, init = dict(given), given.get("init", "upstream")
+    if given.get("resume") and not Path(given["resume"]).is_dir():
+        return given  # whose fault is told elsewhere
     tokenizer = functools.cache(lambda: tokenizer_for(defaults | given))
     for side in SIDES:
         if side in given:
