@@ -44,7 +44,9 @@ def with_texts(given, defaults):
     if record := folder.record_behind(init):
         return given | {"upstream": record["flags"].get("upstream", defaults["upstream"])}
     if "downstream" not in given and is_hub_id(init):
-        return given  # both are the embedded ones, in Pythia's tokens
+        return given | {
+            side: f"{name}-neox" for side, name in defaults.items()
+        }  # the embedded ones, in Pythia's tokens
     downstream = given.get("downstream", defaults["downstream"])
     if len(entries(downstream)) > 1:
         raise ValueError("--downstream is a mixture; give --upstream, one corpus to compare with")

@@ -56,6 +56,8 @@ def name_of(flag, value):
     """A flag and its value as a legend says it: "warm-up 1 %", "max LR 8e-3", "cosine"."""
     says = {"init": "", "schedule": "", "downstream": "", "max_lr": "max LR ", "warmup": "warm-up "}
     name = says.get(flag, flag.replace("_", " ") + " ")
+    if flag == "init":
+        value = re.sub(r"^runs/upstream-[^/]*", "pre-trained", value).replace("/checkpoints/step_", ", update ")
     if not isinstance(value, int | float):
         return f"{name}{value}"[:80]
     if flag in ("warmup", "overlap", "replay"):

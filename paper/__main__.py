@@ -4,9 +4,13 @@ python -m paper run max-lr --seeds 3 --dry-run     any flag of train.py; see pap
 python -m paper figure 4 runs/*
 python -m paper claims runs/* --markdown
 python -m paper pack runs/* --out results.jsonl    runs in one file, which all of these read
-python -m paper redraw                             the figures of the READMEs, from paper/results/
+python -m paper redraw                             the figures and tables of the READMEs, from paper/results/
 """
 
+import contextlib
+import io
+import re
+import shlex
 from pathlib import Path
 
 from engine import processes
@@ -19,20 +23,44 @@ from paper.experiments import NAMES, interpolate, run
 from paper.figures import FIGURES, OURS, draw_figure
 from paper.lengths import draw_lengths, print_lengths
 from paper.packs import pack
+from paper.tables import print_arms
 from plan import Flags
 
 HERE = Path(__file__).parent
 DRAWN = (*FIGURES, *OURS, "length")
 
 
+# The runs of the first picture: half the peak, the peak, double, and the constant rate; names of runs in a pack.
+HEADLINE = ["*nano-max-lr-0.004*", "*nano", "*nano-seed-?", "*nano-max-lr-0.016*", "*nano-schedule-constant*"]
+
+
 def redraw(folder):
-    """Draws every figure of the READMEs from the packs beside this file."""
-    results = HERE / "results"
-    nano = read_runs([results / "nano.jsonl"])
+    """Draws every figure of the READMEs from the packs beside this file, and, unless into another folder, makes the
+    tables of the pages anew."""
+    nano, out = HERE / "results/nano.jsonl", folder or HERE / "figures"
+    runs = read_runs([nano])
     for number in (*FIGURES, *OURS):
-        draw_figure(nano, number, folder / f"figure-{number}.png")
-    arms = ("nano", "nano-seed-?", "nano*max-lr-0.016", "nano*0.0008-warmup-0")
-    draw_curves(read_runs(f"{results / 'nano.jsonl'}:{arm}" for arm in arms), folder / "rewarm.png")
+        draw_figure(runs, number, out / f"figure-{number}.png")
+    save_figure(draw_lengths(read_runs([HERE / "results/lengths.jsonl"])), out / "figure-length.png")
+    draw_curves(read_runs(f"{nano}:{arm}" for arm in HEADLINE), out / "rewarm.png")
+    for page in PAGES if folder is None else ():
+        (HERE.parent / page).write_text(refreshed(HERE.parent / page), encoding="utf-8")
+
+
+PAGES = ("README.md", "exercises.md", "paper/README.md")
+TABLE = re.compile(r"(<!-- python -m paper ([^\n]*) -->\n\n)(.*?)(\n<!-- end -->)", re.DOTALL)
+
+
+def refreshed(page):
+    """The text of a page with each table between marks made anew by the command that its mark names."""
+
+    def table(found):
+        words = [str(HERE.parent / word) if word.startswith("paper/") else word for word in shlex.split(found[2])]
+        with contextlib.redirect_stdout(io.StringIO()) as said:
+            main(words)
+        return found[1] + said.getvalue() + found[4]
+
+    return TABLE.sub(table, page.read_text(encoding="utf-8"))
 
 
 def command_line():
@@ -58,18 +86,19 @@ def command_line():
     testing = command("claims", lambda flags: print_claims(read_runs(flags.runs), flags.markdown), "test the claims")
     lengths = "how high to re-warm, depending on the length of the continuation"
     advising = command("lengths", lambda flags: print_lengths(read_runs(flags.runs), flags.markdown), lengths)
+    comparing = command("arms", lambda flags: print_arms(read_runs(flags.runs), flags.markdown), "arms as a table")
     packing = command("pack", lambda flags: print(pack(flags.runs, flags.out)), "write runs into one file")
-    for each in (testing, advising):
+    for each in (testing, advising, comparing):
         each.add_argument("--markdown", action="store_true", help="as a table")
-    for each in (drawing, testing, advising, packing):
+    for each in (drawing, testing, advising, comparing, packing):
         each.add_argument("runs", nargs="+", metavar="RUNS", help="folders that train.py wrote, or packs of runs")
     drawing.add_argument("--out", help=".png, .pdf or .svg (figure-N.png)")
     packing.add_argument("--out", required=True, metavar="FILE.jsonl", help="the pack to write")
 
     between = "evaluate the weights between a run's start and end"
     command("interpolate", lambda flags: interpolate(flags.run), between).add_argument("run", metavar="RUN")
-    redrawing = command("redraw", lambda flags: redraw(flags.out), "draw every figure of the READMEs anew")
-    redrawing.add_argument("--out", default=HERE / "figures", type=Path, help="folder to draw into (paper/figures)")
+    redrawing = command("redraw", lambda flags: redraw(flags.out), "make every figure and table of the READMEs anew")
+    redrawing.add_argument("--out", type=Path, help="folder to draw into, and leave the pages (paper/figures)")
     return parser
 
 

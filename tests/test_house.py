@@ -23,7 +23,7 @@ ROOMS = {
 FLOORS = {
     "engine": "files faults flags processes weights checkpoints log figures machine folder",
     "corpora": "tokenizer readers hub prepare texts",
-    "paper": "statistics jobs arms figures packs claims experiments lengths __main__",
+    "paper": "statistics jobs arms figures packs tables claims experiments lengths __main__",
 }
 POSIX_ONLY = {"fcntl", "grp", "posix", "pty", "pwd", "resource", "termios", "tty"}
 

@@ -7,6 +7,8 @@ import pytest
 from conftest import ROOT
 
 from engine import VERSION
+from paper.__main__ import PAGES as WITH_TABLES
+from paper.__main__ import TABLE, refreshed
 
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("*/README.md")]
 
@@ -20,6 +22,13 @@ def test_the_version_is_one():
 def test_every_link_to_a_file_leads_to_one(page):
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
         assert target.startswith("https://") or (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", WITH_TABLES)
+def test_every_table_is_what_the_packs_say(page):
+    """Each table of the pages names the command that makes it from paper/results, and is its output."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert TABLE.search(text) and refreshed(ROOT / page) == text
 
 
 def test_the_readme_is_short_and_its_python_is_right(tmp_path, monkeypatch):

@@ -1,0 +1,50 @@
+"""Arms of a study as a table: perplexities before, where the paper stopped, and at the end, means over seeds.
+
+python -m paper arms paper/results/nano.jsonl --markdown
+"""
+
+from statistics import fmean
+
+from engine.figures import label_runs
+from engine.log import SIDES, perplexity_of
+from paper.figures import BEGINNING
+
+
+def at(run, share):
+    """A run's evaluation nearest to a share of its schedule."""
+    return min(run["eval"], key=lambda record: abs(record["tokens"] - share * run["flags"]["tokens"]))
+
+
+MOMENTS = {
+    "before": lambda run, side: run["eval"][0][f"{side}_loss"],
+    "highest": lambda run, side: max(record[f"{side}_loss"] for record in run["eval"]),
+    "at 17 %": lambda run, side: at(run, BEGINNING)[f"{side}_loss"],
+    "end": lambda run, side: run["eval"][-1][f"{side}_loss"],
+}
+
+
+def print_arms(runs, markdown):
+    """A row for each arm: exp of the mean loss over seeds, for both sides at each of MOMENTS."""
+    groups = {}
+    for run, label in zip(runs, label_runs(runs), strict=True):
+        groups.setdefault(label, []).append(run)
+    heads = [f"{side} {moment}" for side in SIDES for moment in MOMENTS]
+    rows = [
+        [label, str(len(group))]
+        + [
+            f"{perplexity_of(fmean(measure(run, side) for run in group)):.2f}"
+            for side in SIDES
+            for measure in MOMENTS.values()
+        ]
+        for label, group in groups.items()
+    ]
+    if markdown:
+        print(f"| arm | seeds | {' | '.join(heads)} |")
+        print("|---" * (len(heads) + 2) + "|")
+        for row in rows:
+            print(f"| {' | '.join(row)} |")
+        return
+    width = max(len(row[0]) for row in rows)
+    print(f"{'arm':<{width}} seeds" + "".join(f"{head:>20}" for head in heads))
+    for row in rows:
+        print(f"{row[0]:<{width}}{row[1]:>6}" + "".join(f"{cell:>20}" for cell in row[2:]))
