@@ -139,8 +139,8 @@ def draw_base(panel, base):
 
 
 def rise(run, side):
-    """By how much the loss rises above its start, in nats."""
-    return max(record[f"{side}_loss"] for record in run["eval"]) - run["eval"][0][f"{side}_loss"]
+    """How far the highest loss after the start lies above that at the start, in nats; below 0 where it only falls."""
+    return max(record[f"{side}_loss"] for record in run["eval"][1:]) - run["eval"][0][f"{side}_loss"]
 
 
 def rise_length(run, side):
@@ -179,12 +179,12 @@ def draw_replay(runs):
 def draw_overlap(runs):
     """Height and length of the stability gap against the share of upstream text in the downstream distribution."""
     measures = {
-        "height of the rise (nats)": {"downstream": rise, "upstream": rise},
-        "length of the rise, downstream": {"downstream": rise_length},
+        "highest loss, minus before (nats)": {"downstream": rise, "upstream": rise},
+        "tokens above the level before": {"downstream": rise_length},
     }
     groups = arms(runs, "overlap")
     figure, panels = draw_shares(groups, "overlap", "overlap (% upstream text)", measures, linear=100)
-    panels[0].set_ylim(bottom=0)
+    panels[0].axhline(0, **BEFORE)
     panels[0].legend()
     in_tokens(panels[1].yaxis)
     panels[1].set_ylabel("tokens")
