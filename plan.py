@@ -4,6 +4,7 @@ What is wrong with a run is told here, before its folder is written. Skip this f
 """
 
 import functools
+import re
 import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from model import SIZES, GPTNeoX, GPTNeoXConfig, config_of, pretraining_peak
 MIN_LR_SHARE = 0.1  # min = 0.1 x max
 WEIGHT_DECAY = 0.1  # Pythia's and the paper's
 PRETRAINING_SEED = 10**6  # added: with a continuation's own seed, replay would repeat the pre-training's batches
+PYTHIA_STEPS, PYTHIA_BATCH = 143_000, 1024 * 2048  # updates of Pythia's pre-training, tokens in each
 ADVISED_REPLAY = 0.05  # the follow-up's (arXiv 2403.08763) for a shift like Pile to SlimPajama
 
 
@@ -201,8 +203,7 @@ def filled_in(flags: Flags, config: GPTNeoXConfig, device: torch.device) -> Flag
     context = flags.context or config.max_position_embeddings
     if context > config.max_position_embeddings:
         raise ValueError(f"--context {context} is more than the model's {config.max_position_embeddings}")
-    max_lr = flags.max_lr or pretraining_peak(config, flags.init)
-    min_lr = max_lr * MIN_LR_SHARE if flags.min_lr is None else flags.min_lr
+    max_lr, min_lr = rates(flags, config)
     if min_lr > max_lr:
         raise ValueError(f"--min-lr {min_lr} is above --max-lr {max_lr}")
     precision = machine.pick_precision(flags.precision, device)
@@ -214,11 +215,33 @@ def filled_in(flags: Flags, config: GPTNeoXConfig, device: torch.device) -> Flag
         told = f"warm-up {100 * flags.warmup:g} %, {flags.schedule}{end}, replay {100 * flags.replay:g} %"
         peak = f"max LR {max_lr:g} (its pre-training peak: {pretraining_peak(config) or 'unknown'})"
         print(f"re-warming  {peak}, {told}; why: README, How to (re)warm your model", file=sys.stderr)
+    if (length := share_of_pretraining(flags)) and not flags.max_lr:
+        thin = "runs of 0.13M parameters, at 0.01 to 1 of theirs, are all that this peak rests on"
+        print(f"evidence    {length:.2g} times the length of the pre-training; {thin}", file=sys.stderr)
     stop = flags.stop
     eval_every, save_every = flags.eval_every or max(1, stop // 10), flags.save_every or max(1, stop // 4)
     if stop > 10**6 * min(eval_every, save_every):
         raise ValueError(f"--eval-every or --save-every would act a million times in {stop} updates; raise it")
     return replace(flags, eval_every=eval_every, save_every=save_every)
+
+
+def rates(flags: Flags, config: GPTNeoXConfig) -> tuple[float, float]:
+    """(max, min) of the learning rate: as given, else as advised for the length of the continuation."""
+    length = share_of_pretraining(flags)
+    multiple = schedule.advised_peak(length) if length else 1.0
+    max_lr = flags.max_lr or multiple * pretraining_peak(config, flags.init)
+    if flags.min_lr is not None:
+        return max_lr, flags.min_lr
+    stays = not flags.max_lr and multiple == MIN_LR_SHARE  # at the rate with which pre-training ended
+    return max_lr, max_lr if stays else max_lr * MIN_LR_SHARE
+
+
+def share_of_pretraining(flags: Flags) -> float | None:
+    """The length of the continuation of a Pythia, as a share of its pre-training; None for other models."""
+    if not is_hub_id(flags.init) or "/pythia-" not in flags.init:
+        return None
+    step = re.fullmatch(r"step(\d+)", flags.revision or "")
+    return flags.tokens / PYTHIA_BATCH / max(1, int(step[1]) if step else PYTHIA_STEPS)
 
 
 def starting_model(flags: Flags, corpus: data.Corpus, checkpoint: Path | None = None, empty=False) -> GPTNeoX:

@@ -20,6 +20,20 @@ RSQRT_TIMESCALE = 10.0  # "a" of the inverse square root cool-down
 PAPER_STOPS = {"50B": 50e9 / 296.86e9, "240B": 240e9 / 296.86e9}
 
 
+# How high to re-warm, as multiples of the pre-training's peak: the lowest that no other beat on the new text, for
+# continuations up to this share of the pre-training ("Peak, length and replay" in paper/README.md; limits halfway, in
+# logarithms, between the lengths that were tried).
+ADVISED_PEAKS = ((0.06, 0.1), (0.18, 0.5))
+
+
+def advised_peak(length: float) -> float:
+    """The multiple of its pre-training's peak to which to re-warm a model for a continuation of `length` times its
+    pre-training; 0.1, the rate at which pre-training ended, is not to decay further.
+
+    From runs of one small model on two corpora: a starting point, no law."""
+    return next((multiple for up_to, multiple in ADVISED_PEAKS if length < up_to), 1.0)
+
+
 def warmup_updates(updates: int, warmup: float) -> int:
     """Length of the warm-up in updates, from its share of the schedule (the paper's 1 % of 131,296 is 1,313)."""
     return round(updates * warmup)

@@ -29,6 +29,8 @@ from model import SIZES, GPTNeoXConfig, config_of, pretraining_peak
 from paper.jobs import ROOT, Job, side_by_side
 from plan import (
     MACHINE,
+    PYTHIA_BATCH,
+    PYTHIA_STEPS,
     RESUMABLE,
     TEXTS,
     VALUES,
@@ -40,13 +42,13 @@ from plan import (
     upstream_run,
     with_advice,
 )
-from schedule import SCHEDULES, evaluation_steps
+from schedule import SCHEDULES, advised_peak, evaluation_steps
 
 # An arm is what differs from the base run. Learning rates are multiples of the peak of the model's own pre-training:
 # for Pythia 410M they are the paper's 1.5e-4, 3e-4, 6e-4, and constant 3e-5.
 RATES = ({"max_lr": 0.5}, {}, {"max_lr": 2.0})
 BASELINE = {"schedule": "constant", "max_lr": 0.1, "warmup": 0.0}
-LAST_STEP = 143_000  # of Pythia's pre-training; `start` is one of its steps, or the same share of another's
+LAST_STEP = PYTHIA_STEPS  # `start` is a step of Pythia's pre-training, or the same share of another's
 EXPERIMENTS = {
     "warmup-length": [{"warmup": share} for share in (0.0, 0.005, 0.01, 0.02)],  # section 4.1
     "max-lr": [*RATES, BASELINE, {"init": "scratch"}],  # sections 4.2 and 4.3
@@ -74,7 +76,7 @@ EXPERIMENTS = {
 NAMES = (*EXPERIMENTS, "all")  # all but length, which is as much again
 PYTHIA_ID = re.compile(rf"(.*/pythia-)({'|'.join(map(re.escape, SIZES))})(-.*)?")
 LAPTOP_SIZES, PYTHIA_SIZES = ("nano", "micro", "tiny"), ("70m", "160m", "410m")
-PYTHIA_TOKENS = LAST_STEP * 1024 * 2048  # of Pythia's pre-training
+PYTHIA_TOKENS = PYTHIA_STEPS * PYTHIA_BATCH  # of Pythia's pre-training
 # The paper's own runs, for a checkpoint of one's own: 296.86B tokens on the clipped cosine, stopped after 50B or 240B;
 # those on the same data had a schedule of 181,793 updates.
 PAPER = {"batch_size": 1104, "context": 2048, "tokens": 131_296 * 1104 * 2048, "schedule": "cosine-clipped"}
@@ -144,6 +146,9 @@ def arm_flags(base, arm):
     if "length" in arm:  # a share of the pre-training
         whole = flags.get("upstream_tokens", Flags.upstream_tokens) if from_upstream(Flags(**flags)) else PYTHIA_TOKENS
         arm["tokens"] = round(arm.pop("length") * whole)
+    tokens = arm.get("tokens", flags.get("tokens", 0))
+    if pythia and "max_lr" not in flags and advised_peak(tokens / PYTHIA_TOKENS) != 1:
+        arm.setdefault("max_lr", 1.0)  # arms are told apart by their rates, whatever is advised for this length
     if "max_lr" in arm:  # a multiple
         arm["max_lr"] *= peak_of(Flags(**flags))
     usual = vars(with_advice(Flags(**base)))

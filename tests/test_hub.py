@@ -21,10 +21,11 @@ from tqdm import tqdm
 
 import corpora.hub
 import data
+import plan
 from corpora import readers
 from corpora.tokenizer import byte_tokenizer
 from eval import validation_loss
-from model import GPTNeoX, GPTNeoXConfig
+from model import GPTNeoX, GPTNeoXConfig, config_of
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
 
@@ -239,6 +240,22 @@ def test_a_checkpoint_of_the_hub_is_rewarmed_as_advised(repo, house, monkeypatch
     words = ["--upstream", "torch-neox", "--downstream", "stdlib-neox", "--replay", "0", "--dry-run"]
     done = continue_from(repo, house, *words)
     assert json.loads(done.stdout)["replay"] == 0
+
+
+def test_the_peak_is_advised_by_the_length_of_the_continuation():
+    config = config_of("70m")
+
+    def advised(tokens, revision=None, **given):
+        return plan.rates(
+            plan.Flags(init="EleutherAI/pythia-70m-deduped", revision=revision, tokens=tokens, **given), config
+        )
+
+    assert advised(300 * 10**9) == pytest.approx((1e-3, 1e-4))
+    assert advised(30 * 10**9) == pytest.approx((5e-4, 5e-5))
+    assert advised(50 * 10**6) == pytest.approx((1e-4, 1e-4))  # stays where pre-training ended
+    assert advised(50 * 10**6, "step200") == pytest.approx((5e-4, 5e-5))  # 0.12 of what came before that checkpoint
+    assert advised(50 * 10**6, max_lr=1e-3) == pytest.approx((1e-3, 1e-4))
+    assert plan.rates(plan.Flags(init="me/own", tokens=10**6), config) == pytest.approx((1e-3, 1e-4))
 
 
 # ---------------------------------------------------------------- the paper's corpora
