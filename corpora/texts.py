@@ -68,7 +68,7 @@ def entries(value):
 def exists(path):
     try:
         return bool(path) and Path(path).exists()
-    except OSError:  # longer than a path can be
+    except (OSError, ValueError):  # longer than a path can be, or not made of letters
         return False
 
 

@@ -87,12 +87,15 @@ def command_line():
     lengths = "how high to re-warm, depending on the length of the continuation"
     advising = command("lengths", lambda flags: print_lengths(read_runs(flags.runs), flags.markdown), lengths)
     comparing = command("arms", lambda flags: print_arms(read_runs(flags.runs), flags.markdown), "arms as a table")
-    packing = command("pack", lambda flags: print(pack(flags.runs, flags.out)), "write runs into one file")
+    packing = command(
+        "pack", lambda flags: print(pack(flags.runs, flags.out, not flags.no_windows)), "write runs into one file"
+    )
     for each in (testing, advising, comparing):
         each.add_argument("--markdown", action="store_true", help="as a table")
     for each in (drawing, testing, advising, comparing, packing):
         each.add_argument("runs", nargs="+", metavar="RUNS", help="folders that train.py wrote, or packs of runs")
     drawing.add_argument("--out", help=".png, .pdf or .svg (figure-N.png)")
+    packing.add_argument("--no-windows", action="store_true", help="leave out the losses of single windows")
     packing.add_argument("--out", required=True, metavar="FILE.jsonl", help="the pack to write")
 
     between = "evaluate the weights between a run's start and end"

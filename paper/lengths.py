@@ -65,11 +65,12 @@ def draw_lengths(runs):
                 panel.plot(*map(fmean, points), RATES[rate], color=colour, ms=6, ls="", label=label, zorder=3, **fill)
         before = next(iter(groups.values()))
         panel.axhline(fmean(run["eval"][0]["upstream_perplexity"] for run in before), **BEFORE, label="upstream before")
-        panel.set_title(f"{length:.1%} of the pre-training" if length < 1 else "as long as the pre-training")
+        panel.set_title(f"length {100 * length:.2g} %")
         panel.locator_params(nbins=4)
+    panels[-1].plot([], [], "o", color="0.4", mfc="w", ls="", label="with 5 % replay")
     figure.supxlabel("final downstream perplexity", fontsize=9)
     figure.supylabel("final upstream perplexity", fontsize=9)
-    figure.legend(*panels[-1].get_legend_handles_labels(), loc="outside upper center", ncols=3)
+    figure.legend(*panels[-1].get_legend_handles_labels(), loc="outside upper center", ncols=4)
     return figure
 
 

@@ -15,8 +15,9 @@ SPIKE = 0.0205  # share of a schedule in which no warm-up makes a spike
 TRAIN_RECORDS = 48  # kept of a run, evenly spread: enough to draw its learning rate and its loss
 
 
-def pack(folders, out):
-    """Writes the logs of runs into one file; ValueError for what is not a run, and for a file that is there."""
+def pack(folders, out, windows=True):
+    """Writes the logs of runs into one file, with the losses of windows or without; ValueError for what is not a run,
+    and for a file that is there. Returns the file."""
     if Path(out).exists():
         raise ValueError(f"{out} exists already; choose another --out or remove it first")
     lines = []
@@ -28,8 +29,9 @@ def pack(folders, out):
         records["train"] = [{name: record[name] for name in RECORDS["train"]} for record in thinned]
         records = {kind: [{k: rounded(v) for k, v in r.items()} for r in rows] for kind, rows in records.items()}
         config = {name: run[name] for name in run.keys() - {"folder", "windows", *RECORDS}} | config
-        windows = [{"step": s, "losses": thin(run["windows"][s])} for s in compared(run) if s in run["windows"]]
-        packed = {"name": run["folder"].name, "config": config, "records": records, "windows": windows}
+        steps = [step for step in compared(run) if windows and step in run["windows"]]
+        losses = [{"step": step, "losses": thin(run["windows"][step])} for step in steps]
+        packed = {"name": run["folder"].name, "config": config, "records": records, "windows": losses}
         lines.append(json.dumps(packed, separators=(",", ":")) + "\n")
     write_whole(out, "".join(lines).encode())
     return out

@@ -25,9 +25,10 @@ MOMENTS = {
 
 def print_arms(runs, markdown):
     """A row for each arm: exp of the mean loss over seeds, for both sides at each of MOMENTS."""
-    groups = {}
-    for run, label in zip(runs, label_runs(runs), strict=True):
-        groups.setdefault(label, []).append(run)
+    groups, labels = {}, [*zip(label_runs(runs), (run["flags"]["seed"] for run in runs), strict=True)]
+    for run, label in zip(runs, labels, strict=True):
+        name = label[0] if labels.count(label) == 1 else run["folder"].name  # no flag tells them apart
+        groups.setdefault(name, []).append(run)
     heads = [f"{side} {moment}" for side in SIDES for moment in MOMENTS]
     rows = [
         [label, str(len(group))]
