@@ -57,7 +57,10 @@ def name_of(flag, value):
     says = {"init": "", "schedule": "", "downstream": "", "max_lr": "max LR ", "warmup": "warm-up "}
     name = says.get(flag, flag.replace("_", " ") + " ")
     if flag == "init":
-        value = re.sub(r"^runs/upstream-[^/]*", "pre-trained", value).replace("/checkpoints/step_", ", update ")
+        value = re.sub(r"^runs/upstream-[^/]*", "pre-trained", value)
+        value = re.sub(r"/checkpoints/step_0*", ", update ", value)
+    if flag == "decay_to_start":
+        return "decay to the start" if value else "decay to zero"
     if not isinstance(value, int | float):
         return f"{name}{value}"[:80]
     if flag in ("warmup", "overlap", "replay"):
@@ -76,11 +79,11 @@ def label_runs(runs):
     differ = [flag for flag in told if len({flags.get(flag) for flags in flags_of}) > 1] or ["max_lr", "warmup"]
     if "schedule" in differ and "max_lr" not in differ:
         differ.append("max_lr")
-    labels = []
+    labels, usual = [], {"overlap": 0, "replay": 0, "weight_decay": 0.1, "decay_to_start": False}
     for flags in flags_of:
         shown = [flag for flag in differ if not (flag == "warmup" and flags.get("schedule") == "constant")]
-        # No replay goes without saying, and no overlap, where something else is said.
-        shown = [flag for flag in shown if flags.get(flag) or flag not in ("overlap", "replay")] or shown
+        # What is usual goes without saying, where something else is said.
+        shown = [flag for flag in shown if flag not in usual or flags.get(flag) != usual[flag]] or shown
         labels.append(", ".join(name_of(flag, flags.get(flag)) for flag in shown))
     return labels
 

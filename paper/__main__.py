@@ -31,7 +31,8 @@ DRAWN = (*FIGURES, *OURS, "length")
 
 
 # The runs of the first picture: half the peak, the peak, double, and the constant rate; names of runs in a pack.
-HEADLINE = ["*nano-max-lr-0.004*", "*nano", "*nano-seed-?", "*nano-max-lr-0.016*", "*nano-schedule-constant*"]
+ENDS = ("-max-lr-0.004*", "", "-seed-?", "-max-lr-0.016*", "-schedule-constant-max-lr-0.0008*")
+HEADLINE = [f"stdlib-to-torch-model-nano{end}" for end in ENDS]
 
 
 def redraw(folder):
@@ -48,7 +49,7 @@ def redraw(folder):
 
 
 PAGES = ("README.md", "exercises.md", "paper/README.md")
-TABLE = re.compile(r"(<!-- python -m paper ([^\n]*) -->\n\n)(.*?)(\n<!-- end -->)", re.DOTALL)
+TABLE = re.compile(r"(<!-- python -m paper ([^\n]*) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 
 def refreshed(page):
@@ -58,7 +59,7 @@ def refreshed(page):
         words = [str(HERE.parent / word) if word.startswith("paper/") else word for word in shlex.split(found[2])]
         with contextlib.redirect_stdout(io.StringIO()) as said:
             main(words)
-        return found[1] + said.getvalue() + found[4]
+        return f"{found[1]}\n{said.getvalue()}\n{found[4]}"
 
     return TABLE.sub(table, page.read_text(encoding="utf-8"))
 

@@ -65,7 +65,7 @@ def draw_lengths(runs):
                 panel.plot(*map(fmean, points), RATES[rate], color=colour, ms=6, ls="", label=label, zorder=3, **fill)
         before = next(iter(groups.values()))
         panel.axhline(fmean(run["eval"][0]["upstream_perplexity"] for run in before), **BEFORE, label="upstream before")
-        panel.set_title(f"length {100 * length:.2g} %")
+        panel.set_title(f"length {100 * length:.3g} %")
         panel.locator_params(nbins=4)
     panels[-1].plot([], [], "o", color="0.4", mfc="w", ls="", label="with 5 % replay")
     figure.supxlabel("final downstream perplexity", fontsize=9)

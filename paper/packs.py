@@ -24,8 +24,8 @@ def pack(folders, out, windows=True):
     for run in read_runs(folders):
         config = read_record(run["folder"]) if run["folder"].is_dir() else {}
         records = {kind: run[kind] for kind in RECORDS}
-        stride = -(-len(run["train"]) // TRAIN_RECORDS) or 1
-        thinned = run["train"][::-stride][::-1]  # the last one among them
+        stride = -(-len(run["train"]) // (TRAIN_RECORDS - 1)) or 1
+        thinned = run["train"][:1] + run["train"][1:][::-stride][::-1]  # the first and the last among them
         records["train"] = [{name: record[name] for name in RECORDS["train"]} for record in thinned]
         records = {kind: [{k: rounded(v) for k, v in r.items()} for r in rows] for kind, rows in records.items()}
         config = {name: run[name] for name in run.keys() - {"folder", "windows", *RECORDS}} | config

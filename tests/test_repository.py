@@ -31,6 +31,14 @@ def test_every_table_is_what_the_packs_say(page):
     assert TABLE.search(text) and refreshed(ROOT / page) == text
 
 
+def test_every_difference_in_the_prose_is_in_a_table():
+    pages = {page: (ROOT / page).read_text(encoding="utf-8") for page in WITH_TABLES}
+    tables = " ".join(found[3] for text in pages.values() for found in TABLE.finditer(text))
+    for page, text in pages.items():
+        for number in re.findall(r"[+-]\d\.\d{3}", TABLE.sub("", text)):
+            assert number in tables, f"{page}: {number}"
+
+
 def test_the_readme_is_short_and_its_python_is_right(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 200
