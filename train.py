@@ -205,8 +205,8 @@ def begin(flags: Flags) -> bool:
         print(json.dumps(asdict(processes.first_one_then_all(lambda: check(flags)).flags), indent=2))
         return False
     check_flags(flags, VALUES)
-    texts, tokens = (flags.upstream, flags.downstream), max(flags.tokens, flags.upstream_tokens)
-    processes.first_one_then_all(lambda: prepare_hub(texts, tokens))
+    tokens = max(flags.tokens, flags.upstream_tokens if flags.init == "upstream" else 0)  # that a run can read
+    processes.first_one_then_all(lambda: prepare_hub((flags.upstream, flags.downstream), tokens))
     if flags.init == "upstream":
         before = upstream_run(flags)
         if not checkpoints.reached(before.out, before.stop):
