@@ -9,6 +9,7 @@ to get wrong after a resume: ask for update 1,000 and you get its learning rate.
 """
 
 import argparse
+import itertools
 import math
 
 COOLDOWN_END = 0.60  # infinite schedules: share of the updates after the warm-up at which the constant phase begins,
@@ -153,7 +154,7 @@ def main(argv=None):
 
     updates, max_lr = 2000, 3e-4  # the 410M's peak
     figure, axes = plt.subplots(figsize=(6, 3.2), layout="constrained")
-    for name, style in zip(SCHEDULES, ("-", "--", "-.", ":", "-", "--"), strict=True):
+    for name, style in zip(SCHEDULES, itertools.cycle(("-", "--", "-.", ":")), strict=False):
         rates = [learning_rate(u, updates, max_lr, max_lr / 10, 0.01, name) for u in range(1, updates + 1)]
         axes.plot([100 * u / updates for u in range(1, updates + 1)], rates, style, label=name, lw=1.5)
     axes.set(xlabel="share of the run (%)", ylabel="learning rate", xlim=(0, 100), ylim=(0, 1.05 * max_lr))

@@ -5,6 +5,7 @@ import math
 import pytest
 from conftest import command, refused
 
+import schedule
 from schedule import SCHEDULES, learning_rate, warmup_updates
 
 PAPER = {"updates": 131_296, "max_lr": 3e-4, "min_lr": 3e-5, "warmup": 0.01}
@@ -80,3 +81,10 @@ def test_drawing(tmp_path):
         assert command("schedule.py", "--out", name, cwd=tmp_path).returncode == 0
         assert (tmp_path / name).stat().st_size > 5000
     refused(command("schedule.py", "--out", "no/such/folder.png", cwd=tmp_path), "no/such/folder.png")
+
+
+def test_a_schedule_of_ones_own_is_drawn(tmp_path, monkeypatch):
+    """One function and one line in the table are enough, as the exercise has it."""
+    monkeypatch.setitem(SCHEDULES, "flat", lambda n, N, T, max_lr, min_lr: max_lr)
+    schedule.main(["--out", str(tmp_path / "seven.png")])
+    assert (tmp_path / "seven.png").stat().st_size > 5000
