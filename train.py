@@ -219,7 +219,8 @@ def begin(flags: Flags) -> bool:
 
 
 def main(argv=None):
-    given = processes.first_one_then_all(lambda: with_texts(parse_flags(argv), TEXTS))
+    typed = parse_flags(argv)  # in every process: a bad flag ends them all
+    given = processes.first_one_then_all(lambda: with_texts(typed, TEXTS))
     flags = resumed_flags(given) if "resume" in given else Flags(**given)
     flags = replace(flags, out=flags.out or str(run_name(given)))
     if begin(flags):

@@ -138,6 +138,12 @@ def test_a_fault_of_one_process_ends_all(house):
     assert complained[0].count("\n") == 1 and not Path("t").exists()
 
 
+def test_an_unknown_flag_ends_all_processes_at_once(house):
+    codes, _, complained = together(2, "--no-such-flag")
+    assert codes == [2, 2] and complained[0].count("\n") == 1 and "--no-such-flag" in complained[0]
+    assert complained[1] == ""
+
+
 @pytest.mark.slow
 def test_under_torchrun_a_signal_saves(house):
     words = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_addr=127.0.0.1"]
