@@ -60,6 +60,23 @@ def arms(runs, *vary, among=lambda *values: True, **wanted):
     return {labels[values]: groups[values] for values in sorted(groups) if among(*values)}
 
 
+# ---------------------------------------------------------------- evaluations of a run
+
+
+def nearest(run, tokens):
+    """A run's evaluation nearest to so many tokens."""
+    return min(run["eval"], key=lambda record: abs(record["tokens"] - tokens))
+
+
+def highest(run, tokens, key):
+    """A run's evaluation with the highest `key` after its start, up to so many tokens; None without one."""
+    early = [record for record in run["eval"] if 0 < record["tokens"] <= tokens]
+    return max(early, key=lambda record: record[key], default=None)
+
+
+# ---------------------------------------------------------------- arms by name
+
+
 def setting_name(key, run):
     """A setting of a run as a legend says it."""
     value = setting(run)[key]

@@ -12,9 +12,10 @@ those over windows, and a verdict is about that run.
 import itertools
 
 from engine.log import SIDES
-from paper.arms import CONSTANT, LAST, arms, pick
+from paper.arms import CONSTANT, LAST, arms, highest, nearest, pick
 from paper.figures import BEGINNING
 from paper.statistics import LEVEL, estimate, holm
+from paper.tables import print_markdown
 
 CLAIMS = {  # the claim; what the paper found; what its authors found later (second hand, read off plots, to 0.005)
     "1": ("The length of the warm-up does not matter",
@@ -87,7 +88,7 @@ def common_at(run, other, stage):
 
 def evaluation_at(run, tokens):
     """A run's evaluation after so many tokens, to within an update; None where there was none."""
-    record = min(run["eval"], key=lambda record: abs(record["tokens"] - tokens))
+    record = nearest(run, tokens)
     return record if abs(record["tokens"] - tokens) <= run["flags"]["batch_size"] * run["flags"]["context"] else None
 
 
@@ -136,26 +137,15 @@ def since_start(arm, side, stage):
 
 
 def spikes(first, second, side):
-    """By how much one arm's highest loss exceeds another's, within twice the other's warm-up and without update 0."""
-    places = []
+    """(by how much one arm's highest loss exceeds another's, by how much it exceeds that before the first update), all
+    within twice the other arm's warm-up."""
+    over_other, over_start = [], []
     for run, other in pairs(first, second):
-        until = 2.05 * other["flags"]["warmup"] * other["flags"]["tokens"]
-        early = [[r for r in each["eval"] if 0 < r["tokens"] <= until] for each in (run, other)]
-        if all(early):
-            highest = [max(records, key=lambda record: record[own_key(run, side)]) for records in early]
-            places.append((run, highest[0], other, highest[1]))
-    return difference(places, side)
-
-
-def above_start(first, second, side):
-    """By how much an arm's highest loss, within twice another's warm-up, exceeds that before the first update."""
-    places = []
-    for run, other in pairs(first, second):
-        until = 2.05 * other["flags"]["warmup"] * other["flags"]["tokens"]
-        if early := [record for record in run["eval"] if 0 < record["tokens"] <= until]:
-            highest = max(early, key=lambda record: record[own_key(run, side)])
-            places.append((run, highest, run, run["eval"][0]))
-    return difference(places, side)
+        until, key = 2.05 * other["flags"]["warmup"] * other["flags"]["tokens"], own_key(run, side)
+        record, reference = highest(run, until, key), highest(other, until, key)
+        over_other += [(run, record, other, reference)] if record and reference else []
+        over_start += [(run, record, run, run["eval"][0])] if record else []
+    return difference(over_other, side), difference(over_start, side)
 
 
 def crossings(first, second, side):
@@ -198,12 +188,9 @@ class Measures:
 
     def spike(self, side):
         """What no warm-up does in the first updates, against 1 % and against the start."""
-        none, some = self.arm["no warm-up"], self.arm["1 %"]
+        measured = spikes(self.arm["no warm-up"], self.arm["1 %"], side)
         words = f"{side}, highest in the first 2 %, no warm-up minus"
-        return [
-            (f"{words} 1 %", spikes(none, some, side), "above"),
-            (f"{words} before", above_start(none, some, side), "above"),
-        ]
+        return [(f"{words} {than}", each, "above") for than, each in zip(("1 %", "before"), measured, strict=True)]
 
 
 def run_to(measures):
@@ -294,13 +281,13 @@ def the_claims(runs):
 
 def print_claims(runs, markdown):
     """The verdicts, a claim each with its measures; markdown: as a table."""
+    claims = the_claims(runs)
     if markdown:
-        print("| claim | here | measured here, nats: mean [95 % interval] | the paper | later, second hand |")
-        print("|---|---|---|---|---|")
-    for number, claim, found, lines, paper, later in the_claims(runs):
-        if markdown:
-            print(f"| {number}. {claim} | {found} | {'<br>'.join(lines)} | {paper} | {later} |")
-        else:
-            print(f"{number}. {claim}: {found.upper()}", *lines, f"the paper: {paper}", sep="\n     ")
-            if later:
-                print(f"     later: {later}")
+        heads = ["claim", "here", "measured here, nats: mean [95 % interval]", "the paper", "later, second hand"]
+        rows = [[f"{number}. {claim}", told, "<br>".join(lines), *said] for number, claim, told, lines, *said in claims]
+        print_markdown(heads, rows)
+        return
+    for number, claim, found, lines, paper, later in claims:
+        print(f"{number}. {claim}: {found.upper()}", *lines, f"the paper: {paper}", sep="\n     ")
+        if later:
+            print(f"     later: {later}")

@@ -7,11 +7,13 @@ python -m paper figure length runs/*
 
 from statistics import fmean
 
-from engine.figures import BEFORE, COLOURS, new_figure
+from engine.figures import BEFORE, COLOURS, level_before, new_figure
 from engine.log import SIDES
 from paper.arms import CONSTANT, pick, setting
 from paper.experiments import PYTHIA_TOKENS, from_upstream
+from paper.figures import final, final_range
 from paper.statistics import estimate, holm
+from paper.tables import print_markdown
 from plan import Flags
 
 REPLAYS = (0.0, 0.05)
@@ -42,29 +44,24 @@ def by_length(runs):
     return dict(sorted(groups.items()))
 
 
-def final(group, side):
-    """Mean final perplexity of an arm over its seeds."""
-    return fmean(run["eval"][-1][f"{side}_perplexity"] for run in group)
-
-
 def draw_lengths(runs):
     """Final downstream against final upstream perplexity, a panel a length; open markers have 5 % replay."""
     lengths = by_length(runs)
     figure, panels = new_figure(1.0 + 1.75 * len(lengths), 3.0, columns=len(lengths))
     for panel, (length, groups) in zip(panels, lengths.items(), strict=True):
         for replay in REPLAYS:
-            path = [(rate, groups[replay, rate]) for rate in RATES if (replay, rate) in groups]
-            x, y = ([final(group, side) for _, group in path] for side in SIDES[::-1])
+            path = {rate: groups[replay, rate] for rate in RATES if (replay, rate) in groups}
+            x, y = (final_range(path.values(), side)[0] for side in SIDES[::-1])
             panel.plot(x, y, color="0.6", ls="-" if not replay else ":", lw=0.8, zorder=1)
-            for rate, group in path:
+            for rate, group in path.items():
                 colour = COLOURS[list(RATES).index(rate)]
                 fill = {"mfc": "w"} if replay else {}
                 label = rate if not replay else None
-                points = [[run["eval"][-1][f"{side}_perplexity"] for run in group] for side in SIDES[::-1]]
+                points = [[final(run, side) for run in group] for side in SIDES[::-1]]
                 panel.plot(*points, RATES[rate], color=colour, ms=2.5, alpha=0.5, ls="", zorder=2)
                 panel.plot(*map(fmean, points), RATES[rate], color=colour, ms=6, ls="", label=label, zorder=3, **fill)
         before = next(iter(groups.values()))
-        panel.axhline(fmean(run["eval"][0]["upstream_perplexity"] for run in before), **BEFORE, label="upstream before")
+        panel.axhline(level_before(before, "upstream_perplexity"), **BEFORE, label="upstream before")
         panel.set_title(f"length {100 * length:.3g} %")
         panel.locator_params(nbins=4)
     panels[-1].plot([], [], "o", color="0.4", mfc="w", ls="", label="with 5 % replay")
@@ -89,15 +86,18 @@ def leaders(groups, replay):
 
 def print_lengths(runs, markdown):
     """The table: final perplexities, upstream / downstream, and which rates end best on the new text."""
-    bar, edge = ("|", "| ") if markdown else ("", "")
-    print(f"{edge}length {bar} replay {bar} {f' {bar} '.join(RATES)} {bar} best downstream {bar}")
-    if markdown:
-        print("|---" * (len(RATES) + 3) + "|")
+    heads, rows = ["length", "replay", *RATES, "best downstream"], []
     for length, groups in by_length(runs).items():
         for replay in REPLAYS:
             cells = []
             for rate in RATES:
                 group = groups.get((replay, rate), [])
-                cells.append(" / ".join(f"{final(group, side):.2f}" for side in SIDES) if group else "no runs")
+                ends = [fmean(final(run, side) for run in group) for side in SIDES if group]
+                cells.append(" / ".join(f"{end:.2f}" for end in ends) or "no runs")
             best = " or ".join(leaders(groups, replay)) or "cannot tell"
-            print(f"{edge}{length:.3g} {bar} {replay:.0%} {bar} {f' {bar} '.join(cells)} {bar} {best} {bar}")
+            rows.append([f"{length:.3g}", f"{replay:.0%}", *cells, best])
+    if markdown:
+        print_markdown(heads, rows)
+        return
+    for row in (heads, *rows):
+        print("  ".join(row))

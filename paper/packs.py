@@ -9,6 +9,7 @@ from pathlib import Path
 from engine.files import write_whole
 from engine.folder import read_record, read_runs
 from engine.log import RECORDS, SIDES
+from paper.arms import highest, nearest
 from schedule import PAPER_STOPS
 
 SPIKE = 0.0205  # share of a schedule in which no warm-up makes a spike
@@ -28,7 +29,7 @@ def pack(folders, out, windows=True):
         thinned = run["train"][:1] + run["train"][1:][::-stride][::-1]  # the first and the last among them
         records["train"] = [{name: record[name] for name in RECORDS["train"]} for record in thinned]
         records = {kind: [{k: rounded(v) for k, v in r.items()} for r in rows] for kind, rows in records.items()}
-        config = {name: run[name] for name in run.keys() - {"folder", "windows", *RECORDS}} | config
+        config = {name: run[name] for name in run if name not in ("folder", "windows", *RECORDS)} | config
         steps = [step for step in compared(run) if windows and step in run["windows"]]
         losses = [{"step": step, "losses": thin(run["windows"][step])} for step in steps]
         packed = {"name": run["folder"].name, "config": config, "records": records, "windows": losses}
@@ -42,10 +43,9 @@ def compared(run):
     where the paper stopped, the last."""
     flags, last = run["flags"], run["eval"][-1]
     marks = (0, flags["warmup"] * flags["tokens"], *(share * flags["tokens"] for share in PAPER_STOPS.values()))
-    kept = [min(run["eval"], key=lambda record: abs(record["tokens"] - mark)) for mark in (*marks, last["tokens"])]
-    early = [record for record in run["eval"] if 0 < record["tokens"] <= SPIKE * flags["tokens"]]
-    kept += [max(early, key=lambda record: record[f"{side}_loss"]) for side in SIDES if early]
-    return sorted({int(record["step"]) for record in kept})
+    kept = [nearest(run, mark) for mark in (*marks, last["tokens"])]
+    kept += [highest(run, SPIKE * flags["tokens"], f"{side}_loss") for side in SIDES]
+    return sorted({int(record["step"]) for record in kept if record})
 
 
 def thin(losses):

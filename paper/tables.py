@@ -7,20 +7,23 @@ from statistics import fmean
 
 from engine.figures import label_runs
 from engine.log import SIDES, perplexity_of
+from paper.arms import nearest
 from paper.figures import BEGINNING
-
-
-def at(run, share):
-    """A run's evaluation nearest to a share of its schedule."""
-    return min(run["eval"], key=lambda record: abs(record["tokens"] - share * run["flags"]["tokens"]))
-
 
 MOMENTS = {
     "before": lambda run, side: run["eval"][0][f"{side}_loss"],
     "highest": lambda run, side: max(record[f"{side}_loss"] for record in run["eval"]),
-    "at 17 %": lambda run, side: at(run, BEGINNING)[f"{side}_loss"],
+    "at 17 %": lambda run, side: nearest(run, BEGINNING * run["flags"]["tokens"])[f"{side}_loss"],
     "end": lambda run, side: run["eval"][-1][f"{side}_loss"],
 }
+
+
+def print_markdown(heads, rows):
+    """A table as Markdown: its heads and its rows, lists of strings."""
+    print(f"| {' | '.join(heads)} |")
+    print("|---" * len(heads) + "|")
+    for row in rows:
+        print(f"| {' | '.join(row)} |")
 
 
 def print_arms(runs, markdown):
@@ -40,10 +43,7 @@ def print_arms(runs, markdown):
         for label, group in groups.items()
     ]
     if markdown:
-        print(f"| arm | seeds | {' | '.join(heads)} |")
-        print("|---" * (len(heads) + 2) + "|")
-        for row in rows:
-            print(f"| {' | '.join(row)} |")
+        print_markdown(["arm", "seeds", *heads], rows)
         return
     width = max(len(row[0]) for row in rows)
     print(f"{'arm':<{width}} seeds" + "".join(f"{head:>20}" for head in heads))
