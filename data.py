@@ -235,24 +235,11 @@ def main(argv=None):
     add = parser.add_argument
     embedded, hub = " and ".join(EMBEDDED), " and ".join(HUB)
     add("name", metavar="NAME", help=f"corpus, written as data/NAME; {embedded} are embedded, {hub} on the hub")
-    add(
-        "files",
-        metavar="FILES",
-        nargs="*",
-        help=".jsonl, .txt, .md, .rst, .tex, .py, also as .gz or .zst, and folders",
-    )
+    add("files", metavar="FILES", nargs="*", help=".jsonl, .txt, .md, .rst, .tex, .py, also .gz or .zst, and folders")
     add("--train-tokens", type=whole_number, metavar="N", help="stop train.bin after the document that reaches N")
     add("--val-tokens", type=whole_number, metavar="N", help="likewise for val.bin")
-    add(
-        "--val-share",
-        type=float,
-        help=f"share of documents for validation ({VAL_SHARE}; embedded: {EMBEDDED_VAL_SHARE})",
-    )
-    add(
-        "--tokenizer",
-        metavar="T",
-        help="neox, bytes, a tokenizer.json or its folder (neox; stdlib and torch: bytes)",
-    )
+    add("--val-share", type=float, help=f"of documents for validation ({VAL_SHARE}; embedded: {EMBEDDED_VAL_SHARE})")
+    add("--tokenizer", metavar="T", help="neox, bytes, a tokenizer.json or its folder (neox; stdlib and torch: bytes)")
     add("--by-domain", action="store_true", help="one corpus NAME-DOMAIN for each domain that the rows name")
     add("--processes", type=int, default=os.cpu_count(), help="how many cores tokenize (all)")
     add("--skip-bad-lines", action="store_true", help="count damaged lines instead of stopping at the first")

@@ -51,10 +51,8 @@ ACTIVATIONS |= dict.fromkeys(("gelu_new", "gelu_fast", "gelu_pytorch_tanh"), lam
 # Buffers that old checkpoints carry in each layer: the causal mask, its filler, the rotary frequencies.
 OLD_BUFFERS = re.compile(r"gpt_neox\.layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)")
 
-BLOCK, SAVED_CONTEXT = (
-    128,
-    1024,
-)  # AttentionInBlocks: query rows at a time; longest context that saves its probabilities
+# AttentionInBlocks: rows of Q at a time; the longest context that saves its probabilities for the backward pass.
+BLOCK, SAVED_CONTEXT = 128, 1024
 # Logits formed at a time in the loss. On a CPU 64 MiB in fp32, some 330 tokens at Pythia's vocabulary. On a GPU four
 # times as many (estimated, not measured): each chunk reads and writes the unembedding's gradient, for 16,384 tokens of
 # the 410M 20 GB in chunks of 330 tokens (about 6 ms of 85 on an H100) and 5 GB in these.

@@ -14,6 +14,7 @@ import torch
 import data
 import schedule
 from corpora.prepare import SPLITS, slug
+from corpora.texts import in_pythias_tokens
 from engine import checkpoints, folder, machine, processes
 from engine.flags import changed_flags, check_flags, field_table
 from engine.log import SIDES, Log
@@ -87,10 +88,15 @@ class Flags:
     def stop(self) -> int:  # the last update of this run
         return max(1, min(self.stop_tokens or self.tokens, self.tokens) // self.tokens_per_update)
 
+    @property
+    def evaluation_interval(self) -> int:  # in updates
+        return self.eval_every or max(1, self.stop // 10)
+
     def learning_rate(self, update: int) -> float:  # counted from 1
         return schedule.learning_rate(update, self.updates, self.max_lr, self.min_lr, self.warmup, self.schedule)
 
 
+# What --upstream and --downstream are where they are not given.
 TEXTS = {side: getattr(Flags, side) for side in SIDES}
 # What may differ when a run is resumed: how it computes; and, below, where it stops and what it keeps.
 MACHINE = ("device", "compile", "shard", "micro_batch_size", "activation_checkpointing")
@@ -193,7 +199,7 @@ def with_advice(flags: Flags) -> Flags:
     (re)warm your model" advises, and text in its own tokens."""
     hub = is_hub_id(flags.init)
     if hub and (flags.upstream, flags.downstream) == (Flags.upstream, Flags.downstream):
-        flags = replace(flags, upstream="stdlib-neox", downstream="torch-neox")
+        flags = replace(flags, **in_pythias_tokens(TEXTS))
     advised = ADVISED_REPLAY if hub and flags.upstream != flags.downstream else 0.0
     return replace(flags, replay=advised if flags.replay is None else flags.replay)
 
@@ -219,7 +225,7 @@ def filled_in(flags: Flags, config: GPTNeoXConfig, device: torch.device) -> Flag
         thin = "runs of 0.13M parameters, at 0.01 to 1 of theirs, are all that this peak rests on"
         print(f"evidence    {length:.2g} times the length of the pre-training; {thin}", file=sys.stderr)
     stop = flags.stop
-    eval_every, save_every = flags.eval_every or max(1, stop // 10), flags.save_every or max(1, stop // 4)
+    eval_every, save_every = flags.evaluation_interval, flags.save_every or max(1, stop // 4)
     if stop > 10**6 * min(eval_every, save_every):
         raise ValueError(f"--eval-every or --save-every would act a million times in {stop} updates; raise it")
     return replace(flags, eval_every=eval_every, save_every=save_every)

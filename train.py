@@ -25,7 +25,7 @@ from engine import checkpoints, folder, machine, processes
 from engine.faults import memory_explained, run_command
 from engine.flags import OneLineParser, add_flags, as_words, check_flags, given_flags
 from engine.processes import Interruption
-from eval import read_run, report
+from eval import report
 from model import rotary_tables
 from plan import (
     MACHINE,
@@ -229,7 +229,7 @@ def main(argv=None):
 
 def say_what_next(given, out):
     """The next command worth typing: the paper's comparison with a constant rate, or a sample of what was learned."""
-    run = read_run(out)
+    run = folder.read_record(out)
     if "resume" in given or run["flags"]["init"] == "scratch" or run["flags"]["schedule"] == "constant":
         print(f"next        python eval.py sample {shlex.quote(out)}")
         return

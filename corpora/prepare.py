@@ -24,14 +24,7 @@ import numpy as np
 from tqdm import tqdm
 
 from corpora.hub import HUB, MIXTURES, VAL_TOKENS, hub_documents
-from corpora.readers import (
-    EMBEDDED_FILE_BYTES,
-    cut,
-    embedded_documents,
-    hash_share,
-    read_documents,
-    source_files,
-)
+from corpora.readers import EMBEDDED_FILE_BYTES, cut, embedded_documents, hash_share, read_documents, source_files
 from corpora.tokenizer import load_tokenizer
 from engine.files import Field, count, file_hash, locked, sample_hash, sync_folder, to_json, write_file, write_whole
 

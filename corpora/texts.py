@@ -44,13 +44,16 @@ def with_texts(given, defaults):
     if record := folder.record_behind(init):
         return given | {"upstream": record["flags"].get("upstream", defaults["upstream"])}
     if "downstream" not in given and is_hub_id(init):
-        return given | {
-            side: f"{name}-neox" for side, name in defaults.items()
-        }  # the embedded ones, in Pythia's tokens
+        return given | in_pythias_tokens(defaults)
     downstream = given.get("downstream", defaults["downstream"])
     if len(entries(downstream)) > 1:
         raise ValueError("--downstream is a mixture; give --upstream, one corpus to compare with")
     return given | {"upstream": downstream}
+
+
+def in_pythias_tokens(texts):
+    """{side: corpus} of embedded corpora, in Pythia's tokens instead of bytes."""
+    return {side: f"{name}-neox" for side, name in texts.items()}
 
 
 def entries(value):

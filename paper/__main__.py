@@ -28,8 +28,8 @@ from plan import Flags
 
 HERE = Path(__file__).parent
 DRAWN = (*FIGURES, *OURS, "length")
-
-
+PAGES = ("README.md", "exercises.md", "paper/README.md")
+TABLE = re.compile(r"(<!-- python -m paper ([^\n]*) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 # The runs of the first picture: half the peak, the peak, double, and the constant rate; names of runs in a pack.
 ENDS = ("-max-lr-0.004*", "", "-seed-?", "-max-lr-0.016*", "-schedule-constant-max-lr-0.0008*")
 HEADLINE = [f"stdlib-to-torch-model-nano{end}" for end in ENDS]
@@ -46,10 +46,6 @@ def redraw(folder):
     draw_curves(read_runs(f"{nano}:{arm}" for arm in HEADLINE), out / "rewarm.png")
     for page in PAGES if folder is None else ():
         (HERE.parent / page).write_text(refreshed(HERE.parent / page), encoding="utf-8")
-
-
-PAGES = ("README.md", "exercises.md", "paper/README.md")
-TABLE = re.compile(r"(<!-- python -m paper ([^\n]*) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 
 def refreshed(page):
@@ -88,9 +84,8 @@ def command_line():
     lengths = "how high to re-warm, depending on the length of the continuation"
     advising = command("lengths", lambda flags: print_lengths(read_runs(flags.runs), flags.markdown), lengths)
     comparing = command("arms", lambda flags: print_arms(read_runs(flags.runs), flags.markdown), "arms as a table")
-    packing = command(
-        "pack", lambda flags: print(pack(flags.runs, flags.out, not flags.no_windows)), "write runs into one file"
-    )
+    packed = "write runs into one file"
+    packing = command("pack", lambda flags: print(pack(flags.runs, flags.out, not flags.no_windows)), packed)
     for each in (testing, advising, comparing):
         each.add_argument("--markdown", action="store_true", help="as a table")
     for each in (drawing, testing, advising, comparing, packing):

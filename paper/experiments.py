@@ -38,6 +38,7 @@ from plan import (
     Flags,
     check,
     run_name,
+    share_of_pretraining,
     starting_weights,
     upstream_run,
     with_advice,
@@ -146,8 +147,8 @@ def arm_flags(base, arm):
     if "length" in arm:  # a share of the pre-training
         whole = flags.get("upstream_tokens", Flags.upstream_tokens) if from_upstream(Flags(**flags)) else PYTHIA_TOKENS
         arm["tokens"] = round(arm.pop("length") * whole)
-    tokens = arm.get("tokens", flags.get("tokens", 0))
-    if pythia and "max_lr" not in flags and advised_peak(tokens / PYTHIA_TOKENS) != 1:
+    length = share_of_pretraining(Flags(**flags | {flag: arm[flag] for flag in arm if flag == "tokens"}))
+    if length and "max_lr" not in flags and advised_peak(length) != 1:
         arm.setdefault("max_lr", 1.0)  # arms are told apart by their rates, whatever is advised for this length
     if "max_lr" in arm:  # a multiple
         arm["max_lr"] *= peak_of(Flags(**flags))
@@ -248,9 +249,9 @@ def planned_tokens(flags):
 
 def evaluated_tokens(flags):
     """Validation tokens that a run measures, all its evaluations together."""
-    every = flags.eval_every or max(1, flags.stop // 10)
     corpora = len({flags.upstream, *parse_shares(flags.downstream)})
-    return len(evaluation_steps(flags.updates, flags.stop, flags.peak, every)) * corpora * flags.eval_tokens
+    steps = evaluation_steps(flags.updates, flags.stop, flags.peak, flags.evaluation_interval)
+    return len(steps) * corpora * flags.eval_tokens
 
 
 def print_plan(plan, to_do, at_once):
