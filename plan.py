@@ -283,7 +283,8 @@ def upstream_run(flags: Flags) -> Flags:
     before = Flags(
         init="scratch", model=flags.model, upstream=flags.upstream, downstream=flags.upstream, overlap=0.0, replay=0.0,
         tokens=flags.upstream_tokens, context=SIZES[flags.model][5], out=f"runs/{name}", precision=flags.precision,
-        seed=PRETRAINING_SEED + flags.seed, eval_tokens=flags.eval_tokens,
+        seed=PRETRAINING_SEED + flags.seed,
+        eval_tokens=min(flags.eval_tokens, 2**14),  # a glance: the continuation begins with the whole
         **{flag: getattr(flags, flag) for flag in MACHINE},
     )  # fmt: skip
     # All checkpoints are kept: section 4.5 starts from earlier ones.

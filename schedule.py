@@ -42,10 +42,11 @@ def warmup_updates(updates: int, warmup: float) -> int:
 
 def evaluation_steps(updates: int, stop: int, peak: int, every: int) -> set[int]:
     """Where a run is evaluated: before the first update, at powers of four while the loss jumps, at the peak of the
-    learning rate, where the paper stopped its runs, at every `every`-th step, at the end."""
+    learning rate, where the paper stopped its runs, at every `every`-th step but for one just before the end, at the
+    end."""
     early = {4**k for k in range(16) if 4**k < min(every, stop)}
     papers = {round(updates * share) for share in PAPER_STOPS.values()}
-    return {min(step, stop) for step in {0, peak, stop, *early, *papers, *range(0, stop, every)}}
+    return {min(step, stop) for step in {0, peak, stop, *early, *papers, *range(every, stop - every // 4, every)}}
 
 
 def learning_rate(
