@@ -3,6 +3,7 @@
 python -m paper run max-lr --seeds 3 --dry-run     any flag of train.py; see paper/experiments.py
 python -m paper figure 4 runs/*
 python -m paper claims runs/* --markdown
+python -m paper verdicts runs/*                    the claims at several sizes and on several corpora, side by side
 python -m paper pack runs/* --out results.jsonl    runs in one file, which all of these read
 python -m paper redraw                             the figures and tables of the READMEs, from paper/results/
 """
@@ -18,7 +19,7 @@ from engine.faults import run_command
 from engine.figures import draw_curves, save_figure
 from engine.flags import OneLineParser, add_flags, given_flags, whole_number
 from engine.folder import read_runs
-from paper.claims import print_claims
+from paper.claims import print_claims, print_verdicts
 from paper.experiments import NAMES, interpolate, run
 from paper.figures import FIGURES, OURS, draw_figure
 from paper.lengths import draw_lengths, print_lengths
@@ -81,6 +82,8 @@ def command_line():
     drawing = command("figure", figure, "draw a figure of the paper, or one of ours")
     drawing.add_argument("number", metavar="N", choices=DRAWN, help=", ".join(DRAWN))
     testing = command("claims", lambda flags: print_claims(read_runs(flags.runs), flags.markdown), "test the claims")
+    beside = "the claims' verdicts side by side, a column for each size and pair of corpora among the runs"
+    judging = command("verdicts", lambda flags: print_verdicts(read_runs(flags.runs)), beside)
     lengths = "how high to re-warm, depending on the length of the continuation"
     advising = command("lengths", lambda flags: print_lengths(read_runs(flags.runs), flags.markdown), lengths)
     comparing = command("arms", lambda flags: print_arms(read_runs(flags.runs), flags.markdown), "arms as a table")
@@ -88,7 +91,7 @@ def command_line():
     packing = command("pack", lambda flags: print(pack(flags.runs, flags.out, not flags.no_windows)), packed)
     for each in (testing, advising, comparing):
         each.add_argument("--markdown", action="store_true", help="as a table")
-    for each in (drawing, testing, advising, comparing, packing):
+    for each in (drawing, testing, judging, advising, comparing, packing):
         each.add_argument("runs", nargs="+", metavar="RUNS", help="folders that train.py wrote, or packs of runs")
     drawing.add_argument("--out", help=".png, .pdf or .svg (figure-N.png)")
     packing.add_argument("--no-windows", action="store_true", help="leave out the losses of single windows")

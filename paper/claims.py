@@ -226,12 +226,13 @@ def the_measures(runs):
 
 
 def overtakings(runs):
-    """Lines that say where other arms overtake the constant rate downstream, which no test judges."""
-    constant = pick(runs, **CONSTANT)
+    """[(words, shares of the schedule)]: when others overtake the constant rate downstream, which no test judges."""
+    constant, said = pick(runs, **CONSTANT), []
     for name in ("the peak", "from scratch"):
         shares = crossings(pick(runs, **ARMS[name]), constant, "downstream")
         shares = ", ".join("never" if share is None else f"{share:.0%}" for share in shares) or "no runs"
-        yield f"downstream, {name} overtakes constant after this share of the schedule: {shares}"
+        said.append((f"downstream, {name} overtakes constant after this share of the schedule", shares))
+    return said
 
 
 def chances(measured, expected):
@@ -274,7 +275,7 @@ def the_claims(runs):
     measures, table = the_measures(runs), []
     for number, (claim, paper, later) in CLAIMS.items():
         lines = [told(*measure) for measure in measures[number]]
-        lines += overtakings(runs) if number == "5" else []
+        lines += [f"{words}: {shares}" for words, shares in overtakings(runs)] if number == "5" else []
         table.append((number, claim, verdict(measures[number]), lines, paper, later))
     return table
 
@@ -291,3 +292,18 @@ def print_claims(runs, markdown):
         print(f"{number}. {claim}: {found.upper()}", *lines, f"the paper: {paper}", sep="\n     ")
         if later:
             print(f"     later: {later}")
+
+
+def print_verdicts(runs):
+    """The verdicts of several studies side by side, as a table: runs of one size on one pair of corpora are a study."""
+    studies = {}
+    for run in runs:
+        studies.setdefault((run["parameters"], *(run["flags"][side] for side in SIDES)), []).append(run)
+    names = [f"{size / 1e6:.2g}M, {old} to {new}" for size, old, new in studies]
+    rows = {}
+    for study in studies.values():
+        for number, claim, found, *_ in the_claims(study):
+            rows.setdefault(f"{number}. {claim}", []).append(found)
+        for words, shares in overtakings(study):
+            rows.setdefault(words.capitalize(), []).append(shares)
+    print_markdown(["claim", *names], [[words, *cells] for words, cells in rows.items()])

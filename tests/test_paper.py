@@ -247,19 +247,19 @@ def write_run(out, flags, evaluations, noise=0.0, windows=0.0, parameters=1000, 
     return str(out)
 
 
-def made_up(out, seed=0, noise=0.0, windows=0.0, end=(1.0, 2.0), early=None, bump=0.0, **flags):
+def made_up(out, seed=0, noise=0.0, windows=0.0, end=(1.0, 2.0), early=None, bump=0.0, parameters=1000, **flags):
     """A small run whose losses rise by `bump` in the first updates, are `early` at 17 %, and `end` at the end."""
     flags = Flags(**{"out": str(out), "tokens": TOKENS, "max_lr": PEAK, "context": 256, "seed": seed} | flags)
     flags, early = with_advice(flags), early or end
     rising = tuple(loss + bump for loss in BEFORE)
     evaluations = {0: BEFORE, 1: rising, 2: rising, 4: early, 17: early, 50: early, 81: end, 100: end}
-    return write_run(out, flags, evaluations, noise, windows)
+    return write_run(out, flags, evaluations, noise, windows, parameters)
 
 
 CONSTANT = {"schedule": "constant", "max_lr": 0.1 * PEAK, "warmup": 0.0}
 
 
-def study(noise, seeds=3, windows=0.0, **changes):
+def study(noise, seeds=3, windows=0.0, folder="study", parameters=1000, **changes):
     """Runs in which the paper's claims hold by far more than the noise, but for what `changes` says; None: no such
     arm."""
     step = "runs/upstream-tiny-stdlib/checkpoints/step_00000061"
@@ -284,7 +284,7 @@ def study(noise, seeds=3, windows=0.0, **changes):
     }
     arms |= changes
     return [
-        made_up(Path("study", f"{name}-{seed}"), seed, noise, windows, **arm)
+        made_up(Path(folder, f"{name}-{seed}"), seed, noise, windows, parameters=parameters, **arm)
         for name, arm in arms.items()
         for seed in range(seeds)
         if arm is not None
@@ -318,6 +318,16 @@ def test_every_claim_can_hold_and_can_fail(house, seeds, windows):
     assert verdicts(study(noise, seeds, windows)) == dict.fromkeys(NUMBERS, "holds" + about)
     shutil.rmtree("study")
     assert verdicts(study(noise, seeds, windows, **UPSIDE_DOWN)) == dict.fromkeys(NUMBERS, "does not hold" + about)
+
+
+def test_studies_of_several_sizes_and_corpora_are_judged_side_by_side(house):
+    large = study(0.0003)
+    small = study(0.0, seeds=1, windows=0.004, folder="small", parameters=500, **UPSIDE_DOWN)
+    table = call("paper", "verdicts", *large, *small).stdout.splitlines()
+    assert table[0] == "| claim | 0.001M, stdlib to torch | 0.0005M, stdlib to torch |"
+    rows = [line.split(" | ") for line in table[2:]]
+    assert all(row[1:] == ["holds", "does not hold (one run) |"] for row in rows[: len(NUMBERS)])
+    assert rows[-2][1:] == ["50%, 50%, 50%", "never |"]
 
 
 def test_what_has_not_been_trained_or_is_there_twice_proves_nothing(house):
