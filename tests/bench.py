@@ -1,9 +1,11 @@
-"""How fast a step is: ours against transformers' GPTNeoXForCausalLM with torch's fused AdamW.
+"""How fast a step is: ours against transformers' GPTNeoXForCausalLM with torch's fused AdamW. And how fast text is
+tokenized: ours against the tokenizers package.
 
     python tests/bench.py                            tiny 8 x 256, 70m 4 x 512 and 160m 4 x 512 on the CPU
     python tests/bench.py --sizes 70m:2x256 --precision bf16 --compile
     python tests/bench.py --short                    does it still run? (a few steps of tiny)
     python tests/bench.py --sizes 70m:4x512 --profile    where the time of our step goes, by torch.profiler
+    python tests/bench.py --text FILE.jsonl tokenizer.json --threads 2
 
 Two processes, one each, take steps in turn on the same batch, in the same precision: so both see the same machine, and
 the median of the ratios is steadier than either time. Needs requirements-dev.txt. Asserts nothing about time.
@@ -18,11 +20,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import deque
 from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import data
@@ -141,6 +145,33 @@ def compare(size, shape, flags):
     )
 
 
+def compare_tokenizers(file, tokenizer, threads, pairs):
+    """Millions of characters a second, from text to token ids: ours, and the package's encode_batch."""
+    os.environ["RAYON_NUM_THREADS"] = str(threads)  # the package reads it once, before its first batch
+    from tokenizers import Tokenizer
+
+    from corpora.prepare import tokenize_all
+    from corpora.readers import read_documents
+    from corpora.tokenizer import load_tokenizer
+
+    texts = [text for _, text in read_documents([Path(file)], tqdm(disable=True))]
+    mine, package, seconds = load_tokenizer(tokenizer), Tokenizer.from_file(tokenizer), {"ours": [], "theirs": []}
+    arms = {
+        "ours": lambda: deque(tokenize_all(((None, text, None, text) for text in texts), mine, threads), maxlen=0),
+        "theirs": lambda: package.encode_batch(texts, add_special_tokens=False),
+    }
+    for turn in range(pairs + 1):  # the first fills caches
+        for who, encode in arms.items():
+            start = time.perf_counter()
+            encode()
+            seconds[who] += [time.perf_counter() - start] * (turn > 0)
+    ratio = statistics.median(b / a for a, b in zip(*seconds.values(), strict=True))
+    rates = {who: sum(map(len, texts)) / 1e6 / statistics.median(times) for who, times in seconds.items()}
+    print(
+        f"{threads} thread(s): ours {rates['ours']:.2f}, theirs {rates['theirs']:.2f} M characters/s; {ratio:.2f} times"
+    )
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     default = ["tiny:8x256", "70m:4x512", "160m:4x512"]
@@ -151,11 +182,14 @@ if __name__ == "__main__":
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--short", action="store_true")
     parser.add_argument("--profile", action="store_true", help="of the first of --sizes, instead of timing pairs")
+    parser.add_argument("--text", nargs=2, metavar=("FILE", "TOKENIZER"), help="compare tokenizers, not steps")
     parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
     flags = parser.parse_args()
     if flags.profile:
         flags.worker = ["ours", *flags.sizes[0].split(":")]
-    if flags.worker:
+    if flags.text:
+        compare_tokenizers(*flags.text, flags.threads, flags.pairs)
+    elif flags.worker:
         worker(flags)
     else:
         if flags.short:
