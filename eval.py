@@ -1,7 +1,7 @@
 """Evaluation: perplexity of a checkpoint, LAMBADA, samples, and the curves of runs.
 
     python eval.py perplexity runs/NAME --data stdlib torch
-    python eval.py lambada EleutherAI/pythia-410m-deduped      proves loader, tokenizer and model together
+    python eval.py lambada EleutherAI/pythia-410m-deduped      checks loader, tokenizer and model together
     python eval.py sample runs/NAME --prompt "def main("
     python eval.py plot runs/A runs/B --out figure.png         (or .pdf, .svg); also PACK.jsonl or PACK.jsonl:PATTERN
 

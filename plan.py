@@ -1,6 +1,6 @@
 """What a run is: its flags, checked and filled in, with the data, the model and the checkpoint that they name.
 
-What is wrong with a run is told here, before its folder is written. Skip this file on a first reading of train.py.
+Errors in the flags are reported here, before the run's folder is written. Skip this file at first.
 """
 
 import functools
@@ -55,7 +55,7 @@ class Flags:
     # Batch
     batch_size: int = 8  # sequences an update, all devices together
     micro_batch_size: int | None = None  # sequences at a time on a device; default: as many as --batch-size, at most 8
-    context: int | None = None  # tokens a sequence; default: the model's own
+    context: int | None = None  # tokens per sequence; default: the model's own
     # Machine
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
     precision: str = "auto"  # auto (bf16 where the hardware gains by it, else fp32), fp32, bf16, fp16

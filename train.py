@@ -1,9 +1,9 @@
 """Continue to pre-train a model on new text, and watch both perplexities.
 
-    python train.py                                  a tiny model, on any laptop, in minutes, without network
+    python train.py                                  a tiny model on a laptop's CPU, in minutes, without network
     python train.py --max-lr 2e-4 --schedule constant --warmup 0         the paper's baseline: a tenth of the peak
     python train.py --init EleutherAI/pythia-410m-deduped --upstream mine-old --downstream mine-new
-    python train.py --resume runs/NAME               go on where a run was cut
+    python train.py --resume runs/NAME               resume an interrupted run
     torchrun --nproc_per_node=8 train.py ...         the same on eight devices; with --shard for models too big for one
     python train.py --help                           every flag
 

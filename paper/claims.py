@@ -33,9 +33,9 @@ CLAIMS = {  # the claim; what the paper found; what its authors found later (sec
     "5": ("The constant rate is best downstream early and worst late; scratch overtakes it",
           "best for 100B of 297B tokens (34 %); overtaken by scratch after 200B (67 %)",
           "405M at the end: constant 2.549, scratch 2.537"),
-    "6": ("On the same data re-warming raises the loss, which has not recovered where the paper stopped",
+    "6": ("On the same data re-warming raises the loss, which has not recovered early in the schedule",
           "seen to 50B tokens, 12 % of a schedule of 411B (figure 5)", "peaks of +0.1 (3e-4) and +0.2 (6e-4) nats"),
-    "6b": ("On the same data the loss has not recovered at the end of the schedule either", "not run", ""),
+    "6b": ("(not the paper's) On the same data the loss has not recovered by the end of the schedule", "not run", ""),
     "7": ("Starting from an earlier checkpoint does not help",
           "steps 10,000 and 27,000 against 143,000, to 50B tokens (figures 7 to 9)", ""),
     "8": ("Replay of 5 % keeps much of the old at little cost",
@@ -149,15 +149,17 @@ def spikes(first, second, side):
 
 
 def crossings(first, second, side):
-    """The share of the schedule after which one arm stays below another, for each seed; None where it never does."""
-    shares = []
+    """Between which shares of the schedule one arm comes to lead another for good, for each seed: (the last evaluation
+    at which it is behind, the next); None where it never does."""
+    found = []
     for run, other in pairs(first, second):
         theirs = {record["tokens"]: record[own_key(other, side)] for record in other["eval"]}
         common = [record for record in run["eval"] if record["tokens"] in theirs]
-        behind = [r["tokens"] for r in common if r[own_key(run, side)] >= theirs[r["tokens"]]]
-        never = not common or (behind and behind[-1] == common[-1]["tokens"])
-        shares.append(None if never else max(behind, default=0) / run["flags"]["tokens"])
-    return shares
+        leads = {r["tokens"] / run["flags"]["tokens"]: r[own_key(run, side)] < theirs[r["tokens"]] for r in common}
+        behind = max((share for share, ahead in leads.items() if not ahead), default=0.0)
+        after = min((share for share in leads if share > behind), default=None)
+        found.append(None if after is None else (behind, after))
+    return found
 
 
 # ---------------------------------------------------------------- the claims
@@ -230,8 +232,8 @@ def overtakings(runs):
     constant, said = pick(runs, **CONSTANT), []
     for name in ("the peak", "from scratch"):
         shares = crossings(pick(runs, **ARMS[name]), constant, "downstream")
-        shares = ", ".join("never" if share is None else f"{share:.0%}" for share in shares) or "no runs"
-        said.append((f"downstream, {name} overtakes constant after this share of the schedule", shares))
+        shares = ", ".join(f"{each[0]:.0%} to {each[1]:.0%}" if each else "never" for each in shares) or "no runs"
+        said.append((f"downstream, {name} overtakes constant between these shares of the schedule", shares))
     return said
 
 

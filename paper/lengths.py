@@ -17,14 +17,14 @@ from paper.tables import print_markdown
 from plan import Flags
 
 REPLAYS = (0.0, 0.05)
-RATES = {"constant, a tenth": "o", "the old minimum": "v", "half the peak": "s", "the peak": "D", "double": "^"}
+RATES = {"0.1 x peak, constant": "o", "0.1 x peak": "v", "0.5 x peak": "s", "the peak": "D", "2 x peak": "^"}
 MULTIPLES = (0.1, 0.5, 1.0, 2.0)
 
 
 def rate_of(found):
     """The key of RATES of a run's setting; None for a run of another experiment."""
     if all(found[name] == value for name, value in CONSTANT.items()):
-        return "constant, a tenth"
+        return next(iter(RATES))
     if found["warmup"] == 0.01 and found["schedule"] in ("cosine", "cosine-clipped") and found["peak"] in MULTIPLES:
         return list(RATES)[1 + MULTIPLES.index(found["peak"])]
     return None
@@ -45,7 +45,7 @@ def by_length(runs):
 
 
 def draw_lengths(runs):
-    """Final downstream against final upstream perplexity, a panel a length; open markers have 5 % replay."""
+    """Final downstream against final upstream perplexity, one panel per length; open markers have 5 % replay."""
     lengths = by_length(runs)
     figure, panels = new_figure(1.0 + 1.75 * len(lengths), 3.0, columns=len(lengths))
     for panel, (length, groups) in zip(panels, lengths.items(), strict=True):

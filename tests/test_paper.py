@@ -327,7 +327,7 @@ def test_studies_of_several_sizes_and_corpora_are_judged_side_by_side(house):
     assert table[0] == "| claim | 0.001M, stdlib to torch | 0.0005M, stdlib to torch |"
     rows = [line.split(" | ") for line in table[2:]]
     assert all(row[1:] == ["holds", "does not hold (one run) |"] for row in rows[: len(NUMBERS)])
-    assert rows[-2][1:] == ["50%, 50%, 50%", "never |"]
+    assert rows[-2][1:] == [", ".join(["50% to 81%"] * 3), "never |"]
 
 
 def test_what_has_not_been_trained_or_is_there_twice_proves_nothing(house):
@@ -366,8 +366,10 @@ def test_claims_cannot_be_told_from_noise_from_one_seed_without_windows_nor_with
 def test_never_is_never(house):
     folders = study(noise=0.0, scratch={"init": "scratch", "end": (1.8, 2.3), "early": (3.0, 3.0)})
     said = call("paper", "claims", *folders).stdout
-    assert "from scratch overtakes constant after this share of the schedule: never, never, never" in said
-    assert "the peak overtakes constant after this share of the schedule: 50%, 50%, 50%" in said
+    assert "from scratch overtakes constant between these shares of the schedule: never, never, never" in said
+    assert (
+        "the peak overtakes constant between these shares of the schedule: 50% to 81%, 50% to 81%, 50% to 81%" in said
+    )
 
 
 def test_the_papers_own_plan_is_judged(house):
@@ -506,7 +508,7 @@ def test_lengths_are_told_apart(house):
     done = call("paper", "lengths", *folders, "--markdown")
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in done.stdout.splitlines()[2:]]
     assert [row[0] for row in rows] == ["0.01", "0.01", "0.1", "0.1", "1", "1"] and len(rows[0]) == 8
-    assert [row[7] for row in rows[::2]] == ["the old minimum", "half the peak", "the peak"]
+    assert [row[7] for row in rows[::2]] == ["0.1 x peak", "0.5 x peak", "the peak"]
     assert rows[0][2] == f"{math.exp(1.21):.2f} / {math.exp(2.01):.2f}"
     single = [folder for folder in folders if folder.endswith(("-0-0", "-0-0.05"))]
     assert "cannot tell" in call("paper", "lengths", *single).stdout
