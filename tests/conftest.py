@@ -61,14 +61,14 @@ FORKS.set_forkserver_preload(["train"])
 
 def command(*words, cwd=None, **env):
     """Runs one of the programs in a process of its own, as a person does; returns the finished process."""
-    said, complained = tempfile.mkstemp()[1], tempfile.mkstemp()[1]
     words = [str(w) for w in words]
-    process = FORKS.Process(target=run_alone, args=(words, cwd or os.getcwd(), env, said, complained))
-    process.start()
-    process.join(300)
-    assert process.exitcode is not None, f"{words} takes for ever"
-    said, complained = Path(said).read_text(), Path(complained).read_text()
-    return subprocess.CompletedProcess(words, process.exitcode, said, complained)
+    with tempfile.TemporaryDirectory() as folder:
+        said, complained = Path(folder, "said"), Path(folder, "complained")
+        process = FORKS.Process(target=run_alone, args=(words, cwd or os.getcwd(), env, said, complained))
+        process.start()
+        process.join(300)
+        assert process.exitcode is not None, f"{words} takes for ever"
+        return subprocess.CompletedProcess(words, process.exitcode, said.read_text(), complained.read_text())
 
 
 def run_alone(words, cwd, env, said, complained):
@@ -77,7 +77,7 @@ def run_alone(words, cwd, env, said, complained):
     os.environ |= env
     torch.set_num_threads(1)
     for stream, file in ((1, said), (2, complained)):
-        os.dup2(os.open(file, os.O_WRONLY), stream)
+        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), stream)
     sys.argv[0] = words[0]
     run_command(lambda: main_of(words[0])(words[1:]))
 
