@@ -10,7 +10,9 @@ those over windows, and a verdict is about that run.
 """
 
 import itertools
+import operator
 
+from data import blend, parse_shares
 from engine.log import SIDES
 from paper.arms import CONSTANT, LAST, arms, highest, nearest, pick
 from paper.figures import BEGINNING
@@ -97,6 +99,19 @@ def last_common(run, other):
     return max({record["tokens"] for record in run["eval"]} & {record["tokens"] for record in other["eval"]}, default=0)
 
 
+def by_window(run, record, side):
+    """The losses of single windows at an evaluation; empty where they were not kept. Of a mixture, the first window of
+    each of its corpora make one together, weighted by their shares, then the second ones, and so on."""
+    name, kept = run["flags"][side], run["windows"].get(record["step"], {})
+    shares = {name: 1.0}
+    if name not in kept:
+        shares = blend(parse_shares(name), run["flags"]["upstream"], run["flags"]["overlap"])
+    parts = [kept.get(corpus, []) for corpus in shares]
+    if len({len(part) for part in parts}) > 1:
+        return []
+    return [sum(map(operator.mul, shares.values(), losses)) for losses in zip(*parts, strict=True)]
+
+
 def difference(places, side):
     """The Estimate of a difference between two evaluations, over seeds: places, [(run, evaluation, run, evaluation)],
     the first less the second. None without any."""
@@ -104,11 +119,8 @@ def difference(places, side):
     for run, record, other, reference in places:
         key = own_key(run, side)
         values.append(record[key] - reference[key])
-        losses = [
-            each["windows"].get(at["step"], {}).get(key.removesuffix("_loss"))
-            for each, at in ((run, record), (other, reference))
-        ]
-        if None not in losses and len(losses[0]) == len(losses[1]):
+        losses = by_window(run, record, side), by_window(other, reference, side)
+        if 0 < len(losses[0]) == len(losses[1]):
             windows.append([a - b for a, b in zip(*losses, strict=True)])
     return estimate(values, windows if len(windows) == len(values) else ()) if values else None
 

@@ -363,6 +363,26 @@ def test_claims_cannot_be_told_from_noise_from_one_seed_without_windows_nor_with
     assert call("paper", "claims", *folders).stdout.count("from scratch, at the end: no runs") == 4
 
 
+def test_a_mixture_has_errors_over_windows(house):
+    rng = random.Random(0)
+    windows = {name: [rng.gauss(2, 0.1) for _ in range(40)] for name in ("old", "a", "b")}
+    flags = {"upstream": "old", "downstream": "a=3,b=1", "overlap": 0.0}
+    before = {
+        "step": 0,
+        "downstream_loss": 0.75 * statistics.fmean(windows["a"]) + 0.25 * statistics.fmean(windows["b"]),
+    }
+    run = {"flags": flags, "eval": [before, {"step": 1, "downstream_loss": 0.0}], "windows": {0: windows}}
+    run["windows"][1] = {name: [0.0] * 40 for name in windows}
+    found = claims.difference([(run, before, run, run["eval"][1])], "downstream")
+    assert found.mean == pytest.approx(before["downstream_loss"]) and found.window_count == 40
+    apart = math.hypot(
+        *(share * statistics.stdev(windows[name]) for name, share in (("a", 0.75), ("b", 0.25)))
+    ) / math.sqrt(40)
+    assert found.windows == pytest.approx(apart, rel=0.2)  # but for what chance lets a and b have in common
+    del windows["b"][0]
+    assert claims.difference([(run, before, run, run["eval"][1])], "downstream").windows is None
+
+
 def test_never_is_never(house):
     folders = study(noise=0.0, scratch={"init": "scratch", "end": (1.8, 2.3), "early": (3.0, 3.0)})
     said = call("paper", "claims", *folders).stdout
