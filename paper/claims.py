@@ -277,11 +277,15 @@ def told(words, measured, expected):
     """A measure as a line: its mean, its 95 % interval and what that covers, and where the claim expects it."""
     if measured is None:
         return f"{words}: no runs"
-    low, high = measured.interval
     covers = [f"{measured.count} seeds"] * (measured.seeds is not None)
     covers += [f"{measured.window_count} windows"] * (measured.windows is not None)
-    covers = f"[{low:+.3f}, {high:+.3f}] over {' and '.join(covers)}" if covers else "(one seed)"
-    return f"{words}: {measured.mean:+.3f} {covers}; claimed: {EXPECTED[expected]}"
+    over = f" over {' and '.join(covers)}" if covers else ""
+    return f"{words}: {measured.mean:+.3f} {interval_of(measured)}{over}; claimed: {EXPECTED[expected]}"
+
+
+def interval_of(measured):
+    low, high = measured.interval
+    return f"[{low:+.3f}, {high:+.3f}]" if measured.errors else "(one seed)"
 
 
 def the_claims(runs):
@@ -309,15 +313,21 @@ def print_claims(runs, markdown):
 
 
 def print_verdicts(runs):
-    """The verdicts of several studies side by side, as a table: runs of one size on one pair of corpora are a study."""
+    """Verdicts and measures of several studies side by side, as a table: runs of one size on one pair of corpora are a
+    study."""
     studies = {}
     for run in runs:
-        studies.setdefault((run["parameters"], *(run["flags"][side] for side in SIDES)), []).append(run)
-    names = [f"{size / 1e6:.2g}M, {old} to {new}" for size, old, new in studies]
-    rows = {}
-    for study in studies.values():
-        for number, claim, found, *_ in the_claims(study):
-            rows.setdefault(f"{number}. {claim}", []).append(found)
+        size, (old, new) = run["parameters"], (run["flags"][side] for side in SIDES)
+        studies.setdefault(f"{size / 1e6:.2g}M, {old} to {new}", []).append(run)
+    table = {}
+    for name, study in studies.items():
+        measures = the_measures(study)
+        for number, (claim, *_) in CLAIMS.items():
+            table.setdefault(f"**{number}. {claim}**", {})[name] = f"**{verdict(measures[number])}**"
+            for words, measured, expected in measures[number]:
+                cell = f"{measured.mean:+.3f} {interval_of(measured)}" if measured else "no runs"
+                table.setdefault(f"{words}; claimed: {EXPECTED[expected]}", {})[name] = cell
         for words, shares in overtakings(study):
-            rows.setdefault(words.capitalize(), []).append(shares)
-    print_markdown(["claim", *names], [[words, *cells] for words, cells in rows.items()])
+            table.setdefault(words, {})[name] = shares
+    rows = [[words, *(cells.get(name, "no runs") for name in studies)] for words, cells in table.items()]
+    print_markdown(["claim, and its measures in nats", *studies], rows)
