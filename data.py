@@ -85,7 +85,7 @@ class Corpus:
         return count
 
     def window(self, split: str, index: int, context: int) -> np.ndarray:
-        """Window number `index`: (context + 1,) token ids, the inputs and, one further, their targets."""
+        """Window number `index`, (context + 1,) token ids: all but the last are inputs, all but the first targets."""
         tokens = self.splits[split][index * context : (index + 1) * context + 1]
         if tokens.max() >= self.vocab_size:  # on a GPU, an id out of range is a crash without a name
             raise self.damaged(f"{split}.bin holds token id {tokens.max()}, of {self.vocab_size}")
@@ -116,7 +116,7 @@ ORDER = 2  # version of the order: a run that began with another cannot be resum
 
 
 def hash64(number: int) -> int:
-    """A good 64-bit hash of an integer (the finaliser of SplitMix64)."""
+    """A good 64-bit hash of an integer (one step of SplitMix64)."""
     number = (number + 0x9E3779B97F4A7C15) & (2**64 - 1)
     number = ((number ^ (number >> 30)) * 0xBF58476D1CE4E5B9) & (2**64 - 1)
     number = ((number ^ (number >> 27)) * 0x94D049BB133111EB) & (2**64 - 1)
@@ -126,8 +126,8 @@ def hash64(number: int) -> int:
 def permute(index: int, size: int, key: int) -> int:
     """The image of `index` under a pseudo-random permutation of range(size): no list, no state, O(1).
 
-    A Feistel network permutes the smallest range of 4^k numbers that holds `size`: each round XORs a hash of one half
-    into the other, which can be undone. A result of `size` or more is permuted again until it is less."""
+    A Feistel network permutes the smallest range of 4^k numbers, k > 0, that holds `size`: each round XORs a hash of
+    one half into the other, which can be undone. A result of `size` or more is permuted again until it is less."""
     bits = max(1, ((size - 1).bit_length() + 1) // 2)
     mask = (1 << bits) - 1
     while True:
@@ -155,17 +155,16 @@ class Mixture:
         self.corpora, self.context, self.seed = list(shares), context, seed
         refuse_different_tokenizers(self.corpora)
         self.sizes = [corpus.windows("train", context) for corpus in self.corpora]
-        total, self.thresholds = sum(shares.values()), []
-        for weight in shares.values():  # of what the corpora before it leave, in units of 2^-32
-            self.thresholds.append(round(2**32 * weight / total) if total > weight else 2**32)
-            total -= weight
+        weights = list(shares.values())
+        # The share of each in what the corpora before it leave, in units of 2^-32; the last takes all that is left.
+        self.thresholds = [round(2**32 * weight / sum(weights[i:])) for i, weight in enumerate(weights)]
 
     def locate(self, position: int) -> tuple[int, int]:
         """(number of the corpus, window of its train split) at a position of the stream."""
         for number, threshold in enumerate(self.thresholds):
-            # Of the first `position` places that earlier corpora leave, floor((position * threshold + offset) / 2^32)
-            # are this one's: evenly spread, and counted without a list. Keys are nested hashes: a sum or an exclusive
-            # or of seed, number and epoch would collide, and repeat an order.
+            # Of the first `position` places that earlier corpora leave, this one has taken `before`: they are evenly
+            # spread, and nothing has to be listed. Keys are hashes of hashes: a sum or an exclusive or of seed, number
+            # and epoch could be the same for two of them, which would then share an order.
             key = hash64(hash64(self.seed) + number)
             offset = hash64(key - 1) & (2**32 - 1) if threshold < 2**32 else 0
             before = (position * threshold + offset) >> 32
@@ -190,7 +189,7 @@ def parse_shares(text: str) -> dict[str, float]:
     shares, entries = {}, text.split(",")
     for entry in entries:
         name, equals, weight = entry.strip().partition("=")
-        corpus_folder(name)
+        corpus_folder(name)  # ValueError for what is no name
         try:
             shares[name] = float(weight) if equals else 1.0
         except ValueError:
