@@ -186,8 +186,9 @@ def sample(flags):
     folder, model = open_checkpoint(flags)
     tokenizer = load_tokenizer(flags.tokenizer or folder)
     ids = encode(flags.prompt, tokenizer, model)
-    generator = torch.Generator(flags.device).manual_seed(flags.seed)
-    tokens = torch.tensor([ids], device=flags.device)
+    device = next(model.parameters()).device
+    generator = torch.Generator(device).manual_seed(flags.seed)
+    tokens = torch.tensor([ids], device=device)
     continued = model.generate(tokens, flags.tokens, flags.temperature, flags.top_k, generator)[0, len(ids) :].tolist()
     if tokenizer.eot in continued:
         continued = continued[: continued.index(tokenizer.eot)]
@@ -245,7 +246,7 @@ def main(argv=None):
     for each in (measuring, scoring, sampling):
         each.add_argument("checkpoint", help="a run's folder (its last checkpoint), a model folder, or a hub id")
         each.add_argument("--revision", help="of a hub id, such as step1000")
-        each.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, mps")
+        each.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
     measuring.add_argument("--data", nargs="+", required=True, metavar="NAME", help="prepared corpora (their val.bin)")
     measuring.add_argument("--eval-tokens", **count, default=1_000_000, help="tokens, in whole windows (%(default)s)")
     measuring.add_argument("--context", **count, help="tokens of a window, at most the model's (the model's)")

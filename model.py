@@ -25,6 +25,7 @@ from engine.files import check_fields, read_json, to_json
 from engine.flags import field_table
 from engine.weights import check_tensors, list_tensors, model_folder, read_tensors
 
+PYTHIA_IDS = 50277  # token ids of its tokenizer; its embedding has more rows
 # Pythia's sizes, and three that a laptop trains in minutes. The peak learning rates are those of pre-training.
 #         layers width heads  max LR  embedding rows  context
 SIZES = {
@@ -54,8 +55,8 @@ OLD_BUFFERS = re.compile(r"gpt_neox\.layers\.\d+\.attention\.(bias|masked_bias|r
 # AttentionInBlocks: rows of Q at a time; the longest context that saves its probabilities for the backward pass.
 BLOCK, SAVED_CONTEXT = 128, 1024
 # Logits formed at a time in the loss. On a CPU 64 MiB in fp32, some 330 tokens at Pythia's vocabulary. On a GPU four
-# times as many (estimated, not measured): each chunk reads and writes the unembedding's gradient, for 16,384 tokens of
-# the 410M 20 GB in chunks of 330 tokens (about 6 ms of 85 on an H100) and 5 GB in these.
+# times as many (estimated, not measured): each chunk reads and writes the unembedding's gradient. For 16,384 tokens of
+# the 410M that is 20 GB in chunks of 330 tokens (about 6 ms of 85 on an H100), and 5 GB in these.
 LOGIT_CHUNK, GPU_LOGIT_CHUNK = 2**24, 2**26
 
 # ---------------------------------------------------------------- the config
@@ -152,10 +153,12 @@ CONFIG = field_table(GPTNeoXConfig, WIDTHS | COUNTS | LENGTHS | NUMBERS, {"hidde
 
 
 def config_of(size: str, vocab_size: int | None = None) -> GPTNeoXConfig:
-    """GPTNeoXConfig of a key of SIZES; with `vocab_size`, for another tokenizer than Pythia's."""
+    """GPTNeoXConfig of a key of SIZES. Pythia's tokenizer gets as many embedding rows as Pythia has, one with another
+    `vocab_size` as many as it needs."""
     layers, width, heads, _, rows, context = SIZES[size]
+    rows = rows if vocab_size in (None, 0, PYTHIA_IDS) else vocab_size
     # vocabulary, width, layers, heads, inner width
-    return GPTNeoXConfig(vocab_size or rows, width, layers, heads, 4 * width, max_position_embeddings=context)
+    return GPTNeoXConfig(rows, width, layers, heads, 4 * width, max_position_embeddings=context)
 
 
 def pretraining_peak(config: GPTNeoXConfig, name: str | None = None) -> float | None:
@@ -189,7 +192,7 @@ class Attention(nn.Module):
         if x.device.type == "cpu" and query.dtype == torch.bfloat16:  # where torch's own is slower than in fp32
             mixed = AttentionInBlocks.apply(query, key, value)
         else:
-            with torch.autocast("cpu", enabled=False):
+            with torch.autocast("cpu", enabled=False):  # would cast back; on a CPU torch's own is computed in fp32
                 exact = (t.float() if t.is_cpu else t for t in (query, key, value))
                 mixed = F.scaled_dot_product_attention(*exact, is_causal=True).to(query.dtype)  # (B, H, T, D/H)
         return self.dense(mixed.transpose(1, 2).reshape(B, T, D))
@@ -384,7 +387,7 @@ class GPTNeoX(nn.Module):
     def forward(self, tokens: Tensor, targets: Tensor | None = None, per_token: bool = False) -> Tensor:
         """Logits (B, T, V) of token ids (B, T); with targets (B, T), their mean cross-entropy in nats, a scalar.
 
-        per_token=True gives the loss of each target instead, (B, T), to be summed; it has no gradient.
+        per_token=True gives the loss of each target instead, (B, T), without a gradient.
         """
         cos, sin = rotary_tables(tokens.shape[1], self.config, tokens.device)  # (T, R)
         x = self.gpt_neox.embed_in(tokens)  # (B, T, D)

@@ -45,7 +45,7 @@ class Flags:
     replay: float | None = None  # share of upstream text in a batch, in place of new text; default: 0 (a hub id: 0.05)
     # Learning rate
     schedule: str = "cosine"  # cosine, cosine-clipped, linear, constant, infinite-cosine, infinite-rsqrt
-    max_lr: float | None = None  # peak; default: the peak of this model's own pre-training
+    max_lr: float | None = None  # peak; default: that of the pre-training of a model of this size (SIZES, model.py)
     min_lr: float | None = None  # end of the decay; default: a tenth of the peak
     weight_decay: float = WEIGHT_DECAY  # decoupled: an update takes off this share of a weight, times the learning rate
     decay_to_start: bool = False  # weight decay pulls towards the starting weights instead of zero
@@ -54,7 +54,7 @@ class Flags:
     stop_tokens: int | None = None  # stop earlier, on the same schedule; default: --tokens
     # Batch
     batch_size: int = 8  # sequences an update, all devices together
-    micro_batch_size: int | None = None  # sequences at a time on a device; default: as many as --batch-size, at most 8
+    micro_batch_size: int | None = None  # sequences at a time on a device; default: its part of --batch-size, at most 8
     context: int | None = None  # tokens per sequence; default: the model's own
     # Machine
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
@@ -69,7 +69,7 @@ class Flags:
     keep: int = 0  # how many checkpoints to keep; 0: all
     seed: int = 0  # of the order of the data, of random initial weights, and of the pre-training behind --init upstream
     out: str | None = None  # folder of the run; default: runs/ and a name made from the flags
-    resume: str | None = None  # continue the run of this folder; without one, that which the other flags name
+    resume: str | None = None  # continue the run in this folder; without a folder, the run that the other flags name
     dry_run: bool = False  # print the resolved flags and stop
 
     @property
@@ -213,17 +213,18 @@ def filled_in(flags: Flags, config: GPTNeoXConfig, device: torch.device) -> Flag
     if min_lr > max_lr:
         raise ValueError(f"--min-lr {min_lr} is above --max-lr {max_lr}")
     precision = machine.pick_precision(flags.precision, device)
+    advised = share_of_pretraining(flags) if not flags.max_lr else None
     flags = replace(flags, context=context, max_lr=max_lr, min_lr=min_lr, precision=precision)
     if flags.upstream == flags.downstream and flags.init not in ("upstream", "scratch"):
         print(f"text        {flags.upstream} on both sides, so forgetting cannot be measured", file=sys.stderr)
     if is_hub_id(flags.init):
         end = "" if flags.schedule == "constant" else f" to {min_lr:g}"
         told = f"warm-up {100 * flags.warmup:g} %, {flags.schedule}{end}, replay {100 * flags.replay:g} %"
-        peak = f"max LR {max_lr:g} (its pre-training peak: {pretraining_peak(config) or 'unknown'})"
+        peak = f"max LR {max_lr:g} (pre-training peak of this size: {pretraining_peak(config) or 'unknown'})"
         print(f"re-warming  {peak}, {told}; why: README, How to (re)warm your model", file=sys.stderr)
-    if (length := share_of_pretraining(flags)) and not flags.max_lr:
+    if advised:
         thin = "runs of 0.13M parameters, at 0.01 to 1 of theirs, are all that this peak rests on"
-        print(f"evidence    {length:.2g} times the length of the pre-training; {thin}", file=sys.stderr)
+        print(f"evidence    {advised:.2g} times the length of the pre-training; {thin}", file=sys.stderr)
     stop = flags.stop
     eval_every, save_every = flags.evaluation_interval, flags.save_every or max(1, stop // 4)
     if stop > 10**6 * min(eval_every, save_every):
@@ -254,9 +255,7 @@ def starting_model(flags: Flags, corpus: data.Corpus, checkpoint: Path | None = 
     """The model of one of the run's own checkpoints, else the one before the first update: that of --init, or a
     random one. With empty=True only its shapes, for fill() to give weights."""
     if checkpoint is None and flags.init in ("scratch", "upstream"):
-        # For Pythia's tokenizer as many embedding rows as Pythia has, for another as many as it needs.
-        rows = None if corpus.vocab_size == 50277 else corpus.vocab_size
-        return GPTNeoX(config_of(flags.model, rows), flags.seed, empty)
+        return GPTNeoX(config_of(flags.model, corpus.vocab_size), flags.seed, empty)
     source = checkpoint or model_folder(checkpoints.newest(flags.init), flags.revision)
     check_tokenizer(source, corpus)
     return GPTNeoX.from_pretrained(source, empty=empty)
@@ -284,7 +283,7 @@ def upstream_run(flags: Flags) -> Flags:
         init="scratch", model=flags.model, upstream=flags.upstream, downstream=flags.upstream, overlap=0.0, replay=0.0,
         tokens=flags.upstream_tokens, context=SIZES[flags.model][5], out=f"runs/{name}", precision=flags.precision,
         seed=PRETRAINING_SEED + flags.seed,
-        eval_tokens=min(flags.eval_tokens, 2**14),  # a glance: the continuation begins with the whole
+        eval_tokens=min(flags.eval_tokens, 2**14),  # a rough look: the continuation begins with a full one
         **{flag: getattr(flags, flag) for flag in MACHINE},
     )  # fmt: skip
     # All checkpoints are kept: section 4.5 starts from earlier ones.

@@ -16,8 +16,9 @@ COOLDOWN_END = 0.60  # infinite schedules: share of the updates after the warm-u
 CONSTANT_END = 0.85  # and at which annealing begins (follow-up: 60 % and 85 %; its code counts from the warm-up's end)
 RSQRT_TIMESCALE = 10.0  # "a" of the inverse square root cool-down
 
-# Where the paper stopped its runs, as shares of their schedule of 131,296 updates of 1104 x 2048 tokens: sections 4.1,
-# 4.4 and 4.5 after 50B tokens, with the rate still at 94 % of its peak; 4.2 and 4.3 after 240B.
+# Where the paper stopped its runs, as shares of a schedule of 131,296 updates of 1104 x 2048 tokens: sections 4.1 and
+# 4.5 after 50B tokens, with the rate still at 94 % of its peak; 4.2 and 4.3 after 240B. (4.4 stopped after 50B too, but
+# its schedule had 181,793 updates: 12 % of it.)
 PAPER_STOPS = {"50B": 50e9 / 296.86e9, "240B": 240e9 / 296.86e9}
 
 
@@ -29,7 +30,7 @@ ADVISED_PEAKS = ((0.06, 0.1), (0.18, 0.5))
 
 def advised_peak(length: float) -> float:
     """The multiple of its pre-training's peak to which to re-warm a model for a continuation of `length` times its
-    pre-training; 0.1, the rate at which pre-training ended, is not to decay further.
+    pre-training. At 0.1, the rate at which pre-training ended, the rate is held.
 
     From runs of one small model on two corpora: a starting point, no law."""
     return next((multiple for up_to, multiple in ADVISED_PEAKS if length < up_to), 1.0)

@@ -80,7 +80,7 @@ def loss_scaler(device, precision):
     """The paper's dynamic loss scale for fp16; for other precisions one that does nothing.
 
     It halves when gradients overflow (that update is skipped), and doubles after 1,000 good ones. GPT-NeoX also
-    forgives one overflow (hysteresis 2) and stops halving at 1; torch's scaler does neither."""
+    forgives one overflow (hysteresis 2), stops halving at 1 and begins at 2^12; torch's scaler begins at 2^16."""
     return torch.amp.GradScaler(device.type, growth_interval=1000, enabled=precision == "fp16")
 
 

@@ -16,6 +16,7 @@ from data import blend, parse_shares
 from engine.log import SIDES
 from paper.arms import CONSTANT, LAST, arms, highest, nearest, pick
 from paper.figures import BEGINNING
+from paper.packs import SPIKE
 from paper.statistics import LEVEL, estimate, holm
 from paper.tables import print_markdown
 
@@ -150,10 +151,10 @@ def since_start(arm, side, stage):
 
 def spikes(first, second, side):
     """(by how much one arm's highest loss exceeds another's, by how much it exceeds that before the first update), all
-    within twice the other arm's warm-up."""
+    in the first 2 % of the schedule."""
     over_other, over_start = [], []
     for run, other in pairs(first, second):
-        until, key = 2.05 * other["flags"]["warmup"] * other["flags"]["tokens"], own_key(run, side)
+        until, key = SPIKE * other["flags"]["tokens"], own_key(run, side)
         record, reference = highest(run, until, key), highest(other, until, key)
         over_other += [(run, record, other, reference)] if record and reference else []
         over_start += [(run, record, run, run["eval"][0])] if record else []
@@ -184,6 +185,7 @@ class Measures:
     def __init__(self, runs):
         self.arm = {name: pick(runs, **settings) for name, settings in ARMS.items()}
         self.earlier = arms(runs, "start", among=lambda step: 0 < step < LAST)  # the paper has two such steps
+        # Stand-ins for those that were not run: claim 7 needs two.
         self.earlier |= {name: [] for name in ("an earlier step", "another earlier step")[len(self.earlier) :]}
         self.arm |= self.earlier
 
@@ -265,7 +267,7 @@ def chances(measured, expected):
 def verdict(measures):
     """What the measures of a claim say together."""
     tests = [chances(measured, expected) for _, measured, expected in measures if measured]
-    single = any(measured.seeds is None for _, measured, _ in measures if measured)
+    single = any(measured.seed_error is None for _, measured, _ in measures if measured)
     about = " (one run)" if single else ""
     if any(holm([against for _, against in tests])):
         return FAILS + about
@@ -277,8 +279,8 @@ def told(words, measured, expected):
     """A measure as a line: its mean, its 95 % interval and what that covers, and where the claim expects it."""
     if measured is None:
         return f"{words}: no runs"
-    covers = [f"{measured.count} seeds"] * (measured.seeds is not None)
-    covers += [f"{measured.window_count} windows"] * (measured.windows is not None)
+    covers = [f"{measured.count} seeds"] * (measured.seed_error is not None)
+    covers += [f"{measured.window_count} windows"] * (measured.window_error is not None)
     over = f" over {' and '.join(covers)}" if covers else ""
     return f"{words}: {measured.mean:+.3f} {interval_of(measured)}{over}; claimed: {EXPECTED[expected]}"
 
@@ -303,7 +305,9 @@ def print_claims(runs, markdown):
     claims = the_claims(runs)
     if markdown:
         heads = ["claim", "here", "measured here, nats: mean [95 % interval]", "the paper", "later, second hand"]
-        rows = [[f"{number}. {claim}", told, "<br>".join(lines), *said] for number, claim, told, lines, *said in claims]
+        rows = [
+            [f"{number}. {claim}", found, "<br>".join(lines), *said] for number, claim, found, lines, *said in claims
+        ]
         print_markdown(heads, rows)
         return
     for number, claim, found, lines, paper, later in claims:

@@ -90,7 +90,7 @@ STOPPED_AFTER = dict.fromkeys(("warmup-length", "same-data", "checkpoints"), 50e
 
 def experiment_runs(name, seeds, given):
     """The runs of an experiment, each once, seed by seed: {folder: flags as one would give them}; and the folders of
-    those that differ in nothing, one a seed.
+    the base runs (the empty arm), one per seed.
 
     given: {flag: value} for all of them. An arm that several experiments share is run once, for the longest that any of
     them needs."""
@@ -141,7 +141,7 @@ def arm_flags(base, arm):
     elif start != LAST_STEP:
         before = upstream_run(Flags(**flags))  # of its checkpoints the nearest
         number = max(1, round(start / LAST_STEP * before.updates / before.save_every))
-        flags["init"] = str(checkpoints.folder_of(before.out, number * before.save_every))
+        flags["init"] = checkpoints.folder_of(before.out, number * before.save_every).as_posix()
     if "init" in arm:
         flags["model"] = size
     if "length" in arm:  # a share of the pre-training
@@ -175,7 +175,7 @@ def starting_config(flags):
         rows = (
             read_json(meta)["vocab_size"] if meta.is_file() else 257 if EMBEDDED.get(flags.upstream) == "bytes" else 0
         )
-        return config_of(size, None if rows == 50_277 else rows)
+        return config_of(size, rows)
     return stored_config(flags.init, flags.revision)
 
 
@@ -255,8 +255,8 @@ def evaluated_tokens(flags):
 
 
 def print_plan(plan, to_do, at_once):
-    """What all runs share, then a row for each run, then what is left to do."""
-    first = next(reversed(plan.values()))
+    """What most runs share, then a row for each run, then what is left to do."""
+    first = next((flags for flags in plan.values() if flags.init != "scratch"), next(iter(plan.values())))
     print(f"start       {first.init}{f' {size_of(first)}' if size_of(first) and from_upstream(first) else ''}")
     print(f"text        {first.upstream} to {first.downstream}")
     update = f"{first.batch_size:,} x {first.context:,} = {first.tokens_per_update:,} tokens"
@@ -281,16 +281,15 @@ def time_for(to_do, plan, at_once=1):
         log = Path(out, "metrics.jsonl")
         rates = sorted(record["tokens_per_second"] for record in read_records(log)["train"]) if log.is_file() else []
         if rates:
-            rate = flops[out] * rates[len(rates) // 2]
+            rate = flops[out] * rates[len(rates) // 2] * at_once
             break
     if rate is None:
         first = next(iter(plan.values()))
         device = machine.pick_device(first.device)
         dtype = machine.AUTOCAST[machine.pick_precision(first.precision, device)] or torch.float32
         share = 2 / 3 if dtype == torch.float32 else 1 / 3
-        rate = machine.product_rate(device, dtype) * share * processes.count()
+        rate = machine.product_rate(device, dtype) * share * processes.count()  # of all cores together
     seconds = sum(flops[out] * (planned_tokens(plan[out]) + evaluated_tokens(plan[out]) / 3) for out in to_do) / rate
-    seconds /= at_once
     hours, minutes = divmod(round(seconds / 60), 60)
     return f"about {hours}h{minutes:02d}m" if hours < 100 else f"about {hours:,}h"
 
@@ -312,7 +311,7 @@ def interpolate(out):
             for p in start:
                 p.data.copy_(start[p] * (1 - share) + end[p] * share)
             losses, _ = plan.evaluate()
-            lines.append(json.dumps({"share": share} | {f"{s}_loss": losses[f"{s}_loss"] for s in SIDES}) + "\n")
+            lines.append(json.dumps({"share": share} | losses) + "\n")
             if processes.sums(interruption.arrived)[0]:
                 return
     if processes.rank() == 0:

@@ -33,22 +33,22 @@ def student_quantile(tail, freedom):
 class Estimate:
     """A mean difference in nats, and how uncertain it is.
 
-    seeds: standard error over seeds: over orders of the data, random starts and, where each seed has its own,
-    pre-trainings; None for one seed. windows: standard error over validation windows, paired; None where their losses
-    were not kept. Neither includes the other: all seeds are evaluated on the same text, and all windows come from the
-    same runs. Windows count as independent, though two neighbours may share a document."""
+    seed_error: standard error over seeds: over orders of the data, random starts and, where each seed has its own,
+    pre-trainings; None for one seed. window_error: standard error over validation windows, paired; None where their
+    losses were not kept. Neither includes the other: all seeds are evaluated on the same text, and all windows come
+    from the same runs. Windows count as independent, though two neighbours may share a document."""
 
     mean: float
     count: int  # seeds
-    seeds: float | None
-    windows: float | None
+    seed_error: float | None
+    window_error: float | None
     window_count: int = 0
 
     @property
     def errors(self):
         """[(standard error, degrees of freedom)]: of each source that is known alone, and of both together (by Welch
         and Satterthwaite). A conclusion must hold under each of them, which errs on the side of caution."""
-        known = [(self.seeds, self.count - 1), (self.windows, self.window_count - 1)]
+        known = [(self.seed_error, self.count - 1), (self.window_error, self.window_count - 1)]
         known = [(error, freedom) for error, freedom in known if error is not None]
         if len(known) == 2 and any(error for error, _ in known):
             both = math.hypot(*(error for error, _ in known))

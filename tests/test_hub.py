@@ -258,6 +258,14 @@ def test_the_peak_is_advised_by_the_length_of_the_continuation():
     assert plan.rates(plan.Flags(init="me/own", tokens=10**6), config) == pytest.approx((1e-3, 1e-4))
 
 
+def test_the_advice_says_what_it_rests_on(capsys):
+    flags = plan.Flags(init="EleutherAI/pythia-70m-deduped", tokens=50 * 10**6, replay=0.05)
+    filled = plan.filled_in(flags, config_of("70m"), torch.device("cpu"))
+    assert filled.max_lr == pytest.approx(1e-4) and "0.00017 times" in capsys.readouterr().err
+    plan.filled_in(plan.replace(flags, max_lr=1e-3), config_of("70m"), torch.device("cpu"))
+    assert "evidence" not in capsys.readouterr().err
+
+
 # ---------------------------------------------------------------- the paper's corpora
 
 

@@ -148,12 +148,14 @@ def test_the_plan_says_how_long_it_takes(house, monkeypatch):
     assert flops == 6 * (2 * 12 * 64**2 + 2 * 13 * 64 + 2 * 64 + 257 * 64) + 12 * 2 * 64 * 256
     monkeypatch.setattr(machine, "product_rate", lambda device, dtype: 3e3 * flops)
     # 2,000 tokens a second at two thirds of 3,000; 18 evaluations of 2 x 131,072 tokens cost a third as much a token.
-    assert experiments.time_for({"a", "b"}, {"a": arm, "b": arm, "whole": arm}) == "about 1h00m"
+    plan = {"a": arm, "b": arm, "whole": arm}
+    assert experiments.time_for({"a", "b"}, plan) == experiments.time_for({"a", "b"}, plan, at_once=2) == "about 1h00m"
     made_up("whole")
     record = {"kind": "train", "step": 1, "tokens": 2048, "lr": 1e-3, "loss": 2.0, "tokens_per_second": 100.0}
     with open("whole/metrics.jsonl", "a") as file:
         file.write(json.dumps(record) + "\n")
-    assert experiments.time_for({"a", "b"}, {"a": arm, "b": arm, "whole": arm}) == "about 20h07m"
+    assert experiments.time_for({"a", "b"}, plan) == "about 20h07m"
+    assert experiments.time_for({"a", "b"}, plan, at_once=2) == "about 10h03m"
     monkeypatch.undo()
     assert 1e6 < machine.product_rate("cpu", torch.float32) < 1e15
 
@@ -382,9 +384,9 @@ def test_a_mixture_has_errors_over_windows(house):
     apart = math.hypot(
         *(share * statistics.stdev(windows[name]) for name, share in (("a", 0.75), ("b", 0.25)))
     ) / math.sqrt(40)
-    assert found.windows == pytest.approx(apart, rel=0.2)  # but for what chance lets a and b have in common
+    assert found.window_error == pytest.approx(apart, rel=0.2)  # but for what chance lets a and b have in common
     del windows["b"][0]
-    assert claims.difference([(run, before, run, run["eval"][1])], "downstream").windows is None
+    assert claims.difference([(run, before, run, run["eval"][1])], "downstream").window_error is None
 
 
 def test_never_is_never(house):
@@ -443,14 +445,14 @@ def test_an_estimate_covers_seeds_and_windows():
     values = [0.11, 0.14, 0.08, 0.13]
     seeds = estimate(values)
     half = 3.182446 * statistics.stdev(values) / 2
-    assert seeds.interval == pytest.approx((0.115 - half, 0.115 + half)) and seeds.windows is None
+    assert seeds.interval == pytest.approx((0.115 - half, 0.115 + half)) and seeds.window_error is None
     windows = [[value + 0.01 * (-1) ** i for i in range(50)] for value in values]
     both = estimate(values, windows)
-    assert both.windows == pytest.approx(0.01 / math.sqrt(49)) and both.seeds == seeds.seeds
-    assert both.errors[2][0] == math.hypot(both.seeds, both.windows) and both.errors[2][1] > 3
+    assert both.window_error == pytest.approx(0.01 / math.sqrt(49)) and both.seed_error == seeds.seed_error
+    assert both.errors[2][0] == math.hypot(both.seed_error, both.window_error) and both.errors[2][1] > 3
     assert both.interval[0] <= seeds.interval[0] < seeds.interval[1] <= both.interval[1]
     single = estimate([0.11], windows[:1])
-    assert single.seeds is None and single.interval[0] == pytest.approx(0.11 - 2.00958 * 0.01 / 7, rel=1e-3)
+    assert single.seed_error is None and single.interval[0] == pytest.approx(0.11 - 2.00958 * 0.01 / 7, rel=1e-3)
     assert estimate([0.11]).interval == (-math.inf, math.inf) and estimate([0.11]).above(0) == 1
     assert both.above(0) < 0.01 < 0.49 < both.above(0.115) and both.below(0) > 0.99
 
