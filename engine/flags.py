@@ -45,7 +45,8 @@ def add_flags(parser, dataclass, **special):
             group = parser.add_argument_group(heading[1])
         elif match := re.fullmatch(r"    (\w+): .*?  # (.*)", line):
             name, text = match.groups()
-            default, kind = described[name].default, value_type(described[name])
+            field = described.pop(name)
+            default, kind = field.default, value_type(field)
             text = text.replace("%", "%%") + ("" if default in (None, False, "") else f" ({default})")
             if name in special:
                 options = special[name]
@@ -56,6 +57,7 @@ def add_flags(parser, dataclass, **special):
             else:
                 options = {"type": whole_number if kind is int else float, "metavar": "X"}
             group.add_argument(flag_name(name), default=None, help=text, **options)
+    assert not described, f"fields without a comment on their line are no flags: {', '.join(described)}"
 
 
 def given_flags(parsed, dataclass):

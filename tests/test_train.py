@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ import plan
 import train
 from engine import checkpoints
 from engine.files import locked
+from engine.flags import OneLineParser, add_flags
 from model import GPTNeoX, config_of
 from schedule import learning_rate
 
@@ -441,3 +443,14 @@ def test_dry_run_writes_nothing(house):
     done = call("train.py", *SHORT, "--dry-run")
     assert done.returncode == 0 and json.loads(done.stdout)["max_lr"] == 8e-3
     assert not Path("runs").exists()
+
+
+def test_a_field_that_would_be_no_flag_is_noticed():
+    """The comment on a field's line makes the flag; a line that a formatter breaks has none."""
+
+    @dataclass
+    class Broken:
+        size: int = 3
+
+    with pytest.raises(AssertionError, match="size"):
+        add_flags(OneLineParser(), Broken)
