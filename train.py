@@ -205,9 +205,8 @@ def begin(flags: Flags) -> bool:
         print(json.dumps(asdict(processes.first_one_then_all(lambda: check(flags)).flags), indent=2))
         return False
     check_flags(flags, VALUES)
-    tokens = max(
-        flags.tokens, flags.upstream_tokens if flags.init == "upstream" else 0
-    )  # the most that either run reads
+    # The most that either run reads.
+    tokens = max(flags.tokens, flags.upstream_tokens if flags.init == "upstream" else 0)
     processes.first_one_then_all(lambda: prepare_hub((flags.upstream, flags.downstream), tokens))
     if flags.init == "upstream":
         before = upstream_run(flags)

@@ -373,17 +373,13 @@ def test_a_mixture_has_errors_over_windows(house):
     rng = random.Random(0)
     windows = {name: [rng.gauss(2, 0.1) for _ in range(40)] for name in ("old", "a", "b")}
     flags = {"upstream": "old", "downstream": "a=3,b=1", "overlap": 0.0}
-    before = {
-        "step": 0,
-        "downstream_loss": 0.75 * statistics.fmean(windows["a"]) + 0.25 * statistics.fmean(windows["b"]),
-    }
+    shares = {"a": 0.75, "b": 0.25}
+    before = {"step": 0, "downstream_loss": sum(s * statistics.fmean(windows[name]) for name, s in shares.items())}
     run = {"flags": flags, "eval": [before, {"step": 1, "downstream_loss": 0.0}], "windows": {0: windows}}
     run["windows"][1] = {name: [0.0] * 40 for name in windows}
     found = claims.difference([(run, before, run, run["eval"][1])], "downstream")
     assert found.mean == pytest.approx(before["downstream_loss"]) and found.window_count == 40
-    apart = math.hypot(
-        *(share * statistics.stdev(windows[name]) for name, share in (("a", 0.75), ("b", 0.25)))
-    ) / math.sqrt(40)
+    apart = math.hypot(*(s * statistics.stdev(windows[name]) for name, s in shares.items())) / math.sqrt(40)
     assert found.window_error == pytest.approx(apart, rel=0.2)  # but for what chance lets a and b have in common
     del windows["b"][0]
     assert claims.difference([(run, before, run, run["eval"][1])], "downstream").window_error is None
@@ -391,11 +387,9 @@ def test_a_mixture_has_errors_over_windows(house):
 
 def test_never_is_never(house):
     folders = study(noise=0.0, scratch={"init": "scratch", "end": (1.8, 2.3), "early": (3.0, 3.0)})
-    said = call("paper", "claims", *folders).stdout
-    assert "from scratch overtakes constant between these shares of the schedule: never, never, never" in said
-    assert (
-        "the peak overtakes constant between these shares of the schedule: 50% to 81%, 50% to 81%, 50% to 81%" in said
-    )
+    said, between = call("paper", "claims", *folders).stdout, "overtakes constant between these shares of the schedule:"
+    assert f"from scratch {between} never, never, never" in said
+    assert f"the peak {between} 50% to 81%, 50% to 81%, 50% to 81%" in said
 
 
 def test_the_papers_own_plan_is_judged(house):
