@@ -80,6 +80,32 @@ def read_json(file, table=None, way_out="restore it or choose another folder"):
     return content
 
 
+KINDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false", dict: "an object", list: "a list"}
+
+
+def value_of(content, name, kind=int, low=0, high=10**15):
+    """content[name] of a JSON object, if it is of a kind (float admits whole numbers) and, a number, within its limits.
+
+    ValueError names the field."""
+    value = content.get(name)
+    number, right = kind in (int, float), type(value) is kind or (kind is float and type(value) is int)
+    if not right or (number and not low <= value <= high):
+        limits = f" from {low:g} to {high:g}" if number else ""
+        raise ValueError(f"{name} is {value!r:.60}; expected {KINDS[kind]}{limits}")
+    return value
+
+
+@contextlib.contextmanager
+def blaming(file, way_out="restore it or choose another folder"):
+    """In place of whatever the contents of a file raise in the block: ValueError that names the file and the way out."""
+    try:
+        yield
+    except KeyError as fault:
+        raise ValueError(f"{file}: no {fault}; {way_out}") from None
+    except (ValueError, TypeError, AttributeError, IndexError, OverflowError, RecursionError) as fault:
+        raise ValueError(f"{file}: {fault}; {way_out}") from None
+
+
 # ---------------------------------------------------------------- durable files
 
 
