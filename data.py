@@ -1,6 +1,7 @@
 """Token files in, batches out: prepared corpora, the order of the data, mixtures, validation windows.
 
     python data.py stdlib                                   the standard library's Python source, as bytes
+    python data.py headers                                  torch's C++ headers, likewise
     python data.py mine a.jsonl.zst b.txt.gz notes/ --tokenizer neox --val-tokens 5e6
     python data.py mine a.jsonl.zst --tokenizer bytes       one's own text without any download
     python data.py pile --train-tokens 1e9                  from the hub, as Pythia saw it
@@ -232,13 +233,13 @@ def as_tensor(windows: Iterable[np.ndarray]) -> "torch.Tensor":
 def main(argv=None):
     parser = OneLineParser(description=__doc__)
     add = parser.add_argument
-    embedded, hub = " and ".join(EMBEDDED), " and ".join(HUB)
+    embedded, hub = ", ".join(EMBEDDED), " and ".join(HUB)
     add("name", metavar="NAME", help=f"corpus, written as data/NAME; {embedded} are embedded, {hub} on the hub")
     add("files", metavar="FILES", nargs="*", help=".jsonl, .txt, .md, .rst, .tex, .py, also .gz or .zst, and folders")
     add("--train-tokens", type=whole_number, metavar="N", help="stop train.bin after the document that reaches N")
     add("--val-tokens", type=whole_number, metavar="N", help="likewise for val.bin")
     add("--val-share", type=float, help=f"of documents for validation ({VAL_SHARE}; embedded: {EMBEDDED_VAL_SHARE})")
-    add("--tokenizer", metavar="T", help="neox, bytes, a tokenizer.json or its folder (neox; stdlib and torch: bytes)")
+    add("--tokenizer", metavar="T", help="neox, bytes, a tokenizer.json or its folder (neox; of embedded ones: bytes)")
     add("--by-domain", action="store_true", help="one corpus NAME-DOMAIN for each domain that the rows name")
     add("--processes", type=int, default=os.cpu_count(), help="how many cores tokenize (all)")
     add("--skip-bad-lines", action="store_true", help="count damaged lines instead of stopping at the first")

@@ -30,7 +30,8 @@ from engine.files import Field, count, file_hash, locked, sample_hash, sync_fold
 
 ROOT = Path("data")
 # Real text that every machine with this program on it has, and the tokenizer it is for.
-EMBEDDED = {"stdlib": "bytes", "torch": "bytes", "stdlib-neox": "neox", "torch-neox": "neox"}
+EMBEDDED = {"stdlib": "bytes", "torch": "bytes", "headers": "bytes"}
+EMBEDDED |= {f"{name}-neox": "neox" for name in EMBEDDED}
 TOKENIZERS = EMBEDDED | dict.fromkeys((*HUB, *MIXTURES), "neox")  # of the corpora that have a name of their own
 RECIPE = f"the first {EMBEDDED_FILE_BYTES:,} bytes of each file"  # in the meta.json of an embedded corpus
 SPLITS = ("train", "val")

@@ -128,21 +128,32 @@ def parse_row(line):
 
 
 def embedded_documents(library):
-    """(path, text) of the Python files of "stdlib" or "torch", ordered by a hash of the path: a fair sample of all.
+    """(path, text) of the source files of an embedded corpus, ordered by a hash of the path: a fair sample of all.
 
-    Of a long file only the first lines, so that a few files do not make up a split."""
-    root = Path(sysconfig.get_paths()["stdlib"]) if library == "stdlib" else Path(find_spec("torch").origin).parent
-    names = [p.relative_to(root).as_posix() for p in root.rglob("*.py")]
+    library: "stdlib" or "torch" for Python, "headers" for torch's C++ headers. A long file is cut, so that a few files
+    do not make up a split. Generated code is left out."""
+    root, pattern = source_root(library)
+    names = [path.relative_to(root).as_posix() for path in root.rglob(pattern)]
     names = [name for name in names if not SKIPPED_FOLDERS & set(name.split("/"))]
     size = 0
     for name in sorted(names, key=lambda name: hash_share("order of " + name)):
         text = (root / name).read_text(encoding="utf-8", errors="replace")
+        if library == "headers" and "@generated" in text[:1000]:
+            continue
         if len(text.encode()) > EMBEDDED_FILE_BYTES:
             text = text.encode()[:EMBEDDED_FILE_BYTES].decode(errors="ignore").rpartition("\n")[0] + "\n"
         size += len(text.encode())
         if size > EMBEDDED_BYTES:
             return
         yield name, text
+
+
+def source_root(library):
+    """(folder, pattern of file names) of an embedded corpus."""
+    if library == "stdlib":
+        return Path(sysconfig.get_paths()["stdlib"]), "*.py"
+    torch = Path(find_spec("torch").origin).parent  # found without importing it
+    return (torch / "include", "*.h") if library == "headers" else (torch, "*.py")
 
 
 def hash_share(key):

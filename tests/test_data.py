@@ -78,10 +78,10 @@ def test_a_token_id_without_a_row_is_named_before_it_meets_the_model(house):
 def test_embedded_corpora_are_real_text(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(readers, "EMBEDDED_BYTES", 2_000_000)
-    for name in ("stdlib", "torch"):
+    for name, words in {"stdlib": ("def ", "import "), "torch": ("def ", "import "), "headers": ("#include",)}.items():
         corpus = data.Corpus(name)
         text = corpus.tokenizer().decode(corpus.splits["train"][:100_000])
-        assert "def " in text and "import " in text
+        assert all(word in text for word in words) and "@generated" not in text
         assert 1_000_000 < corpus.meta["train"]["tokens"] < 2_000_000 and corpus.meta["val"]["tokens"] > 150_000
         meta = corpus.meta | {"sources": ["Python 3"]}
         Path(f"data/{name}/meta.json").write_text(json.dumps(meta))
@@ -93,7 +93,7 @@ def test_embedded_corpora_are_real_text(tmp_path, monkeypatch):
 
 def test_no_file_makes_up_more_than_2_percent_of_a_split_of_an_embedded_corpus(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for name in ("stdlib", "torch"):
+    for name in ("stdlib", "torch", "headers"):
         corpus = data.Corpus(name)
         for split in ("train", "val"):
             ends = np.flatnonzero(corpus.splits[split] == 256)
