@@ -29,7 +29,7 @@ from engine.faults import run_command
 from engine.figures import draw_curves
 from engine.flags import OneLineParser, flag_name, whole_number
 from engine.folder import read_run, read_runs
-from engine.log import SIDES, perplexity_of, sides_of
+from engine.log import perplexity_of, sides_of
 from engine.machine import pick_device
 from engine.weights import model_folder
 from model import GPTNeoX
@@ -65,23 +65,29 @@ def validation_loss(
 def evaluate(
     model: GPTNeoX, windows: dict[str, Tensor], upstream: str, distribution: dict[str, float], micro_batch: int,
     precision: torch.dtype | None = None,
-) -> tuple[dict, dict]:  # fmt: skip
-    """Validation losses in nats, ({"upstream_loss", "downstream_loss"}, {name: [loss of each window]}), from one pass
-    over the windows of each corpus, {name: (N, context + 1)}. All processes must call it.
+) -> dict[str, float]:  # fmt: skip
+    """Validation losses in nats: "NAME_loss" of each corpus, "upstream_loss" and "downstream_loss".
 
-    distribution: {name: share} downstream, shares summing to 1. The loss on a mixture is the share-weighted mean of the
-    losses on its corpora; its perplexity is exp of that."""
-    by_window, rank, ranks = {}, processes.rank(), processes.count()
+    windows       {name of a corpus: token ids (N, context + 1)}
+    upstream      name of the upstream corpus
+    distribution  {name: share} of the downstream corpora, shares summing to 1
+
+    The loss on a mixture is the share-weighted mean of the losses on its corpora; its perplexity is exp of that.
+    All processes must call this function: each computes its part of the windows."""
+    rank, ranks = processes.rank(), processes.count()
+    losses = {}
     for name, rows in windows.items():
-        # Every process takes equally many windows, because the processes of a sharded model compute together.
-        # Windows repeated to fill up are not counted.
-        mine = torch.arange(rank, -(-len(rows) // ranks) * ranks, ranks)
-        losses = token_losses(model, rows[mine % len(rows)], micro_batch, precision).double().mean(dim=1)
-        whole = torch.zeros(len(rows), dtype=torch.float64)
-        whole[mine[mine < len(rows)]] = losses[mine < len(rows)]
-        by_window[name] = processes.sums(*whole)
-    downstream = sum(share * fmean(by_window[name]) for name, share in distribution.items())
-    return {"upstream_loss": fmean(by_window[upstream]), "downstream_loss": downstream}, by_window
+        # Every process needs equally many windows, because the processes of a sharded model compute together. The
+        # first windows, repeated, fill up the count; they are not counted twice.
+        filled = -(-len(rows) // ranks) * ranks
+        repeated = rows[torch.arange(filled) % len(rows)]
+        by_window = torch.zeros(filled, dtype=torch.float64)
+        by_window[rank::ranks] = token_losses(model, repeated[rank::ranks], micro_batch, precision).double().mean(dim=1)
+        losses[name] = fmean(processes.sums(*by_window)[: len(rows)])
+    downstream = sum(share * losses[name] for name, share in distribution.items())
+    # The sides come last: they win where a corpus is called "upstream" or "downstream".
+    by_corpus = {f"{name}_loss": loss for name, loss in losses.items()}
+    return by_corpus | {"upstream_loss": losses[upstream], "downstream_loss": downstream}
 
 
 def open_checkpoint(flags):
@@ -208,8 +214,8 @@ def report(out: Path, step: int, stop: int) -> None:
     if step < stop:
         print(f"stopped at update {step} of {stop}; go on with: python train.py --resume {out}")
         return
-    for side, name in sides_of({run["flags"][side] for side in SIDES}).items():
-        print(f"{name:<11} {story(run, side)}")
+    for side in sides_of(run["eval"][-1]):
+        print(f"{side:<11} {story(run, side)}")
     print(f"figure      {figure}\ncheckpoint  {folder_of(out, step)}")
 
 

@@ -126,7 +126,7 @@ def train(flags: Flags) -> bool:
         stopping = False
         for step in range(plan.start, flags.stop + 1):  # `step` updates are done
             if step in plan.evaluations:
-                log.evaluation(step, flags.learning_rate(step) if step else 0.0, *plan.evaluate())
+                log.evaluation(step, flags.learning_rate(step) if step else 0.0, plan.evaluate())
             if step in plan.saves or stopping:
                 keeper.save(step, metrics_bytes=log.durable_size(), scaler=scaler.state_dict(), **finite.counts)
             if step == flags.stop or stopping:

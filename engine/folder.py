@@ -1,7 +1,7 @@
 """The folder of a run: its name, its config.json, that it belongs to one process at a time, and how it is read back.
 
 A pack is a file of runs, as `python -m paper pack` writes it, a line each: {"name", "config", "records": {kind:
-records}, "windows"}.
+records}}.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ import torch
 from engine import VERSION, processes
 from engine.files import Field, check_fields, locked, read_json, to_json, write_whole
 from engine.flags import changed_flags, flag_name
-from engine.log import RECORDS, SIDES, WINDOWS, checked, checked_windows, read_records
+from engine.log import RECORDS, SIDES, checked, read_records
 
 RECORD = {"flags": {}, "parameters": Field(float, 0, 1e15, optional=True)}
 RECORD["pretraining_peak"] = Field(float, 1e-30, 1e9, optional=True)
@@ -118,7 +118,7 @@ RUN_FLAGS["tokens"] = Field(float, 0, 1e30)
 
 def read_run(folder):
     """A run's folder as {"folder", "flags", "parameters", "pretraining_peak"}, with the records of its logs in lists
-    "train", "eval", "interpolation", and with "windows", {step: {corpus: [loss of each window]}}.
+    "train", "eval", "interpolation".
 
     Raises ValueError for what is not a run."""
     folder = Path(folder)
@@ -127,13 +127,7 @@ def read_run(folder):
     records = read_records(folder / "metrics.jsonl")
     if (folder / "interpolation.jsonl").is_file():
         records["interpolation"] = read_records(folder / "interpolation.jsonl")["interpolation"]
-    windows = {}
-    for file in sorted(folder.glob(WINDOWS.replace("{:08d}", "*"))):
-        try:
-            windows |= [checked_windows(read_json(file))]
-        except (ValueError, TypeError, AttributeError) as fault:
-            raise ValueError(f"{file}: not the losses of windows ({fault}); remove it") from None
-    return as_run(folder, read_record(folder), records | {"windows": windows})
+    return as_run(folder, read_record(folder), records)
 
 
 def as_run(folder, config, records):
@@ -144,7 +138,8 @@ def as_run(folder, config, records):
             raise ValueError(f"{folder}/config.json: {name} is {value!r:.60}; restore it, or begin a new run")
     if not records["eval"]:
         raise ValueError(f"{folder}: no evaluation yet; wait for the first, or --resume the run")
-    return {"folder": folder, "parameters": None, "pretraining_peak": None} | config | records
+    # paper/ still looks for the losses of single windows, which are no longer kept.
+    return {"folder": folder, "parameters": None, "pretraining_peak": None, "windows": {}} | config | records
 
 
 def read_runs(paths):
@@ -168,8 +163,7 @@ def read_pack(pack, pattern):
             run = json.loads(line)
             if fnmatch(run["name"], pattern):
                 records = {kind: [checked(record, kind) for record in run["records"][kind]] for kind in RECORDS}
-                windows = dict(map(checked_windows, run["windows"]))
-                runs.append(as_run(Path(run["name"]), run["config"], records | {"windows": windows}))
+                runs.append(as_run(Path(run["name"]), run["config"], records))
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as fault:
             raise ValueError(f"{pack}:{number}: not a run ({fault!r:.90}); restore the pack") from None
     return runs

@@ -9,16 +9,14 @@ import math
 import os
 import sys
 import time
-from statistics import fmean
 
 from tqdm import tqdm
 
 from engine import processes
 from engine.faults import one_line
-from engine.files import Field, check_fields, count, write_whole
+from engine.files import Field, check_fields
 
 SIDES = ("upstream", "downstream")
-WINDOWS = "windows/step_{:08d}.json"  # the loss of every validation window, after so many updates
 STEP = {"step": Field(float, 0, 1e15), "tokens": Field(float, 0, 1e18), "lr": Field(float, 0, 1e9)}
 LOSS, PERPLEXITY = Field(float, 0, 1e305, nan=True), Field(float, 1, 1e305, nan=True)
 LOSSES = {f"{side}_loss": LOSS for side in SIDES}
@@ -34,9 +32,10 @@ def perplexity_of(loss):
     return math.exp(min(loss, 700))
 
 
-def sides_of(corpora):
-    """{side: what to call it}; where upstream and downstream are one corpus, that corpus, once."""
-    return dict(zip(SIDES, SIDES, strict=True)) if len(corpora) > 1 else {SIDES[0]: next(iter(corpora))}
+def sides_of(evaluation):
+    """The sides worth showing of an evaluation: of a run on one corpus, whose sides are equal, upstream alone."""
+    same = evaluation["upstream_loss"] == evaluation["downstream_loss"]
+    return ("upstream",) if same else SIDES
 
 
 def progress_bar(name, total, done=0):
@@ -126,29 +125,19 @@ class Log:
                 f"{rate / 1e3:.1f}k tok/s{self.describe(rate)} | left {left // 60}m{left % 60:02d}s"
             )
 
-    def evaluation(self, step, lr, losses, by_window):
-        """After an evaluation: {"upstream_loss", "downstream_loss"} in nats, and {corpus: [loss of each window]}, which
-        are kept beside the log."""
+    def evaluation(self, step, lr, losses):
+        """After an evaluation: the losses in nats that eval.evaluate() returns."""
         tokens = step * self.tokens_per_update
         record = {"kind": "eval", "step": step, "tokens": tokens, "lr": lr}
-        record |= {f"{name}_loss": fmean(windows) for name, windows in by_window.items()}
+        record |= losses
         for side in SIDES:
-            loss = record[f"{side}_loss"] = losses[f"{side}_loss"]
-            record[f"{side}_perplexity"] = perplexity_of(loss)
-        if self.writes:
-            content = {name: [round(loss, 5) for loss in windows] for name, windows in by_window.items()}
-            file = self.out / WINDOWS.format(step)
-            try:
-                file.parent.mkdir(exist_ok=True)
-                write_whole(file, json.dumps({"step": step, "losses": content}).encode())
-            except OSError as fault:
-                self.fail(fault)
+            record[f"{side}_perplexity"] = perplexity_of(losses[f"{side}_loss"])
         self.write(record)
         self.before = self.before or record
         shown = []
-        for side, name in sides_of(by_window).items():
+        for side in sides_of(losses):
             now, before = record[f"{side}_perplexity"], self.before[f"{side}_perplexity"]
-            shown.append(f"{name} {now:.2f} ({now / before - 1:+.1%})")
+            shown.append(f"{side} {now:.2f} ({now / before - 1:+.1%})")
         self.say(f"eval {self.place(step)} | {' | '.join(shown)} | {tokens / 1e6:.2f}M tokens")
         self.clock = time.perf_counter()  # evaluation is no part of tokens per second
 
@@ -183,12 +172,3 @@ def read_records(file):
                 if line.endswith(b"\n"):
                     raise ValueError(f"{file}:{number}: damaged line; remove it") from None
     return records
-
-
-def checked_windows(content):
-    """(step, {corpus: [loss of each window]}) of a file of windows; raises ValueError and the like for what is none."""
-    check_fields(content, {"step": count(), "losses": {}}, "windows")
-    losses = {name: [float(loss) for loss in windows] for name, windows in content["losses"].items()}
-    if not all(windows and all(0 <= loss < 1e305 for loss in windows) for windows in losses.values()):
-        raise ValueError("windows: a loss is no loss")
-    return content["step"], losses

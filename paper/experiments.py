@@ -310,7 +310,7 @@ def interpolate(out):
             processes.reshard(plan.model)  # the evaluation before left the embeddings whole
             for p in start:
                 p.data.copy_(start[p] * (1 - share) + end[p] * share)
-            losses, _ = plan.evaluate()
+            losses = plan.evaluate()
             lines.append(json.dumps({"share": share} | losses) + "\n")
             if processes.sums(interruption.arrived)[0]:
                 return

@@ -166,3 +166,11 @@ def test_lambada_against_a_direct_computation_with_transformers(run, house):
     refused(call("eval.py", "lambada", "r", "--file", "one.jsonl"), "one.jsonl", "last word")
     refused(call("eval.py", "lambada", "r", "--file", "none.jsonl"), "none.jsonl")
     refused(call("eval.py", "lambada", "r", "--file", "gone.jsonl"), "gone.jsonl")
+
+
+def test_the_losses_of_windows_that_earlier_versions_kept_are_ignored(run):
+    assert sorted(p.name for p in Path("r").iterdir() if p.is_dir()) == ["checkpoints"]
+    Path("r/windows").mkdir()
+    Path("r/windows/step_00000020.json").write_text("{torn")
+    last = evaluation.read_run("r")["eval"][-1]
+    assert last["new_loss"] == last["downstream_loss"] and last["old_loss"] == last["upstream_loss"]

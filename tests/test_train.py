@@ -16,7 +16,6 @@ from conftest import ROOT, SHORT, call, command, make_corpus, refused
 from safetensors.torch import load_file
 
 import data
-import eval as evaluation
 import plan
 import train
 from engine import checkpoints
@@ -199,19 +198,6 @@ def test_every_seed_has_its_own_pre_training_in_an_order_that_no_run_repeats():
     assert before.out == "runs/upstream-tiny-stdlib-seed-2" and plan.upstream_run(train.Flags()).out.endswith("stdlib")
     assert before.seed not in (0, 1, 2) and before.overlap == before.replay == 0
     assert before.tokens == before.updates * 2048 + 1152 == train.Flags.tokens  # the continuation is as long
-
-
-def test_the_losses_of_the_windows_are_kept(house):
-    train.main([*SHORT, "--out", "r", "--eval-every", "7"])
-    *_, last = evaluations = metrics("r", "eval")
-    assert sorted(int(p.stem[5:]) for p in Path("r/windows").iterdir()) == [record["step"] for record in evaluations]
-    for name, windows in json.loads(Path("r/windows/step_00000020.json").read_text())["losses"].items():
-        assert len(windows) == 8 and sum(windows) / 8 == pytest.approx(last[f"{name}_loss"], abs=1e-5)
-    assert last["new_loss"] == last["downstream_loss"]
-    run = evaluation.read_run("r")
-    assert {0, 4, 20} < run["windows"].keys() and len(run["windows"][0]["old"]) == 8
-    Path("r/windows/step_00000020.json").write_text('{"step": 20, "losses": {"old": ["x"]}}')
-    refused(call("eval.py", "plot", "r", "--out", "p.svg"), "windows/step_00000020.json", "remove it")
 
 
 def test_a_run_of_an_earlier_version_is_not_continued_in_another_order(house):
