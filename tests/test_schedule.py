@@ -76,15 +76,32 @@ def test_odd_shares_stay_within_bounds(name, warmup, min_lr):
     assert all(0 <= r <= 1.0 for r in rates)
 
 
-def test_drawing(tmp_path):
+def test_drawing(tmp_path):  # whatever screen a notebook names
     for name in ("a.png", "b.pdf"):
-        assert command("schedule.py", "--out", name, cwd=tmp_path).returncode == 0
+        notebook = "module://matplotlib_inline.backend_inline"
+        assert command("schedule.py", "--out", name, cwd=tmp_path, MPLBACKEND=notebook).returncode == 0
         assert (tmp_path / name).stat().st_size > 5000
     refused(command("schedule.py", "--out", "no/such/folder.png", cwd=tmp_path), "no/such/folder.png")
 
 
 def test_a_schedule_of_ones_own_is_drawn(tmp_path, monkeypatch):
     """One function and one line in the table are enough, as the exercise has it."""
-    monkeypatch.setitem(SCHEDULES, "flat", lambda n, N, T, max_lr, min_lr: max_lr)
+    monkeypatch.setitem(SCHEDULES, "flat", lambda n, N, max_lr, min_lr: max_lr)
     schedule.main(["--out", str(tmp_path / "seven.png")])
     assert (tmp_path / "seven.png").stat().st_size > 5000
+
+
+def test_evaluations_are_at_the_start_the_end_the_peak_and_where_the_paper_stopped():
+    assert schedule.evaluation_steps(1000, 1000, 10, 100) == {0, 1, 4, 10, 16, 64, *range(100, 1001, 100), 168, 808}
+    assert schedule.evaluation_steps(1000, 168, 10, 100) == {0, 1, 4, 10, 16, 64, 100, 168}
+    assert 190 not in schedule.evaluation_steps(200, 200, 2, 95)  # so near the end, that says nothing new
+
+
+@pytest.mark.parametrize("every", [168, 169, 10**9])
+def test_an_interval_as_long_as_the_run_leaves_the_start_and_the_end(every):
+    assert schedule.evaluation_steps(1000, 168, 10, every) == {0, 168}
+
+
+def test_after_the_end_the_rate_stays():
+    for name in SCHEDULES:
+        assert learning_rate(1200, 1000, 2.0, 0.2, 0.1, name) == learning_rate(1000, 1000, 2.0, 0.2, 0.1, name)
