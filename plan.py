@@ -20,7 +20,7 @@ from engine.flags import changed_flags, check_flags, field_table
 from engine.log import SIDES, Log
 from engine.weights import is_hub_id, model_folder
 from eval import check_tokenizer, evaluate
-from model import SIZES, GPTNeoX, GPTNeoXConfig, config_of, pretraining_peak
+from model import SIZES, GPTNeoX, GPTNeoXConfig, config_of, pretraining_peak, stored_weights
 
 MIN_LR_SHARE = 0.1  # min = 0.1 x max
 WEIGHT_DECAY = 0.1  # Pythia's and the paper's
@@ -253,7 +253,7 @@ def share_of_pretraining(flags: Flags) -> float | None:
 
 def starting_model(flags: Flags, corpus: data.Corpus, checkpoint: Path | None = None, empty=False) -> GPTNeoX:
     """The model of one of the run's own checkpoints, else the one before the first update: that of --init, or a
-    random one. With empty=True only its shapes, for fill() to give weights."""
+    random one. With empty=True only its shapes."""
     if checkpoint is None and flags.init in ("scratch", "upstream"):
         return GPTNeoX(config_of(flags.model, corpus.vocab_size), flags.seed, empty)
     source = checkpoint or model_folder(checkpoints.newest(flags.init), flags.revision)
@@ -266,8 +266,15 @@ def starting_weights(plan: Plan) -> dict:
 
     Read tensor by tensor: nowhere is there more than one whole tensor."""
     parameters = dict(plan.model.named_parameters())
-    start = starting_model(plan.flags, plan.corpora[plan.flags.upstream], empty=True)
-    return {parameters[n]: processes.placed_as(parameters[n], tensor.float()) for n, tensor in start.weights()}
+    start = stored_or_initial_weights(plan.flags, plan.model)
+    return {parameters[n]: processes.placed_as(parameters[n], tensor.float()) for n, tensor in start}
+
+
+def stored_or_initial_weights(flags: Flags, model: GPTNeoX, checkpoint: Path | None = None):
+    """(name, tensor) of each weight of the model that starting_model() gives."""
+    if checkpoint is None and flags.init in ("scratch", "upstream"):
+        return model.initial_weights(flags.seed)
+    return stored_weights(checkpoint or model_folder(checkpoints.newest(flags.init), flags.revision))
 
 
 # ---------------------------------------------------------------- names, and what comes before

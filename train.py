@@ -39,6 +39,7 @@ from plan import (
     check,
     run_name,
     starting_weights,
+    stored_or_initial_weights,
     upstream_run,
 )
 
@@ -168,7 +169,8 @@ def begin_at(plan: Plan):
         x = torch.zeros(flags.micro_batch_size, flags.context, model.config.hidden_size)
         inputs = (x, *rotary_tables(flags.context, model.config, x.device))
         machine.compile_layers(model.gpt_neox.layers, inputs, device, flags.precision)
-    forward = processes.spread(model, model.gpt_neox.layers, device, flags.shard)
+    weights = stored_or_initial_weights(flags, model, plan.checkpoint) if flags.shard else None
+    forward = processes.spread(model, model.gpt_neox.layers, device, weights)
     towards = processes.first_one_then_all(lambda: starting_weights(plan)) if flags.decay_to_start else None
     optimizer = AdamW(parameter_groups(model), lr=0.0, weight_decay=flags.weight_decay, towards=towards)
     scaler = machine.loss_scaler(device, flags.precision)

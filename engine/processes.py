@@ -105,17 +105,17 @@ def own_faults_told():
 # ---------------------------------------------------------------- the model on many devices
 
 
-def spread(model, layers, device, shard):
-    """Puts a model on its device, to be trained: whole; of several processes a copy on each (DDP); or with `shard` a
-    share of each parameter on each, whole only for as long as its layer computes (FSDP2). Returns what computes the
-    loss, and averages the gradients."""
-    if shard:
+def spread(model, layers, device, weights=None):
+    """Puts a model on its device, to be trained: whole; of several processes a copy on each (DDP); or, with the
+    `weights` of an empty model, a share of each parameter on each, whole only for as long as its layer computes
+    (FSDP2). Returns what computes the loss, and averages the gradients."""
+    if weights is not None:
         from torch.distributed.fsdp import fully_shard  # late: takes a second or two
 
         mesh = dist.init_device_mesh(device.type, (count(),))
         for module in (*layers, model):
             fully_shard(module, mesh=mesh)
-        model.fill(device, placed_as)  # nowhere is there more than one whole tensor
+        model.load_weights(weights, device, placed_as)  # nowhere is there more than one whole tensor
         return model.train()
     model.to(device).train()
     return model if count() == 1 else torch.nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)

@@ -3,11 +3,15 @@
 import re
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
-from engine.files import read_json
+from engine.files import blaming, read_json, value_of
 
-FILES = ("config.json", "tokenizer.json", "model*.safetensors", "model.safetensors.index.json")  # of a model folder
+MODEL_FILES = ("config.json", "tokenizer.json", "model*.safetensors", "model.safetensors.index.json")
+# What torch.compile, DDP, FSDP and activation checkpointing put into the names of what they wrap.
+WRAPPERS = re.compile(r"\b(_orig_mod|module|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 
 
 def is_hub_id(name):
@@ -15,7 +19,7 @@ def is_hub_id(name):
     return bool(re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(name))) and not Path(name).is_dir()
 
 
-def model_folder(id_or_folder, revision=None, files=FILES):
+def model_folder(id_or_folder, revision=None, files=MODEL_FILES):
     """The folder itself, or the local snapshot of a hub id, of which only these files are downloaded."""
     if Path(id_or_folder).is_dir():
         if revision:
@@ -29,27 +33,25 @@ def model_folder(id_or_folder, revision=None, files=FILES):
 
 
 def weight_files(folder):
-    """The safetensors files of a model folder, one or as many as its index names. Pickle (.bin) is never read."""
+    """The safetensors files of a model folder, one or as many as its index names."""
     index = folder / "model.safetensors.index.json"
     if (folder / "model.safetensors").is_file():
         return [folder / "model.safetensors"]
     if not index.is_file():
-        raise ValueError(
-            f"{folder}: no model.safetensors (a pytorch_model.bin is pickle and never read); "
-            "choose another revision, or convert it with transformers' save_pretrained"
-        )
-    weight_map = read_json(index, {"weight_map": {}}, "fetch it again")["weight_map"]
-    names = sorted({str(name) for name in weight_map.values()})
-    for name in names:
-        if Path(name).name != name or not (folder / name).is_file():
-            raise ValueError(f"{index}: names {name!r}, which is not a file of {folder}; fetch it again")
+        way_out = "choose another revision, or convert it with transformers' save_pretrained"
+        raise ValueError(f"{folder}: no model.safetensors (pytorch_model.bin is pickle and never read); {way_out}")
+    content = read_json(index)
+    with blaming(index, "fetch it again"):
+        names = sorted(set(map(str, value_of(content, "weight_map", dict).values())))
+        for name in names:
+            if Path(name).name != name or not (folder / name).is_file():
+                raise ValueError(f"names {name!r}, which is not a file of {folder}")
     return [folder / name for name in names]
 
 
-def read_tensors(folder, skipped):
-    """Yields (path, name, open file) for each tensor of a model folder: mapped, read when asked for.
-
-    skipped: a pattern of names to pass over."""
+def open_tensors(folder, skipped):
+    """Yields (path, name, open file) of each tensor in a model folder but those whose names match the pattern `skipped`.
+    Files are mapped: nothing is read yet."""
     for path in weight_files(folder):
         try:
             with safe_open(path, framework="pt") as file:
@@ -63,7 +65,7 @@ def read_tensors(folder, skipped):
 def list_tensors(folder, skipped):
     """{name of a tensor: (path of its file, shape, type)} of a model folder."""
     stored = {}
-    for path, name, file in read_tensors(folder, skipped):
+    for path, name, file in open_tensors(folder, skipped):
         if name in stored:
             raise ValueError(f"{path}: repeated tensor {name}; fetch or save it again")
         tensor = file.get_slice(name)
@@ -72,8 +74,12 @@ def list_tensors(folder, skipped):
 
 
 def check_tensors(folder, stored, parameters):
-    """Raises ValueError for the first parameter that a model folder does not hold as it should be."""
+    """Raises ValueError for the first of {name: parameter} that list_tensors() does not have as it should be."""
     if missing := [name for name in parameters if name not in stored]:
+        for name in stored:
+            if WRAPPERS.sub("", name) in missing:
+                way_out = "save the model that it wraps (model.module, model._orig_mod) again"
+                raise ValueError(f"{stored[name][0]}: {name} has the name of a wrapper in it; {way_out}")
         raise ValueError(f"{folder}: no tensor {missing[0]} ({len(missing)} missing); fetch or save it again")
     for name, parameter in parameters.items():
         path, shape, kind = stored[name]
@@ -83,3 +89,20 @@ def check_tensors(folder, stored, parameters):
             raise ValueError(f"{path}: {name} holds {kind}, which are no weights; fetch or save it again")
     if unexpected := stored.keys() - parameters.keys():
         raise ValueError(f"{stored[min(unexpected)][0]}: unexpected tensor {min(unexpected)}")
+
+
+def read_tensors(folder, skipped):
+    """Yields (name, tensor) of each tensor in a model folder. ValueError for one that is not finite in fp32."""
+    for path, name, file in open_tensors(folder, skipped):
+        tensor = file.get_tensor(name)
+        if not torch.stack(tensor.aminmax()).float().isfinite().all():  # a NaN is its own minimum and maximum
+            raise ValueError(f"{path}: {name} holds numbers that are not finite; choose another revision or checkpoint")
+        yield name, tensor
+
+
+def save_tensors(tensors, path):
+    """Writes {name: tensor} as safetensors, with the permissions of any new file; the library's own are 0600."""
+    path.touch()
+    mode = path.stat().st_mode
+    save_file(tensors, path, metadata={"format": "pt"})
+    path.chmod(mode)

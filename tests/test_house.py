@@ -21,7 +21,7 @@ ROOMS = {
 }
 # Within a room too: each file may import those before it.
 FLOORS = {
-    "engine": "files faults flags processes weights checkpoints log figures machine folder",
+    "engine": "kernels files faults flags processes weights checkpoints log figures machine folder",
     "corpora": "tokenizer readers hub prepare texts",
     "paper": "statistics jobs arms figures packs tables claims experiments lengths __main__",
 }

@@ -2,17 +2,16 @@
 
 import json
 import math
+import os
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch.utils.flop_counter import FlopCounterMode
 
-import model as model_file
-from model import SIZES, GPTNeoX, GPTNeoXConfig, config_of, pretraining_peak
+from model import SIZES, GPTNeoX, GPTNeoXConfig, config_of, pretraining_peak, stored_weights
 
 GOLDEN = Path(__file__).parent / "golden.json"
 PARAMETERS = {
@@ -62,63 +61,6 @@ def test_logits_and_loss_of_a_fixture_made_by_transformers(variant):
     assert loss.item() == pytest.approx(golden["loss"], rel=1e-5)
 
 
-@pytest.mark.parametrize("chunk", [61, 61 * 5, 2**24])
-def test_chunked_loss_and_gradients_equal_cross_entropy(chunk, monkeypatch):
-    monkeypatch.setattr(model_file, "LOGIT_CHUNK", chunk)
-    network = GPTNeoX(small(), seed=3)
-    tokens, targets = torch.randint(0, 61, (2, 3, 17))
-    direct = F.cross_entropy(network(tokens).flatten(0, 1), targets.flatten())
-    expected = torch.autograd.grad(direct, list(network.parameters()))
-    loss = network(tokens, targets)
-    assert loss.item() == pytest.approx(direct.item(), rel=1e-6)
-    for got, want in zip(torch.autograd.grad(loss * 3, list(network.parameters())), expected, strict=True):
-        assert torch.allclose(got, 3 * want, rtol=1e-4, atol=1e-6)
-    by_token = network(tokens, targets, per_token=True)
-    assert by_token.shape == targets.shape and by_token.mean().item() == pytest.approx(loss.item(), rel=1e-6)
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_loss_in_half_precision_is_near(dtype):
-    network = GPTNeoX(small(), seed=3)
-    tokens, targets = torch.randint(0, 61, (2, 3, 17))
-    exact = network(tokens, targets)
-    exact.backward()
-    gradient = network.embed_out.weight.grad.clone()
-    network.zero_grad()
-    with torch.autocast("cpu", dtype):
-        half = network(tokens, targets)
-    half.backward()
-    assert half.item() == pytest.approx(exact.item(), rel=1e-2)
-    assert (network.embed_out.weight.grad - gradient).norm() < 0.03 * gradient.norm()
-
-
-@pytest.mark.parametrize("kept", [0, 1024], ids=["computed again", "kept"])
-def test_attention_in_blocks_is_attention(kept, monkeypatch):
-    monkeypatch.setattr(model_file, "SAVED_CONTEXT", kept)
-    for shape in [(2, 3, 300, 8), (1, 1, 1, 4), (1, 1, 128, 4), (1, 2, 129, 4), (3, 1, 257, 2), (2, 2, 5, 16)]:
-        inputs = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for _ in range(3)]
-        ours = model_file.AttentionInBlocks.apply(*inputs)
-        theirs = F.scaled_dot_product_attention(*inputs, is_causal=True)
-        upstream = torch.randn_like(ours)
-        grads = [torch.autograd.grad(out, inputs, upstream) for out in (ours, theirs)]
-        for a, b in zip((ours, *grads[0]), (theirs, *grads[1]), strict=True):
-            assert torch.allclose(a, b, rtol=1e-10, atol=1e-12), shape
-    monkeypatch.setattr(model_file, "BLOCK", 4)
-    inputs = [torch.randn(1, 2, 9, 4, dtype=torch.float64, requires_grad=True) for _ in range(3)]
-    assert torch.autograd.gradcheck(model_file.AttentionInBlocks.apply, inputs)
-
-
-def test_attention_in_blocks_in_16_bits_is_as_exact_as_16_bits_are():
-    exact = [torch.randn(2, 4, 300, 32).bfloat16().double().requires_grad_() for _ in range(3)]
-    rounded = [t.detach().bfloat16().requires_grad_() for t in exact]
-    ours = model_file.AttentionInBlocks.apply(*rounded)
-    theirs = F.scaled_dot_product_attention(*exact, is_causal=True)
-    upstream = torch.randn(ours.shape).bfloat16()
-    grads = torch.autograd.grad(ours, rounded, upstream), torch.autograd.grad(theirs, exact, upstream.double())
-    for a, b in zip((ours, *grads[0]), (theirs, *grads[1]), strict=True):
-        assert a.dtype == torch.bfloat16 and (a.double() - b).norm() < 0.006 * b.norm()
-
-
 def test_attention_is_causal():
     network = GPTNeoX(small(), seed=1).eval()
     tokens = torch.randint(0, 61, (1, 12))
@@ -144,14 +86,38 @@ def test_initial_weights_are_pythias():
     assert torch.equal(again.embed_out.weight, GPTNeoX(config_of("tiny", 99), seed=5).embed_out.weight)
 
 
-def test_an_empty_model_is_filled_with_the_same_weights_tensor_by_tensor(tmp_path):
+def test_an_empty_model_loads_the_same_weights_tensor_by_tensor(tmp_path):
     network = GPTNeoX(small(), seed=3)
     network.save_pretrained(tmp_path)
-    for empty in (GPTNeoX(small(), seed=3, empty=True), GPTNeoX.from_pretrained(tmp_path, empty=True)):
+    empty = GPTNeoX(small(), empty=True)
+    for weights in (empty.initial_weights(3), stored_weights(tmp_path)):
         assert all(p.is_meta for p in empty.parameters())
-        empty.fill(placed=lambda parameter, tensor: tensor[: len(parameter)])
+        empty.load_weights(weights, placed=lambda parameter, tensor: tensor[: len(parameter)])
         for one, two in zip(network.parameters(), empty.parameters(), strict=True):
             assert torch.equal(one, two)
+        empty = GPTNeoX.from_pretrained(tmp_path, empty=True)
+
+
+def test_a_double_model_is_double_all_the_way(tmp_path):
+    """Then differences of the loss give its derivative to 7 digits or so; a single fp32 number would leave none."""
+    torch.manual_seed(0)
+    network = GPTNeoX(small(), seed=3).double()
+    tokens, targets = torch.randint(0, 61, (2, 3, 17))
+    loss = network(tokens, targets)
+    loss.backward()
+    assert loss.dtype == network(tokens).dtype == torch.float64
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(False)
+        direction, step = torch.randn_like(parameter), 1e-5
+        sides = []
+        for sign in (1, -1):
+            parameter += sign * step * direction
+            sides.append(network(tokens, targets).item())
+            parameter -= sign * step * direction
+        slope = (parameter.grad * direction).sum().item()
+        assert (sides[0] - sides[1]) / (2 * step) == pytest.approx(slope, rel=1e-6, abs=1e-9), name
+    network.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["torch_dtype"] == "float64"
 
 
 def test_evaluation_forms_no_gradients():
@@ -190,11 +156,11 @@ def test_generate():
 
 def test_save_and_load(tmp_path):
     network = GPTNeoX(small(use_parallel_residual=False, hidden_act="relu", rotary_pct=0.5), seed=4)
-    network.config.extra["note"] = "kept"
+    network.config.extra["pad_token_id"] = 1
     network.save_pretrained(tmp_path / "m")
     loaded = GPTNeoX.from_pretrained(tmp_path / "m")
     assert replace(loaded.config, extra={}) == replace(network.config, extra={})
-    assert loaded.config.extra["note"] == "kept"
+    assert loaded.config.extra["pad_token_id"] == 1
     for (name, a), (_, b) in zip(network.named_parameters(), loaded.named_parameters(), strict=True):
         assert torch.equal(a, b), name
 
@@ -232,8 +198,36 @@ def test_loads_fp16_shards_and_skips_old_buffers(tmp_path):
 def test_both_spellings_of_config():
     published = small().to_dict() | {"rotary_pct": 0.5, "rotary_emb_base": 500}
     current = {k: v for k, v in published.items() if not k.startswith("rotary")}
-    current["rope_parameters"] = {"rope_theta": 500, "partial_rotary_factor": 0.5, "rope_type": "default"}
-    assert GPTNeoXConfig.from_dict(published) == GPTNeoXConfig.from_dict(current)
+    rope = {"rope_theta": 500, "partial_rotary_factor": 0.5, "rope_type": "default"}
+    for spelling in ({"rope_parameters": rope}, {"rope_scaling": rope}):
+        assert GPTNeoXConfig.from_dict(published) == GPTNeoXConfig.from_dict(current | spelling)
+    for scaling in (None, {}, {"rope_type": "default"}, {"type": "default"}, {"rope_type": None, "type": "default"}):
+        for spelling in ("rope_parameters", "rope_scaling"):
+            assert GPTNeoXConfig.from_dict(published | {spelling: scaling}) == GPTNeoXConfig.from_dict(published)
+
+
+def test_what_describes_the_input_is_not_written(tmp_path):
+    hub = small().to_dict() | {"bos_token_id": None, "eos_token_id": [0, 5], "pad_token_id": 1}
+    described = {
+        "quantization_config": {"quant_method": "gptq", "bits": 4}, "_name_or_path": "somebody/model",
+        "transformers_version": "4.11", "torch_dtype": "float16", "dtype": "float16", "attention_dropout": 0.3,
+        "auto_map": {"AutoModel": "code.Model"}, "_attn_implementation": "flash", "architectures": ["NeoXForTokens"],
+        "rope_scaling": {"type": "default"}, "id2label": {"0": "no"}, "num_labels": 9, "task_specific_params": {},
+        "use_cache": False, "classifier_dropout": 0.5, "extra": {"a": 1}, "compression_config": {}, "unsloth": True,
+    }  # fmt: skip
+    GPTNeoX(GPTNeoXConfig.from_dict(hub | described)).save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text()) == hub | {"torch_dtype": "float32"}
+
+
+def test_files_have_the_permissions_of_new_files(tmp_path):
+    for umask, mode in ((0o022, 0o644), (0o002, 0o664), (0o077, 0o600)):
+        before = os.umask(umask)
+        try:
+            GPTNeoX(small()).save_pretrained(tmp_path / str(umask))
+        finally:
+            os.umask(before)
+        for name in ("config.json", "model.safetensors"):
+            assert (tmp_path / str(umask) / name).stat().st_mode & 0o777 == mode
 
 
 @pytest.mark.parametrize(
@@ -248,6 +242,10 @@ def test_both_spellings_of_config():
         ({"rotary_pct": float("nan")}, "rotary_pct"),
         ({"tie_word_embeddings": True}, "tied"),
         ({"rope_parameters": {"rope_type": "yarn"}}, "rotary"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rotary"),
+        ({"rope_scaling": 7}, "rope_scaling"),
+        ({"eos_token_id": {"a": 1}}, "eos_token_id"),
+        ({"use_parallel_residual": "yes"}, "use_parallel_residual"),
     ],
 )
 def test_config_that_cannot_be(tmp_path, change, says):
@@ -276,6 +274,39 @@ def test_tensors_that_do_not_fit(tmp_path):
         GPTNeoX.from_pretrained(tmp_path)
     file.rename(tmp_path / "pytorch_model.bin")
     with pytest.raises(ValueError, match="pickle"):
+        GPTNeoX.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_weights_that_are_not_finite(tmp_path, value, dtype):
+    _, tensors = saved(tmp_path)
+    tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
+    name = "gpt_neox.layers.1.mlp.dense_h_to_4h.weight"
+    tensors[name][3, 7] = value
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=f"model.safetensors: {name} .*finite"):
+        GPTNeoX.from_pretrained(tmp_path)
+    tensors[name][3, 7] = -60000  # the largest number of fp16, nearly, is fine
+    tensors[name][3, 8] = 60000
+    save_file(tensors, tmp_path / "model.safetensors")
+    GPTNeoX.from_pretrained(tmp_path)
+    if dtype == torch.float64:
+        tensors[name][3, 7] = 1e300  # no fp32
+        save_file(tensors, tmp_path / "model.safetensors")
+        with pytest.raises(ValueError, match="finite"):
+            GPTNeoX.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "module._orig_mod.", "_fsdp_wrapped_module."])
+def test_names_of_wrapped_models(tmp_path, prefix):
+    _, tensors = saved(tmp_path)
+    save_file({prefix + name: tensor for name, tensor in tensors.items()}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=rf"model.safetensors: {prefix}\S+ .*wrapper.* again$"):
+        GPTNeoX.from_pretrained(tmp_path)
+    inside = {name.replace("layers.1.", f"layers.1.{prefix}"): tensor for name, tensor in tensors.items()}
+    save_file(inside, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="wrapper"):
         GPTNeoX.from_pretrained(tmp_path)
 
 
@@ -330,6 +361,24 @@ def test_what_transformers_saves_is_read(tmp_path):
     loaded = GPTNeoX.from_pretrained(tmp_path / "theirs")
     for name, parameter in network.named_parameters():
         assert torch.equal(loaded.get_parameter(name), parameter.half().float()), name
+
+
+def test_transformers_stops_at_the_tokenizers_own_end_of_text(tmp_path):
+    transformers = pytest.importorskip("transformers", reason="pip install -r requirements-dev.txt")
+    for last, tokens in ((256, 1), (0, 9)):  # the byte 0 is text like any other
+        network = GPTNeoX(config_of("nano", 257))
+        network.config.extra |= {"bos_token_id": 256, "eos_token_id": 256}
+        for norm in (network.gpt_neox.final_layer_norm.weight, network.embed_out.weight):
+            torch.nn.init.zeros_(norm)
+        torch.nn.init.ones_(network.gpt_neox.final_layer_norm.bias)
+        network.embed_out.weight.data[last] = 1  # whatever comes before, this id comes next
+        network.save_pretrained(tmp_path)
+        oracle = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+        assert oracle.generation_config.eos_token_id == oracle.generation_config.bos_token_id == 256
+        start = torch.tensor([[72, 105]])
+        out = oracle.generate(start, attention_mask=torch.ones_like(start), max_new_tokens=9, do_sample=False)
+        assert out[0, 2:].tolist() == [last] * tokens
+        assert GPTNeoX.from_pretrained(tmp_path).config == network.config
 
 
 def golden_from_transformers(folder):

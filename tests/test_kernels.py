@@ -1,0 +1,98 @@
+"""engine/kernels.py against the formulas of model.py, which are torch's own functions: values and gradients."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from test_model import small
+
+from engine import kernels
+from model import GPTNeoX
+
+
+def value_and_gradients(network, tokens, targets, fast, dtype=None, factor=1.0):
+    """(loss, losses of the targets, {name: gradient}) of a network, by the kernels or by the formulas alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernels, "FAST", fast)
+        with torch.autocast("cpu", dtype, enabled=dtype is not None):
+            loss = network(tokens, targets)
+            losses = network(tokens, targets, per_token=True)
+        gradients = torch.autograd.grad(loss * factor, list(network.parameters()))
+    return loss, losses, dict(zip(dict(network.named_parameters()), gradients, strict=True))
+
+
+@pytest.mark.parametrize("chunk", [61, 61 * 5, 2**24])
+@pytest.mark.parametrize("exact", [torch.float32, torch.float64])
+def test_the_fast_loss_is_the_formula(chunk, exact, monkeypatch):
+    monkeypatch.setattr(kernels, "LOGIT_CHUNK", chunk)
+    network = GPTNeoX(small(), seed=3).to(exact)
+    tokens, targets = torch.randint(0, 61, (2, 3, 17))
+    loss, losses, gradients = value_and_gradients(network, tokens, targets, fast=True, factor=3)
+    direct, by_target, expected = value_and_gradients(network, tokens, targets, fast=False, factor=3)
+    near = {"rtol": 1e-4, "atol": 1e-6} if exact == torch.float32 else {"rtol": 1e-10, "atol": 1e-12}
+    assert loss.dtype == losses.dtype == exact
+    assert loss.item() == pytest.approx(direct.item(), rel=near["rtol"] / 100)
+    assert losses.shape == targets.shape and torch.allclose(losses, by_target, **near)
+    for name, want in expected.items():
+        assert torch.allclose(gradients[name], want, **near), name
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_fast_loss_in_16_bits_is_near_the_formula_in_32(dtype):
+    network = GPTNeoX(small(), seed=3)
+    tokens, targets = torch.randint(0, 61, (2, 3, 17))
+    exact, _, expected = value_and_gradients(network, tokens, targets, fast=False)
+    for fast in (True, False):
+        half, _, gradients = value_and_gradients(network, tokens, targets, fast, dtype)
+        assert half.item() == pytest.approx(exact.item(), rel=1e-2)
+        name = "embed_out.weight"
+        assert (gradients[name] - expected[name]).norm() < 0.03 * expected[name].norm()
+
+
+def test_a_second_backward_is_refused():
+    network = GPTNeoX(small(), seed=3)
+    loss = network(*torch.randint(0, 61, (2, 3, 17)))
+    loss.backward(retain_graph=True)
+    before = network.embed_out.weight.grad.clone()
+    with pytest.raises(RuntimeError, match="second backward.*compute the loss again"):
+        loss.backward()
+    assert torch.equal(network.embed_out.weight.grad, before)
+
+
+@pytest.mark.parametrize("saved", [0, 1024], ids=["computed again", "saved"])
+def test_attention_in_blocks_is_the_formula(saved, monkeypatch):
+    monkeypatch.setattr(kernels, "SAVED_CONTEXT", saved)
+    for shape in [(2, 3, 300, 8), (1, 1, 1, 4), (1, 1, 128, 4), (1, 2, 129, 4), (3, 1, 257, 2), (2, 2, 5, 16)]:
+        inputs = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for _ in range(3)]
+        ours = kernels.AttentionInBlocks.apply(*inputs)
+        theirs = F.scaled_dot_product_attention(*inputs, is_causal=True)
+        upstream = torch.randn_like(ours)
+        grads = [torch.autograd.grad(out, inputs, upstream) for out in (ours, theirs)]
+        for a, b in zip((ours, *grads[0]), (theirs, *grads[1]), strict=True):
+            assert torch.allclose(a, b, rtol=1e-10, atol=1e-12), shape
+    monkeypatch.setattr(kernels, "BLOCK", 4)
+    inputs = [torch.randn(1, 2, 9, 4, dtype=torch.float64, requires_grad=True) for _ in range(3)]
+    assert torch.autograd.gradcheck(kernels.AttentionInBlocks.apply, inputs)
+
+
+@pytest.mark.parametrize("dtype, near", [(torch.bfloat16, 0.006), (torch.float16, 0.001)])
+def test_attention_in_16_bits_is_as_exact_as_16_bits_are(dtype, near):
+    exact = [torch.randn(2, 4, 300, 32).to(dtype).double().requires_grad_() for _ in range(3)]
+    rounded = [t.detach().to(dtype).requires_grad_() for t in exact]
+    ours = kernels.attention(*rounded)
+    theirs = F.scaled_dot_product_attention(*exact, is_causal=True)
+    upstream = torch.randn(ours.shape).to(dtype)
+    grads = torch.autograd.grad(ours, rounded, upstream), torch.autograd.grad(theirs, exact, upstream.double())
+    for a, b in zip((ours, *grads[0]), (theirs, *grads[1]), strict=True):
+        assert a.dtype == dtype and (a.double() - b).norm() < near * b.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_gradients_of_many_equal_tokens_do_not_overflow(dtype):
+    """Before it is divided by their number, the gradient of 70,000 tokens exceeds fp16's largest number, 65,504."""
+    hidden, weight = torch.ones(1, 70_000, 8), torch.zeros(61, 8, requires_grad=True)
+    with torch.autocast("cpu", dtype):
+        loss, _ = kernels.linear_cross_entropy(hidden, weight, torch.zeros(1, 70_000, dtype=torch.int64))
+    loss.backward()
+    expected = torch.full((61, 8), 1 / 61)
+    expected[0] -= 1
+    assert torch.allclose(weight.grad, expected, rtol=0.01)
