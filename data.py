@@ -93,6 +93,11 @@ class Corpus:
         return tokens
 
     @property
+    def hashes(self) -> dict[str, str]:
+        """SHA-256 of the token files: {split: in hexadecimal}."""
+        return {split: self.meta[split]["sha256"] for split in SPLITS}
+
+    @property
     def bytes_per_token(self) -> float:
         """Bytes of text that a token of the validation split stands for, on average."""
         return self.meta["val"]["bytes_of_text"] / self.meta["val"]["tokens"] or math.nan

@@ -212,7 +212,6 @@ def report(out: Path, step: int, stop: int) -> None:
     except ValueError as fault:
         raise RuntimeError(f"all else of {out} is whole, but {fault}") from None
     if step < stop:
-        print(f"stopped at update {step} of {stop}; go on with: python train.py --resume {out}")
         return
     for side in sides_of(run["eval"][-1]):
         print(f"{side:<11} {story(run, side)}")

@@ -52,8 +52,8 @@ def evaluation_steps(updates: int, stop: int, peak: int, every: int) -> set[int]
     """The numbers of finished updates at which a run of `stop` updates, on a schedule of `updates`, is evaluated.
 
     Every `every` updates; at the powers of four before, while the loss changes fast; at `peak`, the end of the warm-up;
-    and where the paper stopped its runs. With `every` >= `stop` only at the start and at the end."""
-    if every >= stop:
+    and where the paper stopped its runs. With `every` >= `updates` only at the start and at the end."""
+    if every >= updates:
         return {0, stop}
     steps = {0, peak, stop}
     steps.update(4**k for k in range(16) if 4**k < every)

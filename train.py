@@ -1,7 +1,7 @@
 """Continue to pre-train a model on new text, and watch both perplexities.
 
-    python train.py                                  a tiny model on a laptop's CPU, in minutes, without network
-    python train.py --max-lr 2e-4 --schedule constant --warmup 0         the paper's baseline: a tenth of the peak
+    python train.py                                  a tiny model on a laptop's CPU, in two minutes, without network
+    python train.py --max-lr 8e-4 --schedule constant --warmup 0         the paper's baseline: a tenth of the peak
     python train.py --init EleutherAI/pythia-410m-deduped --upstream mine-old --downstream mine-new
     python train.py --resume runs/NAME               resume an interrupted run
     torchrun --nproc_per_node=8 train.py ...         the same on eight devices; with --shard for models too big for one
@@ -12,38 +12,104 @@ decay 0.1, clip 1.0), fresh optimiser state, a linear warm-up, a decay, and two 
 The paper's experiments, each a set of such runs, are in paper/.
 """
 
+import functools
 import json
 import math
 import shlex
-from dataclasses import asdict, replace
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 
-from corpora.texts import prepare_hub, with_texts
+import data
+import schedule
+from corpora.prepare import slug
+from corpora.texts import named_corpora, prepare_hub
 from engine import checkpoints, folder, machine, processes
 from engine.faults import memory_explained, run_command
-from engine.flags import OneLineParser, add_flags, as_words, check_flags, given_flags
+from engine.files import blaming, read_json
+from engine.flags import OneLineParser, add_flags, as_words, changed_flags, check_flags, flag, flag_name, given_flags
+from engine.kernels import in_cache
+from engine.log import SIDES, Log
 from engine.processes import Interruption
-from eval import report
-from model import rotary_tables
-from plan import (
-    MACHINE,
-    MIN_LR_SHARE,
-    RESUMABLE,
-    TEXTS,
-    VALUES,
-    WEIGHT_DECAY,
-    Flags,
-    Plan,
-    check,
-    run_name,
-    starting_weights,
-    stored_or_initial_weights,
-    upstream_run,
-)
+from engine.weights import is_hub_id, model_folder
+from eval import check_tokenizer, evaluate, report
+from model import SIZES, GPTNeoX, GPTNeoXConfig, config_of, pretraining_peak, rotary_tables, stored_weights
 
-BETAS, EPS, CLIP = (0.9, 0.95), 1e-8, 1.0  # Pythia's and the paper's
+BETAS, EPS, WEIGHT_DECAY, CLIP = (0.9, 0.95), 1e-8, 0.1, 1.0  # Pythia's and the paper's
+MIN_LR_SHARE = 0.1  # min = 0.1 x max
+TEXTS, SMALLEST = {"upstream": "stdlib", "downstream": "torch"}, "nano"  # what a run without flags takes
+PRETRAINING_SEED = 10**6  # added: with a continuation's own seed, replay would repeat the pre-training's batches
+
+# ---------------------------------------------------------------- the flags
+
+
+@dataclass
+class Flags:
+    """Every flag of train.py. None stands for a default that depends on other flags: resolve() fills it in."""
+
+    init: str = flag("upstream", "upstream (pre-train on it first), scratch, a hub id, a folder", group="Start")
+    revision: str | None = flag(None, "branch or tag of a hub id, such as step10000")
+    model: str | None = flag(None, "size, for --init upstream or scratch (nano)", choices=SIZES)
+    upstream_tokens: int | None = flag(None, "length of the pre-training that --init upstream does (2000000)")
+
+    upstream: str | None = flag(None, "old text: a NAME, file or folder (stdlib, or that of --init)", group="Data")
+    downstream: str | None = flag(None, "new text: as --upstream, or a mixture NAME=WEIGHT,NAME=WEIGHT (torch)")
+    overlap: float = flag(0.0, "share of upstream text in the downstream distribution", 0, 1)
+    replay: float = flag(0.0, "share of upstream text in a batch, in place of new text", 0, 1)
+
+    schedule: str = flag("cosine", "shape of the decay", choices=schedule.SCHEDULES, group="Learning rate")
+    max_lr: float | None = flag(None, "peak; default: that of the pre-training of a model of this size", 1e-30, 1e9)
+    min_lr: float | None = flag(None, "end of the decay; default: a tenth of the peak", 0, 1e9)
+    weight_decay: float = flag(WEIGHT_DECAY, "share taken off a weight, times the learning rate", 0, 1e9)
+    decay_to_start: bool = flag(False, "weight decay pulls towards the starting weights instead of zero")
+    warmup: float = flag(0.01, "share of --tokens over which the rate rises from zero", 0, 1)
+    tokens: int = flag(2_000_000, "length of the schedule")
+    stop_tokens: int | None = flag(None, "stop earlier, on the same schedule; default: --tokens")
+
+    batch_size: int = flag(8, "sequences an update, all devices together", 1, 2**16, group="Batch")
+    micro_batch_size: int | None = flag(None, "sequences at a time on a device; default: its part, at most 8")
+    context: int | None = flag(None, "tokens of a sequence; default: the model's own")
+
+    device: str = flag("auto", "auto, cpu, cuda, cuda:1, mps", group="Machine")
+    precision: str = flag("auto", "bf16 where the hardware gains by it, else fp32", choices=("auto", *machine.AUTOCAST))
+    compile: bool = flag(False, "torch.compile the model")
+    shard: bool = flag(False, "under torchrun, spread the model over the processes, if too big for one")
+    activation_checkpointing: bool = flag(False, "recompute activations in the backward pass: less memory, more time")
+
+    eval_every: int | None = flag(None, "updates between evaluations; default: a tenth of the run", group="Run")
+    eval_tokens: int = flag(65_536, "validation tokens of each corpus")
+    save_every: int | None = flag(None, "updates between checkpoints; default: a quarter of the run")
+    keep: int = flag(0, "how many checkpoints to keep; 0: all", 0)
+    seed: int = flag(0, "of the order of the data, random weights and the pre-training behind --init", 0)
+    out: str | None = flag(None, "folder of the run; default: runs/ and a name made from the flags")
+    resume: str | None = flag(None, "resume the run in FOLDER; without one, the run that the other flags name")
+    dry_run: bool = flag(False, "print the resolved flags and stop")
+
+    @property
+    def tokens_per_update(self) -> int:
+        return self.batch_size * self.context
+
+    @property
+    def updates(self) -> int:  # in the whole schedule
+        return max(1, self.tokens // self.tokens_per_update)
+
+    @property
+    def warmup_updates(self) -> int:  # the last of these has the highest learning rate
+        return schedule.warmup_updates(self.updates, self.warmup)
+
+    @property
+    def stop(self) -> int:  # the last update of this run
+        return max(1, min(self.stop_tokens or self.tokens, self.tokens) // self.tokens_per_update)
+
+    def learning_rate(self, update: int) -> float:  # counted from 1
+        return schedule.learning_rate(update, self.updates, self.max_lr, self.min_lr, self.warmup, self.schedule)
+
+
+# What may differ when a run is resumed: how it computes; where it stops and what it keeps.
+MACHINE_FLAGS = ("device", "compile", "shard", "micro_batch_size", "activation_checkpointing")
+RESUMABLE_FLAGS = (*MACHINE_FLAGS, "resume", "out", "save_every", "keep", "stop_tokens", "dry_run")
 
 # ---------------------------------------------------------------- the optimiser
 
@@ -90,14 +156,6 @@ class AdamW(torch.optim.Optimizer):
                 torch._foreach_addcdiv_(p, m_p, denominator, -lr / (1 - beta1**t))
 
 
-def in_cache(tensors, size=2**18):
-    """Lists of tensors to update in turn. GPUs and sharded tensors get all at once; a CPU gets flat stretches of 1 MiB,
-    which stay in its cache from the first line of the formula to the last."""
-    if tensors[0].device.type != "cpu" or hasattr(tensors[0], "full_tensor"):
-        return [tensors]
-    return [[stretch] for tensor in tensors for stretch in tensor.view(-1).split(size)]
-
-
 def parameter_groups(model: torch.nn.Module) -> list[dict]:
     """Weight matrices decay; biases and LayerNorms, all the one-dimensional parameters, do not."""
     params = list(model.parameters())
@@ -110,73 +168,289 @@ def parameter_groups(model: torch.nn.Module) -> list[dict]:
 # ---------------------------------------------------------------- the loop
 
 
-@processes.own_faults_told()
-@memory_explained()
-def train(flags: Flags) -> bool:
-    """One run, from its first update or from its last whole checkpoint to its end. Returns whether it got there.
+def train(flags: Flags, given: dict | None = None) -> bool:
+    """What the command does: finds or prepares the texts, pre-trains for --init upstream, then run().
 
-    Raises ValueError or OSError for bad input, before anything is written; RuntimeError for a failure on the way.
-    """
-    plan = processes.first_one_then_all(lambda: check(flags))
-    flags, model, device, ranks = plan.flags, plan.model, plan.device, processes.count()
-    forward, optimizer, scaler = begin_at(plan)
-    finite = machine.Finite(flags.precision, plan.state, plan.out)
-    keeper = checkpoints.Checkpoints(plan.out, model, optimizer, plan.tokenizer, flags.keep, flags.peak)
-    with folder.opened(plan.out, plan.record, plan.resumed), plan.log() as log, Interruption() as interruption:
-        keeper.prune(plan.start)  # what a killed run did not get round to
-        stopping = False
-        for step in range(plan.start, flags.stop + 1):  # `step` updates are done
-            if step in plan.evaluations:
-                log.evaluation(step, flags.learning_rate(step) if step else 0.0, plan.evaluate())
-            if step in plan.saves or stopping:
-                keeper.save(step, metrics_bytes=log.durable_size(), scaler=scaler.state_dict(), **finite.counts)
+    given: {name: value} of the flags that were set, where these are more than those that differ from the defaults.
+    Returns whether the run got to its end. Raises ValueError or OSError for bad input, before the run's folder is
+    written; RuntimeError for a failure on the way."""
+    given = changed_flags(flags) if given is None else given
+    with processes.rank_0_first():
+        flags = resolve(flags, given)
+        if flags.dry_run:
+            print(json.dumps(asdict(flags), indent=2))
+            return False
+        prepare_hub((flags.upstream, flags.downstream), max(flags.tokens, flags.upstream_tokens or 0))
+        texts_of(flags)  # what is wrong with them is said before minutes are spent on a pre-training
+    if flags.init == "upstream":
+        before = upstream_flags(flags)
+        if not checkpoints.reached(before.out, before.stop):
+            print(f"pre-training {before.model} on {before.upstream} (once; cached in {before.out})")
+            if not train(Flags(**flags_to_go_on(before))):
+                return False
+        flags = replace(flags, init=before.out)
+    step = run(flags)
+    if processes.rank() == 0:
+        report(Path(flags.out), step, flags.stop)
+        say_what_next(flags, given, step)
+    return step == flags.stop
+
+
+@memory_explained()
+def run(flags: Flags) -> int:
+    """One run of resolved flags, from its first update or its newest checkpoint on. Returns how many updates it has."""
+    out, device, dtype = Path(flags.out), machine.pick_device(flags.device), machine.AUTOCAST[flags.precision]
+    corpora, distribution, mixture, windows = texts_of(flags)
+    checkpoint, state = checkpoint_to_resume(flags, corpora)
+    model, forward, optimizer, scaler = ready_to_train(flags, corpora, device, checkpoint, state)
+    start, skipped, overflows = (state.get(name, 0) for name in ("step", "skipped", "skipped_in_a_row"))
+    evaluations = schedule.evaluation_steps(flags.updates, flags.stop, flags.warmup_updates, flags.eval_every)
+    saves = {flags.warmup_updates, flags.stop, *range(flags.save_every, flags.stop, flags.save_every)}
+    record = record_of(flags, corpora, model.config)
+    with folder.opened(out, record, flags.resume), log_of(flags, model, state) as log, Interruption() as interruption:
+        lr, stopping = 0.0, False
+        for step in range(start, flags.stop + 1):  # `step` updates are done
+            if step in evaluations and (step > start or not checkpoint):
+                losses = evaluate(model, windows, flags.upstream, distribution, flags.micro_batch_size, dtype)
+                log.evaluation(step, lr, losses)
+            if (step in saves and step > start) or stopping:
+                state = {"metrics_bytes": log.durable_size(), "skipped": skipped, "skipped_in_a_row": overflows}
+                state["scaler"] = scaler.state_dict()
+                checkpoints.save(out, step, model, optimizer, corpora[flags.upstream].tokenizer(), state)
+            if step in saves or stopping or step == start:
+                checkpoints.prune(out, step, flags.keep, flags.warmup_updates)
             if step == flags.stop or stopping:
                 break
 
             lr = flags.learning_rate(step + 1)
             for group in optimizer.param_groups:
                 group["lr"] = lr
-            batch = plan.mixture.batch(step, flags.batch_size, processes.rank(), ranks)  # (B / ranks, T + 1)
+            batch = mixture.batch(step, flags.batch_size, processes.rank(), processes.count())  # (B / ranks, T + 1)
             loss, micro_batches = 0.0, batch.split(flags.micro_batch_size)
             for number, rows in enumerate(micro_batches, 1):
+                processes.send_gradients(forward, number == len(micro_batches))
                 rows = machine.sent(rows, device)
-                processes.share_gradients(forward, number == len(micro_batches))
                 with machine.autocast(device, flags.precision):
-                    # Weighted by size, so that the gradients of micro-batches sum to that of the batch's mean loss.
-                    # Processes have batches of one size, so averaging their gradients is exact.
+                    # Weighted by size: the gradients of micro-batches sum to that of the batch's mean loss. Processes
+                    # have batches of one size, so averaging theirs is exact.
                     weighted = forward(rows[:, :-1], rows[:, 1:]) * (len(rows) / len(batch))
                 scaler.scale(weighted).backward()
                 loss += weighted.detach()
             scaler.unscale_(optimizer)  # the trap: before it, clipping would see gradients times the loss scale
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP).item()
-            loss, signals = processes.sums(loss / ranks, interruption.arrived)
+            loss, signals = processes.sums(loss / processes.count(), interruption.arrived)
             stopping = signals > 0  # all processes stop after the same update
-            finite.check(step + 1, lr, loss, norm)  # raises before a bad gradient reaches the weights
-            log.update(step + 1, lr, loss, norm, finite.skipped)
+            overflows = machine.refuse_non_finite(loss, norm, scaler, overflows, step + 1, lr, out)
+            skipped += overflows > 0
+            log.update(step + 1, lr, loss, norm, skipped if scaler.is_enabled() else None)
             scaler.step(optimizer)
             scaler.update()
             optimizer.zero_grad()
-    if processes.rank() == 0:
-        report(plan.out, step, flags.stop)
-    return step == flags.stop
+    return step
 
 
-def begin_at(plan: Plan):
-    """(what computes the loss, the optimiser, fp16's loss scaler), restored from the plan's checkpoint if there is one.
-    Moves the model to its device. The weights stay fp32 in every precision."""
-    flags, model, device = plan.flags, plan.model, plan.device
+# ---------------------------------------------------------------- what the loop needs
+
+
+def texts_of(flags: Flags):
+    """({name: corpus} of both sides, {name: its share of the downstream distribution}, the mixture to train on, {name:
+    validation windows (N, T + 1)})."""
+    distribution = data.blend(data.parse_shares(flags.downstream), flags.upstream, flags.overlap)
+    corpora = data.open_corpora([flags.upstream, *distribution])
+    shares = data.blend(distribution, flags.upstream, flags.replay)
+    mixture = data.Mixture({corpora[name]: share for name, share in shares.items()}, flags.context, flags.seed)
+    windows = {name: data.fixed_windows(corpus, flags.context, flags.eval_tokens) for name, corpus in corpora.items()}
+    return corpora, distribution, mixture, windows
+
+
+def starting_model(flags: Flags, corpus: data.Corpus, checkpoint: Path | None = None):
+    """(a model of shapes, its weights as (name, tensor) one at a time): of a checkpoint of the run, else of --init."""
+    tokenizer = corpus.tokenizer()
+    if checkpoint is None and flags.init == "scratch":
+        model = GPTNeoX(config_of(flags.model, tokenizer.vocab_size), empty=True)
+        weights = model.initial_weights(flags.seed)
+    else:
+        source = checkpoint or model_folder(checkpoints.newest(flags.init), flags.revision)
+        check_tokenizer(source, corpus)
+        with blaming(source, checkpoints.way_out(source)) if checkpoint else nullcontext():
+            model, weights = GPTNeoX.from_pretrained(source, empty=True), stored_weights(source)
+    if corpus.vocab_size > model.config.vocab_size:
+        rows = f"{corpus.vocab_size} token ids, {flags.init} {model.config.vocab_size} embedding rows"
+        raise ValueError(f"data/{corpus.name} has {rows}; prepare the corpus with the model's own tokenizer")
+    model.config.extra |= {"bos_token_id": tokenizer.eot, "eos_token_id": tokenizer.eot}
+    return model, weights
+
+
+def checkpoint_to_resume(flags: Flags, corpora: dict) -> tuple[Path | None, dict]:
+    """(folder, state) of the newest checkpoint of a run to resume; (None, {}) where there is none."""
+    if not flags.resume:
+        return None, {}
+    hashes = {name: corpus.hashes for name, corpus in corpora.items()}
+    folder.refuse_other_data(Path(flags.out), hashes, data.ORDER)
+    checkpoint, state = checkpoints.newest_state(flags.out)
+    if checkpoint and state["step"] > flags.stop:
+        raise ValueError(f"{flags.out} is at update {state['step']}, past --stop-tokens; raise it or leave it out")
+    return checkpoint, state
+
+
+def ready_to_train(flags: Flags, corpora: dict, device: torch.device, checkpoint: Path | None, state: dict):
+    """(model, what computes its loss, optimiser, fp16's loss scaler), restored from a checkpoint if there is one.
+
+    The weights are fp32 in every precision: small updates would vanish in 16 bits."""
+    with processes.rank_0_first():  # it fetches what the others then find
+        model, weights = starting_model(flags, corpora[flags.upstream], checkpoint)
+    model.activation_checkpointing = flags.activation_checkpointing
     if flags.compile:
-        x = torch.zeros(flags.micro_batch_size, flags.context, model.config.hidden_size)
+        x = torch.zeros(flags.micro_batch_size, flags.context, model.config.hidden_size)  # (B, T, D)
         inputs = (x, *rotary_tables(flags.context, model.config, x.device))
         machine.compile_layers(model.gpt_neox.layers, inputs, device, flags.precision)
-    weights = stored_or_initial_weights(flags, model, plan.checkpoint) if flags.shard else None
-    forward = processes.spread(model, model.gpt_neox.layers, device, weights)
-    towards = processes.first_one_then_all(lambda: starting_weights(plan)) if flags.decay_to_start else None
+    forward = processes.placed(model, model.gpt_neox.layers, weights, device, flags.shard)
+    towards = None
+    if flags.decay_to_start:
+        parameters = dict(model.named_parameters())
+        _, start = starting_model(flags, corpora[flags.upstream])
+        towards = {parameters[name]: processes.placed_as(parameters[name], tensor.float()) for name, tensor in start}
     optimizer = AdamW(parameter_groups(model), lr=0.0, weight_decay=flags.weight_decay, towards=towards)
     scaler = machine.loss_scaler(device, flags.precision)
-    if plan.checkpoint:
-        checkpoints.load_optimizer(plan.checkpoint, plan.state, model, optimizer, scaler)
-    return forward, optimizer, scaler
+    if checkpoint:
+        checkpoints.load_optimizer(checkpoint, state, model, optimizer, scaler)
+    return model, forward, optimizer, scaler
+
+
+def log_of(flags: Flags, model: GPTNeoX, state: dict) -> Log:
+    flops = model.config.flops_per_token(flags.context)
+    share_of_peak = functools.partial(machine.share_of_peak, torch.device(flags.device), flags.precision, flops)
+    return Log(Path(flags.out), state.get("step", 0), flags.stop, flags.tokens_per_update, state, share_of_peak)
+
+
+def record_of(flags: Flags, corpora: dict, config: GPTNeoXConfig) -> dict:
+    """What config.json says of the run, besides versions."""
+    record = {"flags": asdict(replace(flags, resume=None)), "data_order": data.ORDER}
+    record["corpora"] = {name: corpus.hashes for name, corpus in corpora.items()}
+    return record | {"parameters": config.parameters, "pretraining_peak": pretraining_peak(config) or flags.max_lr}
+
+
+# ---------------------------------------------------------------- from flags as given to flags of a run
+
+
+def resolve(flags: Flags, given: dict) -> Flags:
+    """The flags with a value in place of every None that stands for one, checked. ValueError or OSError for what is
+    wrong with them. Of a model, reads config.json alone.
+
+    given: {name: value} of those that were set; of a run to resume all others are what they were."""
+    check_flags(flags)
+    names = named_corpora(flags.upstream, flags.downstream, flags.init, flags.revision, flags.resume, flags.dry_run)
+    flags = replace(flags, upstream=names[0], downstream=names[1])
+    if flags.resume is None:
+        refuse_unused(flags)
+        flags = replace(flags, out=flags.out or run_name(flags))
+        folder.refuse_to_overwrite(Path(flags.out))
+    else:
+        given = given | {side: name for side, name in zip(SIDES, names, strict=True) if side in given}
+        out = flags.resume or flags.out or run_name(replace(flags, resume=None))
+        flags = folder.flags_to_resume(Flags, given | {"resume": out, "out": out}, out, RESUMABLE_FLAGS)
+        check_flags(flags)  # a config.json can hold anything
+    flags = resolve_machine(flags)
+    if flags.init in ("upstream", "scratch"):
+        flags = replace(flags, model=flags.model or SMALLEST)
+    if flags.init == "upstream":
+        flags = replace(flags, upstream_tokens=flags.upstream_tokens or Flags.tokens)
+    if not flags.resume:
+        flags = resolve_rates(flags, starting_config(flags.init, flags.revision, flags.model))
+    eval_every, save_every = flags.eval_every or max(1, flags.stop // 10), flags.save_every or max(1, flags.stop // 4)
+    if flags.stop > 10**6 * min(eval_every, save_every):
+        raise ValueError(f"--eval-every or --save-every would act a million times in {flags.stop} updates; raise it")
+    return replace(flags, eval_every=eval_every, save_every=save_every)
+
+
+def refuse_unused(flags: Flags) -> None:
+    """Raises ValueError for a flag that the run would not use."""
+    start, random_start = f"--init {flags.init}", flags.init in ("upstream", "scratch")
+    for name, used, why in (
+        ("model", random_start, start),
+        ("revision", is_hub_id(flags.init), start),
+        ("upstream_tokens", flags.init == "upstream", start),
+        ("min_lr", flags.schedule != "constant", f"--schedule {flags.schedule}"),
+    ):
+        if getattr(flags, name) is not None and not used:
+            raise ValueError(f"{flag_name(name)} has no effect with {why}; leave it out")
+    if flags.stop_tokens and flags.stop_tokens > flags.tokens:
+        raise ValueError(f"--stop-tokens {flags.stop_tokens} is beyond --tokens {flags.tokens}, where the run ends")
+
+
+def resolve_machine(flags: Flags) -> Flags:
+    """The flags with what --device, --precision, --shard and --micro-batch-size come to on this machine."""
+    ranks = processes.count()
+    if flags.batch_size % ranks:
+        raise ValueError(f"--batch-size {flags.batch_size} is not a multiple of the {ranks} processes; choose one")
+    if flags.shard and ranks == 1 and not flags.resume:  # a sharded run that one process resumes is no longer sharded
+        raise ValueError("--shard needs several processes: torchrun --nproc_per_node=N train.py --shard ...")
+    device = machine.pick_device(flags.device)
+    micro_batch = min(flags.batch_size // ranks, flags.micro_batch_size or 8)
+    # Under torchrun each process has a GPU of its own, so the record says "cuda" rather than which.
+    flags = replace(flags, device=device.type if ranks > 1 else str(device), micro_batch_size=micro_batch)
+    return replace(flags, shard=flags.shard and ranks > 1, precision=machine.pick_precision(flags.precision, device))
+
+
+def resolve_rates(flags: Flags, config: GPTNeoXConfig) -> Flags:
+    """The flags with the context and the learning rates of a model."""
+    context = flags.context or config.max_position_embeddings
+    if context > config.max_position_embeddings:
+        raise ValueError(f"--context {context} is more than the model's {config.max_position_embeddings}")
+    max_lr = flags.max_lr or pretraining_peak(config, flags.init)
+    min_lr = max_lr * MIN_LR_SHARE if flags.min_lr is None else flags.min_lr
+    if min_lr > max_lr:
+        raise ValueError(f"--min-lr {min_lr} is above --max-lr {max_lr}")
+    return replace(flags, context=context, max_lr=max_lr, min_lr=min_lr)
+
+
+@functools.cache
+def starting_config(init: str, revision: str | None, size: str | None) -> GPTNeoXConfig:
+    """The config of the model that a run starts from, of which nothing else is fetched; of a random one the vocabulary
+    is open."""
+    if init in ("upstream", "scratch"):
+        return config_of(size)
+    file = model_folder(checkpoints.newest(init), revision, ["config.json"]) / "config.json"
+    return GPTNeoXConfig.from_dict(read_json(file), file)
+
+
+def run_name(flags: Flags) -> str:
+    """A folder made of the flags that decide the result and are not the defaults."""
+    sides = dict.fromkeys(
+        slug(side) for side in (flags.upstream or TEXTS["upstream"], flags.downstream or TEXTS["downstream"])
+    )
+    changed = {name: value for name, value in changed_flags(flags).items() if name not in (*RESUMABLE_FLAGS, *SIDES)}
+    return Path("runs", folder.name_from("-to-".join(sides), changed)).as_posix()
+
+
+def upstream_flags(flags: Flags) -> Flags:
+    """The flags of the pre-training behind --init upstream: an ordinary run from scratch, cached under runs/. Each seed
+    has its own; all checkpoints are kept, because section 4.5 starts from earlier ones."""
+    values = {
+        "upstream_tokens": flags.upstream_tokens or Flags.tokens,
+        "seed": flags.seed,
+        "precision": flags.precision,
+    }
+    usual_precision = machine.pick_precision("auto", machine.pick_device(flags.device))
+    usual = {"upstream_tokens": Flags.tokens, "seed": 0, "precision": usual_precision}
+    unusual = {name: value for name, value in values.items() if value not in (usual[name], "auto")}
+    size, text = flags.model or SMALLEST, flags.upstream or TEXTS["upstream"]
+    before = Flags(
+        init="scratch", model=size, upstream=text, downstream=text, tokens=values["upstream_tokens"],
+        context=SIZES[size][5], seed=PRETRAINING_SEED + flags.seed, precision=flags.precision,
+        eval_tokens=min(flags.eval_tokens, 2**14),  # a rough look: the continuation begins with a full one
+        out=f"runs/{folder.name_from(f'upstream-{size}-{text}', unusual)}",
+        **{name: getattr(flags, name) for name in MACHINE_FLAGS},
+    )  # fmt: skip
+    return replace(before, eval_every=max(1, before.updates // 5), save_every=max(1, before.updates // 16))
+
+
+def flags_to_go_on(flags: Flags) -> dict:
+    """{name: value} of the command that begins a run, or resumes it on this machine if its folder holds one."""
+    given = changed_flags(flags)
+    if not (Path(flags.out) / "config.json").is_file():
+        return given
+    return {"resume": flags.out} | {name: given[name] for name in ("stop_tokens", *MACHINE_FLAGS) if name in given}
 
 
 # ---------------------------------------------------------------- the command line
@@ -184,8 +458,8 @@ def begin_at(plan: Plan):
 
 def parse_flags(argv: list[str] | None) -> dict:
     """The flags that were given, {name: value}, in the order of the dataclass."""
-    parser = OneLineParser(description=__doc__)
-    add_flags(parser, Flags, resume={"nargs": "?", "const": "", "metavar": "FOLDER"})
+    parser = OneLineParser(description=__doc__ or "")
+    add_flags(parser, Flags)
     given = given_flags(parser.parse_args(argv), Flags)
     if "resume" in given and "init" in given:
         parser.error("--init begins a run and --resume continues one; give one of them")
@@ -194,56 +468,23 @@ def parse_flags(argv: list[str] | None) -> dict:
     return given
 
 
-def resumed_flags(given: dict) -> Flags:
-    """The flags of the run to resume, with those given now that may change. ValueError for any other difference."""
-    out = str(given.get("resume") or given.get("out") or run_name(given))
-    return folder.flags_to_resume(Flags, given | {"resume": out, "out": out}, out, RESUMABLE)
-
-
-def begin(flags: Flags) -> bool:
-    """The run of these flags; before it, if need be, the pre-training behind --init upstream. Returns whether it got
-    to its end."""
-    if flags.dry_run:
-        print(json.dumps(asdict(processes.first_one_then_all(lambda: check(flags)).flags), indent=2))
-        return False
-    check_flags(flags, VALUES)
-    # The most that either run reads.
-    tokens = max(flags.tokens, flags.upstream_tokens if flags.init == "upstream" else 0)
-    processes.first_one_then_all(lambda: prepare_hub((flags.upstream, flags.downstream), tokens))
-    if flags.init == "upstream":
-        before = upstream_run(flags)
-        if not checkpoints.reached(before.out, before.stop):
-            processes.first_one_then_all(lambda: check(flags))  # what is wrong is told before minutes are spent
-            print(f"pre-training {flags.model} on {flags.upstream} (once; cached in {before.out})")
-            if not train(folder.going_on(before, MACHINE, RESUMABLE)):
-                return False
-        flags = replace(flags, init=before.out)
-    return train(flags)
+def say_what_next(flags: Flags, given: dict, step: int) -> None:
+    """Prints the next command worth typing: to resume; or the paper's comparison with a constant rate; or a sample."""
+    if step < flags.stop:
+        print(f"stopped at update {step} of {flags.stop}; resume with: python train.py --resume {flags.out}")
+    elif flags.resume or flags.init == "scratch" or flags.schedule == "constant":
+        print(f"next        python eval.py sample {shlex.quote(flags.out)}")
+    else:
+        peak = folder.read_record(flags.out)["pretraining_peak"]  # pre-training ended at a tenth of it
+        baseline = {"max_lr": float(f"{peak * MIN_LR_SHARE:.6g}"), "schedule": "constant", "warmup": 0.0}
+        baseline = {name: value for name, value in given.items() if name not in ("out", "min_lr")} | baseline
+        print(f"next        python train.py {shlex.join(as_words(baseline))}")
+        print(f"then        python eval.py plot {shlex.quote(flags.out)} {run_name(Flags(**baseline))}")
 
 
 def main(argv=None):
-    typed = parse_flags(argv)  # in every process: a bad flag ends them all
-    given = processes.first_one_then_all(lambda: with_texts(typed, TEXTS))
-    flags = resumed_flags(given) if "resume" in given else Flags(**given)
-    flags = replace(flags, out=flags.out or str(run_name(given)))
-    if begin(flags):
-        say_what_next(given, flags.out)
-
-
-def say_what_next(given, out):
-    """The next command worth typing: the paper's comparison with a constant rate, or a sample of what was learned."""
-    run = folder.read_record(out)
-    if "resume" in given or run["flags"]["init"] == "scratch" or run["flags"]["schedule"] == "constant":
-        print(f"next        python eval.py sample {shlex.quote(out)}")
-        return
-    baseline = {name: value for name, value in given.items() if name not in ("out", "min_lr")}
-    rate = float(f"{run['pretraining_peak'] * MIN_LR_SHARE:.6g}")  # at which pre-training ended
-    baseline |= {"max_lr": rate, "schedule": "constant", "warmup": 0.0}
-    other = f"{Path(out)}-constant" if "out" in given else str(run_name(baseline))
-    baseline |= {"out": other} if "out" in given else {}
-    if not Path(other).exists():
-        print(f"next        python train.py {shlex.join(as_words(baseline))}")
-    print(f"then        python eval.py plot {shlex.quote(out)} {shlex.quote(other)}")
+    given = parse_flags(argv)  # in every process: a bad flag ends them all
+    train(Flags(**given), given)
 
 
 if __name__ == "__main__":

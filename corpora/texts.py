@@ -140,3 +140,13 @@ def prepare_hub(values, tokens):
             if tokens <= HUB_TOKENS:
                 print(f"text        preparing data/{name}: {tokens:,} tokens, once", file=sys.stderr)
             prepare_once(name, train_tokens=tokens if tokens <= HUB_TOKENS else None)
+
+
+def named_corpora(upstream, downstream, init, revision, resume, dry_run=False):
+    """Shim."""
+    values = {"upstream": upstream, "downstream": downstream, "init": init, "revision": revision, "resume": resume}
+    values = {name: value for name, value in values.items() if value is not None}
+    named = with_texts(values, {"upstream": "stdlib", "downstream": "torch"})
+    if resume is not None:
+        return named.get("upstream"), named.get("downstream")
+    return named.get("upstream", "stdlib"), named.get("downstream", "torch")

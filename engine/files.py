@@ -80,7 +80,14 @@ def read_json(file, table=None, way_out="restore it or choose another folder"):
     return content
 
 
-KINDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false", dict: "an object", list: "a list"}
+KINDS = {
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    bool: "true or false",
+    dict: "an object",
+    list: "a list",
+}
 
 
 def value_of(content, name, kind=int, low=0, high=10**15):
@@ -97,7 +104,7 @@ def value_of(content, name, kind=int, low=0, high=10**15):
 
 @contextlib.contextmanager
 def blaming(file, way_out="restore it or choose another folder"):
-    """In place of whatever the contents of a file raise in the block: ValueError that names the file and the way out."""
+    """In place of what the contents of a file raise in the block: ValueError that names the file and the way out."""
     try:
         yield
     except KeyError as fault:

@@ -1,12 +1,8 @@
-"""A command line made from a dataclass: its fields are the flags, their comments the help."""
+"""A command line made from a dataclass: its fields are the flags."""
 
 import argparse
-import inspect
-import re
-from dataclasses import fields
+from dataclasses import field, fields
 from typing import get_args
-
-from engine.files import Field, check_value
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -30,68 +26,70 @@ def whole_number(text):
     return int(number)
 
 
-def flag_name(field):
+def flag(default, help, low=1, high=10**15, choices=(), group=None):
+    """A dataclass field that is a flag.
+
+    default: None where it depends on other flags; help says how. low, high: limits of a number. choices: the values
+    that a text can have. group: the heading in --help above this flag and those after it."""
+    return field(default=default, metadata={"help": help, "low": low, "high": high, "choices": choices, "group": group})
+
+
+def flag_name(name):
     """--max-lr for max_lr."""
-    return "--" + field.replace("_", "-")
+    return "--" + name.replace("_", "-")
 
 
-def add_flags(parser, dataclass, **special):
-    """Adds a flag for each field: the comment on its line is its help, a comment line of its own heads a group.
-
-    special: {field: options of add_argument} where a field's type does not say them."""
-    described = {field.name: field for field in fields(dataclass)}
-    for line in inspect.getsource(dataclass).splitlines():
-        if heading := re.fullmatch(r"    # ([A-Z][\w ]+)", line):
-            group = parser.add_argument_group(heading[1])
-        elif match := re.fullmatch(r"    (\w+): .*?  # (.*)", line):
-            name, text = match.groups()
-            field = described.pop(name)
-            default, kind = field.default, value_type(field)
-            text = text.replace("%", "%%") + ("" if default in (None, False, "") else f" ({default})")
-            if name in special:
-                options = special[name]
-            elif kind is bool:
-                options = {"action": "store_true"}
-            elif kind is str:
-                options = {"metavar": "NAME"}
-            else:
-                options = {"type": whole_number if kind is int else float, "metavar": "X"}
-            group.add_argument(flag_name(name), default=None, help=text, **options)
-    assert not described, f"fields without a comment on their line are no flags: {', '.join(described)}"
-
-
-def given_flags(parsed, dataclass):
-    """{field: value} of what a command line gave, in the order of the dataclass."""
-    return {f.name: getattr(parsed, f.name) for f in fields(dataclass) if getattr(parsed, f.name) is not None}
-
-
-def changed_flags(values):
-    """{field: value} of what differs from the dataclass's defaults."""
-    return {f.name: getattr(values, f.name) for f in fields(values) if getattr(values, f.name) != f.default}
-
-
-def as_words(values):
-    """The command line that gives {field: value}."""
-    return tuple(flag_name(n) if value is True else f"{flag_name(n)}={value}" for n, value in values.items())
-
-
-def value_type(field):
+def kind_of(field):
     """int for a field that is int or int | None."""
     return next((kind for kind in get_args(field.type) if kind is not type(None)), field.type)
 
 
-def field_table(dataclass, limits, choices):
-    """{name: Field} of a dataclass. limits: {name: (low, high)}, other numbers being counts from 1; choices: {name:
-    the values to choose from}."""
-    table = {}
-    for field in fields(dataclass):
-        low, high = limits.get(field.name, (1, 10**15))
-        optional = type(None) in get_args(field.type)
-        table[field.name] = Field(value_type(field), low, high, choices.get(field.name, ()), optional)
-    return table
+def add_flags(parser, dataclass):
+    """Adds a flag for each field."""
+    for each in fields(dataclass):
+        if heading := each.metadata["group"]:
+            group = parser.add_argument_group(heading)
+        text, choices, kind = each.metadata["help"], each.metadata["choices"], kind_of(each)
+        text += f": {', '.join(choices)}" if choices else ""
+        text += "" if each.default in (None, False) else f" ({each.default})"
+        options = (
+            {"metavar": "NAME"} if kind is str else {"metavar": "X", "type": whole_number if kind is int else kind}
+        )
+        if kind is bool:
+            options = {"action": "store_true"}
+        elif each.name == "resume":
+            options = {"metavar": "FOLDER", "nargs": "?", "const": ""}
+        group.add_argument(flag_name(each.name), default=None, help=text.replace("%", "%%"), **options)
 
 
-def check_flags(values, table):
-    """Raises ValueError for the first of the dataclass's values that its table does not admit."""
-    for name, field in table.items():
-        check_value(getattr(values, name), field, flag_name(name))
+def check_flags(values):
+    """Raises ValueError for the first value of a dataclass that its field does not admit."""
+    for each in fields(values):
+        value, kind, limits = getattr(values, each.name), kind_of(each), each.metadata
+        if value is None and each.default is None:
+            continue
+        right = type(value) is kind or (kind is float and type(value) is int)
+        expected = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}[kind]
+        if kind in (int, float):
+            expected += f" from {limits['low']:g} to {limits['high']:g}"
+            right = right and limits["low"] <= value <= limits["high"]
+        if limits["choices"]:
+            expected = f"one of {', '.join(limits['choices'])}"
+            right = right and value in limits["choices"]
+        if not right:
+            raise ValueError(f"{flag_name(each.name)} is {value!r:.60}; expected {expected}")
+
+
+def given_flags(parsed, dataclass):
+    """{name: value} of what a command line gave, in the order of the dataclass."""
+    return {f.name: getattr(parsed, f.name) for f in fields(dataclass) if getattr(parsed, f.name) is not None}
+
+
+def changed_flags(values):
+    """{name: value} of what differs from the dataclass's defaults."""
+    return {f.name: getattr(values, f.name) for f in fields(values) if getattr(values, f.name) != f.default}
+
+
+def as_words(values):
+    """The command line that gives {name: value}."""
+    return tuple(flag_name(n) if value is True else f"{flag_name(n)}={value}" for n, value in values.items())

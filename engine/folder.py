@@ -4,6 +4,7 @@ A pack is a file of runs, as `python -m paper pack` writes it, a line each: {"na
 records}}.
 """
 
+import gzip
 import hashlib
 import json
 import platform
@@ -15,26 +16,26 @@ from pathlib import Path
 import torch
 
 from engine import VERSION, processes
-from engine.files import Field, check_fields, locked, read_json, to_json, write_whole
-from engine.flags import changed_flags, flag_name
+from engine.files import blaming, locked, read_json, to_json, value_of, write_whole
+from engine.flags import flag_name
 from engine.log import RECORDS, SIDES, checked, read_records
 
-RECORD = {"flags": {}, "parameters": Field(float, 0, 1e15, optional=True)}
-RECORD["pretraining_peak"] = Field(float, 1e-30, 1e9, optional=True)
+# ---------------------------------------------------------------- beginning and resuming a run
 
 
 def refuse_to_overwrite(out):
-    """Raises ValueError if the folder holds a run."""
-    if (out / "config.json").exists() or (out / "metrics.jsonl").exists():
+    """Raises ValueError if the folder holds a run: a log that has a line, or a checkpoint."""
+    log = out / "metrics.jsonl"
+    if (log.exists() and log.stat().st_size) or (out / "checkpoints").exists():
         raise ValueError(f"{out} already holds a run; continue it with --resume {out}, or choose another --out")
 
 
-def refuse_other_data(out, record):
-    """Raises ValueError if the run in a folder began with other data, or in another order, than its record says now."""
+def refuse_other_data(out, hashes, order):
+    """Raises ValueError if the run in a folder began with other data, or in another order, than it would have now."""
     began = read_record(out)
-    if began.get("corpora") != record["corpora"]:
+    if began.get("corpora") != hashes:
         raise ValueError(f"{out}: the corpora changed since the run began; start a new run with --init")
-    if began.get("data_order") != record["data_order"]:
+    if began.get("data_order") != order:
         raise ValueError(f"{out}: an earlier version, with another order of the data, began it; start a new run")
 
 
@@ -43,33 +44,17 @@ def opened(out, record, resumed):
     """Makes the folder of a run, keeps other processes out of it while the block runs, and writes config.json.
 
     record: {"flags": every resolved flag, "corpora": their hashes, "parameters", "pretraining_peak"}. Of several
-    processes the first does it."""
+    processes rank 0 does it."""
     with ExitStack() as cleanup:
-        with processes.failing_together():
-            if processes.rank() == 0:
-                out.mkdir(parents=True, exist_ok=True)
-                taken = f"{out}: another process runs it; wait or choose another --out"
-                cleanup.enter_context(locked(out / ".lock", taken))
-                if not resumed:
-                    refuse_to_overwrite(out)  # another process may have come and gone since it was looked at
-                versions = {"rewarm": VERSION, "python": platform.python_version(), "torch": torch.__version__}
-                write_whole(out / "config.json", to_json(record | {"versions": versions}))
+        if processes.rank() == 0:
+            out.mkdir(parents=True, exist_ok=True)
+            taken = f"{out}: another process runs it; wait or choose another --out"
+            cleanup.enter_context(locked(out / ".lock", taken))
+            if not resumed:
+                refuse_to_overwrite(out)  # another process may have come and gone since it was looked at
+            versions = {"rewarm": VERSION, "python": platform.python_version(), "torch": torch.__version__}
+            write_whole(out / "config.json", to_json(record | {"versions": versions}))
         yield
-
-
-def read_record(out):
-    """What config.json says of the run in a folder; ValueError for what is not a run's."""
-    if not (Path(out) / "config.json").is_file():
-        raise ValueError(f"{out}: no run here (no config.json); give the folder of one that train.py wrote")
-    return read_json(Path(out) / "config.json", RECORD, "restore it, or begin a new run")
-
-
-def record_behind(path):
-    """What config.json says of the run whose folder or checkpoint a path is; None for any other path."""
-    for out in (Path(path), Path(path).parent.parent) if Path(path).is_dir() else ():
-        if (out / "metrics.jsonl").is_file():
-            return read_record(out)
-    return None
 
 
 def flags_to_resume(dataclass, given, out, changeable):
@@ -88,23 +73,11 @@ def flags_to_resume(dataclass, given, out, changeable):
     return dataclass(**(saved | given))
 
 
-def going_on(flags, machine, changeable):
-    """The flags, or, where their folder already holds a run, those that continue it on this machine.
-
-    machine: the names of the flags that say how to compute."""
-    if not (Path(flags.out) / "config.json").is_file():
-        return flags
-    given = {name: value for name, value in changed_flags(flags).items() if name in machine}
-    given |= {"out": flags.out, "resume": flags.out, "stop_tokens": flags.stop_tokens}
-    return flags_to_resume(type(flags), given, flags.out, changeable)
-
-
-def name_from(parts, flags, limit=150):
-    """A folder's name from words and {flag: value}: shortened, with a hash, where it would be too long."""
-    name = "-".join(parts)
+def name_from(words, flags, limit=150):
+    """A folder's name from words and {flag: value}: exact, and shortened, with a hash, where it would be too long."""
+    name = words
     for flag, value in flags.items():
-        value = value if isinstance(value, str) else f"{value:g}"
-        name += f"-{flag.replace('_', '-')}-{re.sub(r'[^A-Za-z0-9.+-]+', '-', value).strip('-.')}"
+        name += f"-{flag.replace('_', '-')}-{re.sub(r'[^A-Za-z0-9.+-]+', '-', str(value)).strip('-.')}"
     if len(name) > limit:
         name = f"{name[: limit - 20]}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
     return name
@@ -112,58 +85,78 @@ def name_from(parts, flags, limit=150):
 
 # ---------------------------------------------------------------- reading runs
 
-RUN_FLAGS = dict.fromkeys(SIDES, Field(str)) | dict.fromkeys(("warmup", "overlap"), Field(float, 0, 1))
-RUN_FLAGS["tokens"] = Field(float, 0, 1e30)
+
+def read_record(out):
+    """What config.json says of the run in a folder; ValueError for what is not a run's."""
+    file = Path(out) / "config.json"
+    if not file.is_file():
+        raise ValueError(f"{out}: no run here (no config.json); give the folder of one that train.py wrote")
+    with blaming(file, "restore it, or begin a new run"):
+        record = read_json(file)
+        value_of(record, "flags", dict)
+    return record
+
+
+def record_behind(path):
+    """What config.json says of the run whose folder or checkpoint a path is; None for any other path."""
+    for out in (Path(path), Path(path).parent.parent) if Path(path).is_dir() else ():
+        if (out / "metrics.jsonl").is_file():
+            return read_record(out)
+    return None
 
 
 def read_run(folder):
-    """A run's folder as {"folder", "flags", "parameters", "pretraining_peak"}, with the records of its logs in lists
-    "train", "eval", "interpolation".
+    """A run's folder as {"folder", "flags", "parameters", "pretraining_peak", "versions"}, with the records of its log
+    in the lists "train" and "eval".
 
     Raises ValueError for what is not a run."""
     folder = Path(folder)
     if not (folder / "metrics.jsonl").is_file():
         raise ValueError(f"{folder}: not a run (no config.json and metrics.jsonl); give a folder that train.py wrote")
-    records = read_records(folder / "metrics.jsonl")
-    if (folder / "interpolation.jsonl").is_file():
-        records["interpolation"] = read_records(folder / "interpolation.jsonl")["interpolation"]
-    return as_run(folder, read_record(folder), records)
+    return as_run(folder, read_record(folder), read_records(folder / "metrics.jsonl"))
 
 
 def as_run(folder, config, records):
-    """What read_run() gives, from the contents of config.json and the records of the logs; checked."""
-    check_fields(config, RECORD | {"flags": RUN_FLAGS}, f"{folder}/config.json")
-    for name, value in config["flags"].items():
-        if not isinstance(value, str | None) and not (isinstance(value, int | float) and abs(value) < 1e30):
-            raise ValueError(f"{folder}/config.json: {name} is {value!r:.60}; restore it, or begin a new run")
+    """What read_run() gives, from the contents of config.json and the records of the log; checked."""
+    with blaming(f"{folder}/config.json", "restore it, or begin a new run"):
+        flags = value_of(config, "flags", dict)
+        for side in SIDES:
+            value_of(flags, side, str)
+        for name in ("warmup", "overlap"):
+            value_of(flags, name, float, 0, 1)
+        value_of(flags, "tokens", float, 0, 1e30)
+        for name in ("parameters", "pretraining_peak"):
+            if config.get(name) is not None:
+                value_of(config, name, float, 0, 1e15)
+        for name, value in flags.items():
+            if not isinstance(value, str | None) and not (isinstance(value, int | float) and abs(value) < 1e30):
+                raise ValueError(f"{name} is {value!r:.60}")
     if not records["eval"]:
         raise ValueError(f"{folder}: no evaluation yet; wait for the first, or --resume the run")
-    # paper/ still looks for the losses of single windows, which are no longer kept.
-    return {"folder": folder, "parameters": None, "pretraining_peak": None, "windows": {}} | config | records
+    return {"folder": folder, "parameters": None, "pretraining_peak": None, "versions": {}} | config | records
 
 
 def read_runs(paths):
-    """The runs of folders, of packs (a .jsonl file, a line a run), and of packs' runs whose names match a pattern
-    (PACK.jsonl:PATTERN). ValueError for what is none of these."""
+    """The runs of folders, of packs (a .jsonl or .jsonl.gz file, a line a run), and of packs' runs whose names match a
+    pattern (PACK.jsonl:PATTERN). ValueError for what is none of these."""
     runs = []
     for path in map(str, paths):
-        name, is_pack, pattern = path.partition(".jsonl")
-        found = read_pack(Path(name + is_pack), pattern.removeprefix(":") or "*") if is_pack else [read_run(path)]
-        if not found:
+        pack = re.fullmatch(r"(.*\.jsonl(?:\.gz)?)(?::(.*))?", path)
+        read = read_pack(Path(pack[1]), pack[2] or "*") if pack else [read_run(path)]
+        if not read:
             raise ValueError(f"{path}: no run of that name in the pack")
-        runs += found
+        runs += read
     return runs
 
 
 def read_pack(pack, pattern):
     """The runs of a pack whose names match a pattern."""
+    content = pack.read_bytes()
     runs = []
-    for number, line in enumerate(pack.read_text(encoding="utf-8").splitlines(), 1):
-        try:
+    for number, line in enumerate((gzip.decompress(content) if pack.suffix == ".gz" else content).splitlines(), 1):
+        with blaming(f"{pack}:{number}", "not a run; restore the pack"):
             run = json.loads(line)
             if fnmatch(run["name"], pattern):
                 records = {kind: [checked(record, kind) for record in run["records"][kind]] for kind in RECORDS}
                 runs.append(as_run(Path(run["name"]), run["config"], records))
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as fault:
-            raise ValueError(f"{pack}:{number}: not a run ({fault!r:.90}); restore the pack") from None
     return runs

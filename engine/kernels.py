@@ -172,3 +172,14 @@ def add_product(total, error, hidden):
     for errors, states in zip(error.split(tokens), hidden.split(tokens), strict=True):
         for rows, columns in zip(total.split(size), errors.T.split(size), strict=True):
             rows += columns @ states
+
+
+# ---------------------------------------------------------------- the optimizer
+
+
+def in_cache(tensors, size=2**18):
+    """Lists of tensors for AdamW to update in turn. GPUs and sharded tensors get all at once; a CPU gets flat stretches
+    of 1 MiB, which stay in its cache from the first line of the formula to the last."""
+    if tensors[0].device.type != "cpu" or hasattr(tensors[0], "full_tensor"):
+        return [tensors]
+    return [[stretch] for tensor in tensors for stretch in tensor.view(-1).split(size)]

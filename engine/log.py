@@ -58,9 +58,8 @@ class Log:
         self.path, self.tty = out / "metrics.jsonl", sys.stderr.isatty()
         self.file = open(self.path if self.writes else os.devnull, "a+b", buffering=0)  # a line is one write
         self.before = None  # the first evaluation
-        with processes.failing_together():
-            if self.writes:
-                self.cut(state.get("metrics_bytes", 0))
+        if self.writes:
+            self.cut(state.get("metrics_bytes", 0))
         self.bar = progress_bar(out.name[:24], stop, start)
         self.clock, self.seconds, self.updates = time.perf_counter(), 0.0, 0
 

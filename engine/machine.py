@@ -5,12 +5,11 @@ import math
 import os
 import sys
 import time
-from dataclasses import replace
 
 import torch
 
 from engine import processes
-from engine.checkpoints import all_of
+from engine.checkpoints import newest
 from engine.faults import one_line
 
 # The dtype of autocast, or None for plain fp32. Weights, moments and the loss are fp32 in every case.
@@ -18,9 +17,17 @@ AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 SKIPS = 20  # so many fp16 overflows in a row end a run: the loss scale is then a millionth of what it was
 
-# What the makers promise for dense 16-bit matrices, in FLOP/s. The first name that fits counts.
-PEAKS = {"B200": 2250e12, "H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12}
-PEAKS |= {"V100": 125e12}
+# What the makers promise for dense matrices, in FLOP/s: 16-bit, and fp32 (torch leaves TF32 off unless it is told
+# otherwise, and this program does not). The first name that fits counts.
+PEAKS = {
+    "B200": (2250e12, 75e12),
+    "H200": (989e12, 67e12),
+    "H100 PCIe": (756e12, 51e12),
+    "H100": (989e12, 67e12),
+    "A100": (312e12, 19.5e12),
+    "L40S": (362e12, 91.6e12),
+    "V100": (125e12, 15.7e12),
+}
 
 
 def pick_device(name):
@@ -38,20 +45,6 @@ def pick_device(name):
         return torch.device(name)
     except (RuntimeError, AssertionError):
         raise ValueError(f"--device {name} is not available on this machine; try --device cpu") from None
-
-
-def settle(flags, resumed):
-    """(device, flags with what --device, --shard and --micro-batch-size come to on this machine)."""
-    several = processes.count()
-    if flags.batch_size % several:
-        raise ValueError(f"--batch-size {flags.batch_size} is not a multiple of the {several} processes; choose one")
-    if flags.shard and several == 1 and not resumed:  # a sharded run that one process resumes is no longer sharded
-        raise ValueError("--shard needs several processes: torchrun --nproc_per_node=N train.py --shard ...")
-    device = pick_device(flags.device)
-    # Under torchrun each process has a GPU of its own, so the record says "cuda" rather than which.
-    recorded = device.type if several > 1 else str(device)
-    micro_batch = min(flags.batch_size // several, flags.micro_batch_size or 8)
-    return device, replace(flags, device=recorded, shard=flags.shard and several > 1, micro_batch_size=micro_batch)
 
 
 def pick_precision(name, device):
@@ -84,37 +77,24 @@ def loss_scaler(device, precision):
     return torch.amp.GradScaler(device.type, growth_interval=1000, enabled=precision == "fp16")
 
 
-class Finite:
-    """Keeps losses and gradients that are not finite away from the weights.
+def refuse_non_finite(loss, norm, scaler, overflows, step, lr, out):
+    """How many updates in a row have overflowed fp16, from the number before this one.
 
-    In fp16 gradients may overflow under a finite loss: the scaler then skips the update and halves the loss scale.
-    This is normal at times, so it is counted, and an error only if it happens in SKIPS updates in a row.
-    """
-
-    def __init__(self, precision, state, out):
-        self.fp16, self.out = precision == "fp16", out
-        self.counts = {name: state.get(name) or 0 for name in ("skipped", "skipped_in_a_row")}
-
-    @property
-    def skipped(self):  # None where nothing is ever skipped
-        return self.counts["skipped"] if self.fp16 else None
-
-    def check(self, step, lr, loss, norm):
-        """Raises RuntimeError, in all processes, if the loss or the gradient norm before clipping must end the run."""
-        overflow = self.fp16 and math.isfinite(loss) and not math.isfinite(norm)
-        in_a_row = self.counts["skipped_in_a_row"] + 1 if overflow else 0
-        self.counts = {"skipped": self.counts["skipped"] + overflow, "skipped_in_a_row": in_a_row}
-        if in_a_row == SKIPS:
-            fault = f"the gradients overflowed fp16 in {SKIPS} updates in a row, the last of them {step} (lr {lr:.2e})"
-            way_out = "--precision bf16 or fp32"
-        elif overflow or (math.isfinite(loss) and math.isfinite(norm)):
-            return
-        else:
-            fault = f"loss {loss} and gradient norm {norm} at update {step} (lr {lr:.2e}); the weights were left alone"
-            way_out = "--precision fp32"
-        good = next(reversed(all_of(self.out)), "none")
-        with processes.failing_together():
-            raise RuntimeError(f"{fault}; last good checkpoint: {good}; try a lower --max-lr or {way_out}")
+    Raises RuntimeError, in all processes, before a loss or a gradient norm that is not finite reaches the weights. An
+    infinite norm under a finite loss in fp16 is normal at times: the scaler skips that update and halves the loss
+    scale. SKIPS of them end the run."""
+    if math.isfinite(loss) and math.isfinite(norm):
+        return 0
+    if scaler.is_enabled() and math.isfinite(loss):
+        if overflows + 1 < SKIPS:
+            return overflows + 1
+        fault = f"the gradients overflowed fp16 in {SKIPS} updates in a row, the last of them {step} (lr {lr:.2e})"
+        way_out = "--precision bf16 or fp32"
+    else:
+        fault = f"loss {loss} and gradient norm {norm} at update {step} (lr {lr:.2e}); the weights were left alone"
+        way_out = "--precision fp32"
+    good = newest(out) if newest(out) != out else "none"
+    raise RuntimeError(f"{fault}; last good checkpoint: {good}; try a lower --max-lr or {way_out}")
 
 
 def compile_layers(layers, inputs, device, precision):
@@ -135,12 +115,15 @@ def compile_layers(layers, inputs, device, precision):
         print(f"--compile does not work here ({one_line(fault)[:200]}); going on without", file=sys.stderr)
 
 
-def share_of_peak(device, flops, rate):
+def share_of_peak(device, precision, flops, rate):
     """ ", 41 % MFU" for so many tokens a second, of `flops` each, of all processes together; nothing where the device's
-    peak is not known."""
+    peak in this precision is not known."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-    peak = next((peak for known, peak in PEAKS.items() if known in name), None)
-    return f", {100 * flops * rate / peak / processes.count():.0f} % MFU" if peak else ""
+    peaks = next((peaks for known, peaks in PEAKS.items() if known in name), None)
+    if peaks is None:
+        return ""
+    peak = peaks[AUTOCAST[precision] is None]
+    return f", {100 * flops * rate / peak / processes.count():.0f} % MFU"
 
 
 def product_rate(device, dtype, size=1024):

@@ -1,11 +1,14 @@
-"""Many processes as one: joining and leaving them, what they agree on, the model spread over them, and signals.
+"""Many processes as one: joining and leaving, what they agree on, the model spread over them, and signals.
 
-One process alone is the same with nothing to send: every function here works there too.
+One process alone is the same with nothing to send: every function here works there too. A process that fails ends with
+its own line and exit code, and torchrun ends the others.
 """
 
+import io
 import os
 import signal
 import sys
+import threading
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from datetime import timedelta
 
@@ -14,27 +17,37 @@ import torch.distributed as dist
 
 from engine.faults import one_line
 
+PATIENCE = timedelta(hours=6)  # for what rank 0 fetches or prepares; gradients have torch's own limit, of minutes
+patient_group = None  # of all processes, for rank_0_first alone
+
 # ---------------------------------------------------------------- joining and leaving
 
 
 @contextmanager
 def joined():
-    """Under torchrun, joins the group of its processes, of which rank 0 alone speaks and writes."""
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+    """Under torchrun, joins the group of its processes, of which only rank 0 prints and writes."""
+    global patient_group
+    if int(os.environ.get("WORLD_SIZE") or 1) == 1:
         yield
         return
     try:  # what the processes agree on travels through gloo, gradients between GPUs through nccl
-        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(hours=6))  # rank 0 may fetch a model while the others wait
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+        patient_group = dist.new_group(timeout=PATIENCE, backend="gloo")
     except (ValueError, RuntimeError) as fault:
         sys.exit(f"train.py: cannot join the other processes ({one_line(fault)}); start it with torchrun")
-    quiet = open(os.devnull, "w", encoding="utf-8") if rank() else None
-    code = 0
+    code, complaints = 0, io.StringIO()
     try:
-        with redirect_stdout(quiet or sys.stdout), redirect_stderr(quiet or sys.stderr):
+        if rank():
+            with redirect_stdout(io.StringIO()), redirect_stderr(complaints):
+                yield
+        else:
             yield
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else bool(end.code)
+    if code == 1:  # a failure may be this process's alone; bad input is the same in all
+        print(
+            *(f"process {rank()}: {line}" for line in complaints.getvalue().splitlines()[-1:]), file=sys.stderr, end=""
+        )
     # Everything is written. An ordinary teardown lets gloo's threads abort about one run in twenty.
     sys.stdout.flush()
     sys.stderr.flush()
@@ -65,66 +78,43 @@ def sums(*values):
 
 
 @contextmanager
-def failing_together():
-    """All processes come to the end of this block together. If some failed in it, the first of those raises what went
-    wrong, and all others leave: none waits for ever for one that is gone, and it is told once."""
-    fault = None
-    try:
-        yield
-    except Exception as problem:
-        fault = problem
-    if count() > 1:
-        first = torch.tensor(count() if fault is None else rank())
-        dist.all_reduce(first, dist.ReduceOp.MIN)
-        if first not in (rank(), count()):
-            sys.exit(0)
-    if fault is not None:
-        raise fault
-
-
-def first_one_then_all(work):
-    """The result of work(), which rank 0 does first: the others then find what it has fetched or prepared."""
-    for turn in range(min(count(), 2)):
-        with failing_together():
-            if turn == min(rank(), 1):
-                result = work()
-    return result
-
-
-@contextmanager
-def own_faults_told():
-    """A process that otherwise keeps silent (see joined) says in a line what fails in it alone."""
-    try:
-        yield
-    except Exception as fault:
-        if rank():
-            print(f"train.py: process {rank()}: {one_line(fault)}", file=sys.__stderr__)
-        raise
+def rank_0_first():
+    """Rank 0 goes through the block first; the others then find what it has fetched or prepared."""
+    if rank() > 0:
+        dist.barrier(patient_group)
+    yield
+    if count() > 1 and rank() == 0:
+        dist.barrier(patient_group)
 
 
 # ---------------------------------------------------------------- the model on many devices
 
 
-def spread(model, layers, device, weights=None):
-    """Puts a model on its device, to be trained: whole; of several processes a copy on each (DDP); or, with the
-    `weights` of an empty model, a share of each parameter on each, whole only for as long as its layer computes
-    (FSDP2). Returns what computes the loss, and averages the gradients."""
-    if weights is not None:
+def placed(model, layers, weights, device, shard):
+    """Gives a model of shapes its weights on its device: all of them; of several processes a copy on each (DDP); or
+    with `shard` a share of each parameter on each, whole only while its layer computes (FSDP2). Returns what computes
+    the loss, and averages the gradients.
+
+    weights: (name, tensor) of each parameter; nowhere is there more than one whole tensor of a sharded model."""
+    if shard:
         from torch.distributed.fsdp import fully_shard  # late: takes a second or two
 
         mesh = dist.init_device_mesh(device.type, (count(),))
         for module in (*layers, model):
             fully_shard(module, mesh=mesh)
-        model.load_weights(weights, device, placed_as)  # nowhere is there more than one whole tensor
-        return model.train()
-    model.to(device).train()
-    return model if count() == 1 else torch.nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)
+    model.load_weights(weights, device, placed_as)
+    model.train()
+    if count() == 1 or shard:
+        return model
+    return torch.nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)
 
 
-def share_gradients(forward, now):
-    """Of several micro-batches only the last sends gradients round: they add up where they are."""
+def send_gradients(forward, now):
+    """Of several micro-batches only the last sends gradients; those before add up where they are."""
     if isinstance(forward, torch.nn.parallel.DistributedDataParallel):
         forward.require_backward_grad_sync = now
+    elif hasattr(forward, "set_requires_gradient_sync"):
+        forward.set_requires_gradient_sync(now)
 
 
 def reshard(model):
@@ -156,13 +146,18 @@ def gathered(tensor):
 
 
 class Interruption:
-    """Ctrl-C and SIGTERM, held back in a `with` block: the loop finishes its update, saves and leaves."""
+    """Ctrl-C, SIGTERM and SIGHUP, held back in a `with` block: the loop finishes its update, saves and leaves.
+
+    Only the main thread can hold back signals; elsewhere, as in a notebook's worker, they do what they always do."""
 
     def __init__(self):
         self.arrived = False  # here; see sums() for whether it arrived anywhere
 
     def __enter__(self):
-        self.before = {number: signal.signal(number, self.note) for number in (signal.SIGINT, signal.SIGTERM)}
+        numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+        if threading.current_thread() is not threading.main_thread():
+            numbers = []
+        self.before = {number: signal.signal(number, self.note) for number in numbers}
         return self
 
     def note(self, *_):

@@ -61,7 +61,7 @@ def together(ranks, *words, change=None, timeout=100):
 
 def last_files(out):
     last = sorted(Path(out, "checkpoints").glob("step_*"))[-1]
-    return [load_file(last / file) for file in ("model.safetensors", "optimizer.safetensors")]
+    return [load_file(last / file) for file in ("model.safetensors", "resume/moments")]
 
 
 def near(one, two, tolerance=1e-4):
@@ -112,10 +112,10 @@ def test_what_one_process_began_several_go_on_with(house, extra):
 
 
 def disk_full(rank):
-    def write(*_):
-        raise RuntimeError("could not save: no space left")
+    def save_file(*_):
+        raise OSError(28, "No space left on device")
 
-    checkpoints.Checkpoints.write = write
+    checkpoints.save_file = save_file
 
 
 def second_one_fails(rank):
@@ -129,12 +129,12 @@ def second_one_fails(rank):
 @pytest.mark.slow
 def test_a_fault_of_one_process_ends_all(house):
     codes, _, complained = together(2, *FEW, "--out", "r", change=disk_full)
-    assert codes == [1, 0] and complained[0].count("no space left") == 1 and complained[1] == ""
+    assert codes == [1, 1] and complained[0].count("No space left") == 1
     codes, _, complained = together(2, *FEW, "--out", "s", change=second_one_fails)
-    assert codes == [1, 1] and complained[1].startswith("train.py: process 1: out of memory (no memory); try ")
-    assert "Traceback" not in complained[0]
+    assert codes == [1, 1] and "process 1: " in complained[1] and "out of memory (no memory); try " in complained[1]
+    assert "Traceback" not in complained[0] + complained[1]
     codes, _, complained = together(2, *FEW, "--batch-size", "5", "--out", "t")
-    assert codes == [2, 0] and "--batch-size 5" in complained[0] and complained[1] == ""
+    assert codes[0] == 2 and "--batch-size 5" in complained[0] and "batch-size" not in complained[1]
     assert complained[0].count("\n") == 1 and not Path("t").exists()
 
 
@@ -155,7 +155,7 @@ def test_under_torchrun_a_signal_saves(house):
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     said = process.communicate(timeout=100)[0]
-    assert said.count("go on with: python train.py --resume r") == 1, said
+    assert said.count("resume with: python train.py --resume r") == 1, said
     last = metrics("r")[-1]["step"]
     assert Path(f"r/checkpoints/step_{last:08d}").is_dir() and last < 400
 
@@ -177,9 +177,7 @@ def test_fp16_overflows_are_skipped_counted_and_resumed(house, monkeypatch):
     skips = updates[-1]["skipped"]
     assert 3 < skips < 20 and f"| skipped {skips} |" in done.stdout
     assert [r["grad_norm"] is None for r in updates] == [True] * skips + [False] * (20 - skips)
-    states = [
-        json.loads(Path(f"whole/checkpoints/step_000000{s}/trainer_state.json").read_text()) for s in ("03", "20")
-    ]
+    states = [json.loads(Path(f"whole/checkpoints/step_000000{s}/resume/state.json").read_text()) for s in ("03", "20")]
     told = [[state[name] for name in ("skipped", "skipped_in_a_row")] for state in states]
     assert states[0]["scaler"]["scale"] == 2.0**27 and told[0] == [3, 3] and states[0]["adam_t"] == 0
     assert states[1]["scaler"]["scale"] == 2.0 ** (30 - skips) and told[1] == [skips, 0]
@@ -234,6 +232,7 @@ def test_share_of_peak_only_where_the_peak_is_known(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
     flops = config_of("410m").flops_per_token(2048)
     assert flops == 6 * (405_334_016 - 50304 * 1024) + 12 * 24 * 1024 * 2048  # 2.7e9
-    assert machine.share_of_peak(device, flops, 0.4 * 2 * 989e12 / flops) == ", 40 % MFU"
+    assert machine.share_of_peak(device, "bf16", flops, 0.4 * 2 * 989e12 / flops) == ", 40 % MFU"
+    assert machine.share_of_peak(device, "fp32", flops, 0.4 * 2 * 67e12 / flops) == ", 40 % MFU"
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA GeForce")
-    assert machine.share_of_peak(device, flops, 1e6) == ""
+    assert machine.share_of_peak(device, "bf16", flops, 1e6) == ""

@@ -99,7 +99,9 @@ def test_evaluations_are_at_the_start_the_end_the_peak_and_where_the_paper_stopp
 
 @pytest.mark.parametrize("every", [168, 169, 10**9])
 def test_an_interval_as_long_as_the_run_leaves_the_start_and_the_end(every):
-    assert schedule.evaluation_steps(1000, 168, 10, every) == {0, 168}
+    assert schedule.evaluation_steps(168, 168, 10, every) == {0, 168}
+    # Where a run stops early changes nothing before: resumed, it has the evaluations of one that did not stop.
+    assert 1 in schedule.evaluation_steps(1000, 168, 10, 168)
 
 
 def test_after_the_end_the_rate_stays():

@@ -6,21 +6,20 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, SHORT, call, command, make_corpus, refused
+from conftest import ROOT, SHORT, WHEREVER, call, command, make_corpus, refused
 from safetensors.torch import load_file
 
 import data
-import plan
 import train
 from engine import checkpoints
 from engine.files import locked
-from engine.flags import OneLineParser, add_flags
+from engine.flags import as_words, changed_flags
 from model import GPTNeoX, config_of
 from schedule import learning_rate
 
@@ -41,7 +40,7 @@ def without_times(records):
 def same_end(a, b):
     """Two runs with the same weights and moments, byte for byte, and the same metrics."""
     last = sorted(p.name for p in Path(a, "checkpoints").iterdir())[-1]
-    for file in ("model.safetensors", "optimizer.safetensors"):
+    for file in ("model.safetensors", "resume/moments"):
         first, second = Path(a, "checkpoints", last, file), Path(b, "checkpoints", last, file)
         assert first.read_bytes() == second.read_bytes(), file
     assert without_times(metrics(a)) == without_times(metrics(b))
@@ -100,8 +99,13 @@ def test_the_files_of_a_run(house):
     assert evaluations[-1]["downstream_loss"] < evaluations[0]["downstream_loss"] - 0.5
 
     final = Path("r/checkpoints/step_00000020")
-    names = ["config.json", "model.safetensors", "optimizer.safetensors", "tokenizer.json", "trainer_state.json"]
-    assert sorted(p.name for p in final.iterdir()) == names
+    assert {"config.json", "model.safetensors", "tokenizer.json", "resume"} <= {p.name for p in final.iterdir()}
+    assert sorted(p.name for p in Path(final, "resume").iterdir()) == ["moments", "state.json"]
+    # Loaders of models, such as vLLM's, take every file of this kind in a folder, or below it, for weights.
+    assert [p.name for p in final.rglob("*.safetensors")] == ["model.safetensors"]
+    mode = os.umask(0)
+    os.umask(mode)
+    assert {p.stat().st_mode & 0o777 for p in final.glob("*.*")} == {0o666 & ~mode}
     assert GPTNeoX.from_pretrained(final).config.vocab_size == 257
     assert Path("r/perplexity.png").stat().st_size > 10_000
     assert not list(Path(".").rglob("*.pkl")) + list(Path(".").rglob("*.pt")) + list(Path(".").rglob("*.bin.tmp"))
@@ -181,7 +185,7 @@ def test_init_upstream_pretrains_once_and_continues(house):
     words += ["--device", "cpu"]
     first = call("train.py", *words)
     assert first.returncode == 0 and "pre-training nano on old" in first.stdout
-    before = Path("runs/upstream-nano-old-20480")
+    before = Path("runs/upstream-nano-old-upstream-tokens-20480")
     assert (before / "checkpoints/step_00000010").is_dir() and len(list(before.glob("checkpoints/*"))) > 3
     second = call("train.py", *words, "--max-lr", "1e-3")
     assert second.returncode == 0 and "pre-training" not in second.stdout
@@ -192,10 +196,13 @@ def test_init_upstream_pretrains_once_and_continues(house):
     refused(call("train.py", *words), "already holds a run", "--resume")
 
 
-def test_every_seed_has_its_own_pre_training_in_an_order_that_no_run_repeats():
-    flags = train.Flags(seed=2)
-    before = plan.upstream_run(flags)
-    assert before.out == "runs/upstream-tiny-stdlib-seed-2" and plan.upstream_run(train.Flags()).out.endswith("stdlib")
+def test_every_seed_has_its_own_pre_training_in_an_order_that_no_run_repeats(house):
+    before, usual, exact = (
+        train.upstream_flags(train.resolve(flags, changed_flags(flags)))
+        for flags in (train.Flags(seed=2), train.Flags(), train.Flags(precision="fp16", upstream_tokens=1234568))
+    )
+    assert before.out == "runs/upstream-nano-stdlib-seed-2" and usual.out == "runs/upstream-nano-stdlib"
+    assert exact.out == "runs/upstream-nano-stdlib-upstream-tokens-1234568-precision-fp16"
     assert before.seed not in (0, 1, 2) and before.overlap == before.replay == 0
     assert before.tokens == before.updates * 2048 + 1152 == train.Flags.tokens  # the continuation is as long
 
@@ -210,10 +217,10 @@ def test_a_run_of_an_earlier_version_is_not_continued_in_another_order(house):
 
 def test_a_run_begins_where_another_ended(house):
     train.main([*SHORT, "--out", "first"])
-    train.main([*SHORT, "--init", "first", "--max-lr", "1e-3", "--out", "second"])
+    train.main([*WHEREVER, "--init", "first", "--max-lr", "1e-3", "--out", "second"])
     end, start = metrics("first", "eval")[-1], metrics("second", "eval")[0]
     assert start["downstream_loss"] == end["downstream_loss"]
-    moments = load_file("second/checkpoints/step_00000020/optimizer.safetensors")
+    moments = load_file("second/checkpoints/step_00000020/resume/moments")
     assert {m.split(".")[0] for m in moments} == {"exp_avg", "exp_avg_sq"}
 
 
@@ -224,7 +231,7 @@ def test_a_checkpoint_of_transformers_is_continued_and_read_back(house):
         max_position_embeddings=64,
     )  # fmt: skip
     transformers.GPTNeoXForCausalLM(config).save_pretrained("theirs")
-    done = call("train.py", *SHORT, "--init", "theirs", "--max-lr", "1e-2", "--out", "r")
+    done = call("train.py", *WHEREVER, "--init", "theirs", "--max-lr", "1e-2", "--out", "r")
     assert done.returncode == 0, done.stderr
     back = transformers.GPTNeoXForCausalLM.from_pretrained("r/checkpoints/step_00000020")
     tokens = torch.randint(0, 260, (2, 40))
@@ -288,14 +295,30 @@ def test_signals(house, how):
     same_end("whole", "cut")
 
 
-def test_a_damaged_checkpoint_is_passed_over(house):
-    train.main([*SHORT, "--out", "whole", "--save-every", "5"])
+def test_a_checkpoint_that_cannot_be_read_is_one_line_with_the_way_out(house):
+    train.main([*SHORT, "--out", "whole", "--save-every", "10"])
+    for file in ("model.safetensors", "resume/moments", "resume/state.json"):
+        shutil.copytree("whole", "cut")
+        path = Path("cut/checkpoints/step_00000020", file)
+        path.write_bytes(path.read_bytes()[:-9])
+        refused(call("train.py", "--resume", "cut"), "cut/checkpoints/step_00000020", "remove")
+        shutil.rmtree("cut/checkpoints/step_00000020")
+        train.main(["--resume", "cut"])
+        same_end("whole", "cut")
+        shutil.rmtree("cut")
+
+
+def test_a_checkpoint_of_an_older_version_is_resumed(house):
+    """Version 1.0 kept the moments and the state beside the weights, and hashes of all files in the state."""
+    train.main([*SHORT, "--out", "whole", "--save-every", "10"])
     shutil.copytree("whole", "cut")
-    for step, file in ((20, "model.safetensors"), (15, "trainer_state.json")):
-        path = Path(f"cut/checkpoints/step_{step:08d}/{file}")
-        path.write_bytes(path.read_bytes()[:-9] + b"x")
-    done = call("train.py", "--resume", "cut")
-    assert done.returncode == 0 and done.stderr.count("damaged") >= 2
+    shutil.rmtree("cut/checkpoints/step_00000020")
+    old = Path("cut/checkpoints/step_00000010")
+    os.rename(old / "resume/moments", old / "optimizer.safetensors")
+    state = json.loads((old / "resume/state.json").read_text()) | {"sha256": {"config.json": "0"}}
+    (old / "trainer_state.json").write_text(json.dumps(state))
+    shutil.rmtree(old / "resume")
+    train.main(["--resume", "cut"])
     same_end("whole", "cut")
 
 
@@ -313,7 +336,7 @@ def test_a_full_disk_loses_nothing(house):
         process = call("train.py", *LONG, "--out", "small/r")
         assert process.returncode == 1 and "Traceback" not in process.stderr
         assert "could not save" in process.stderr and "--resume small/r" in process.stderr
-        assert checkpoints.last_whole("small/r")[0] is not None
+        assert checkpoints.newest_state("small/r")[0] is not None
         subprocess.run(["mount", "-o", "remount,size=999m", "small"], check=True)
         assert call("train.py", "--resume", "small/r").returncode == 0
         train.main([*LONG, "--out", "whole"])
@@ -327,7 +350,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights(house):
     network = GPTNeoX.from_pretrained("first/checkpoints/step_00000020")
     network.embed_out.weight.data[3] = 3e38  # finite, but no logit of it is
     network.save_pretrained("bad")
-    done = call("train.py", *SHORT, "--init", "bad", "--max-lr", "1", "--out", "r")
+    done = call("train.py", *WHEREVER, "--init", "bad", "--max-lr", "1", "--out", "r")
     assert done.returncode == 1 and "Traceback" not in done.stderr
     for words in ("update 1", "lr 2.50e-01", "last good checkpoint"):
         assert words in done.stderr
@@ -386,7 +409,7 @@ BAD = [
 @pytest.mark.parametrize("words, says", BAD, ids=lambda x: x if isinstance(x, str) else " ".join(x))
 def test_bad_flags_are_one_line(house, words, says):
     Path("old.txt").write_text("a file of the user's")
-    begin = [] if "--resume" in words else SHORT
+    begin = [] if "--resume" in words else WHEREVER if "--init" in words else SHORT
     refused(call("train.py", *begin, *words), says)
     assert Path("old.txt").read_text() == "a file of the user's" and not Path("runs").exists()
 
@@ -410,19 +433,37 @@ def test_another_tokenizer_is_refused(house):
     make_corpus("other", "new", tokenizer="t.json")
     refused(call("train.py", *SHORT, "--downstream", "other"), "different tokenizers", "data/other")
     train.main([*SHORT, "--out", "r"])
-    words = [*SHORT, "--init", "r", "--upstream", "other", "--downstream", "other", "--max-lr", "1e-3"]
+    words = [*WHEREVER, "--init", "r", "--upstream", "other", "--downstream", "other", "--max-lr", "1e-3"]
     refused(call("train.py", *words), "another tokenizer")
 
 
-def test_names_of_runs_tell_the_flags_apart(house):
-    plain = plan.run_name({})
-    assert plain == Path("runs/stdlib-to-torch")
-    named = plan.run_name({"max_lr": 1e-3, "schedule": "constant", "seed": 2, "device": "cpu"})
-    assert named == Path("runs/stdlib-to-torch-schedule-constant-max-lr-0.001-seed-2")
-    long = plan.run_name({"downstream": ",".join(f"corpus{i}=1" for i in range(40)), "seed": 1})
-    assert len(long.name) < 200 and ".." not in str(plan.run_name({"init": "../../x"}))
+def test_names_of_runs_tell_the_flags_apart():
+    def name(**flags):
+        return train.run_name(train.Flags(**flags))
+
+    assert name() == "runs/stdlib-to-torch"
+    named = name(max_lr=1e-3, schedule="constant", seed=2, device="cpu")
+    assert named == "runs/stdlib-to-torch-schedule-constant-max-lr-0.001-seed-2"
+    assert len({name(seed=seed) for seed in (1234567, 1234568)}) == 2
+    assert len({name(tokens=tokens) for tokens in (1234567, 1234568)}) == 2
+    assert len({name(max_lr=rate) for rate in (1.2345678e-3, 1.2345679e-3)}) == 2
+    assert len({name(**{flag: value}) for flag, value in RESULTS.items()}) == len(RESULTS)
+    long = name(downstream=",".join(f"corpus{i}=1" for i in range(40)), seed=1)
+    assert len(Path(long).name) < 200 and ".." not in name(init="../../x")
     typed = [["--seed", "1", "--tokens", "9"], ["--tokens", "9", "--seed", "1"]]
-    assert len({plan.run_name(train.parse_flags(words)) for words in typed}) == 1
+    assert len({train.run_name(train.Flags(**train.parse_flags(words))) for words in typed}) == 1
+
+
+# What decides the result of a run, or what its log holds of it.
+RESULTS = {
+    "precision": "fp32",
+    "eval_tokens": 4096,
+    "eval_every": 7,
+    "context": 64,
+    "batch_size": 4,
+    "weight_decay": 0.0,
+}
+RESULTS |= {"decay_to_start": True, "min_lr": 0.0, "overlap": 0.5, "replay": 0.5, "warmup": 0.5, "revision": "step1"}
 
 
 def test_dry_run_writes_nothing(house):
@@ -431,12 +472,49 @@ def test_dry_run_writes_nothing(house):
     assert not Path("runs").exists()
 
 
-def test_a_field_that_would_be_no_flag_is_noticed():
-    """The comment on a field's line makes the flag; a line that a formatter breaks has none."""
+@pytest.mark.parametrize(
+    "words, says",
+    [
+        (["--init", "first", "--model", "12b"], "--model"),
+        (["--init", "first", "--upstream-tokens", "9e3"], "--upstream-tokens"),
+        (["--init", "scratch", "--upstream-tokens", "9e3"], "--upstream-tokens"),
+        (["--init", "first", "--revision", "step1"], "--revision"),
+        (["--init", "scratch", "--revision", "step1"], "--revision"),
+        (["--stop-tokens", "9e9"], "--stop-tokens"),
+        (["--schedule", "constant", "--min-lr", "1e-4"], "--min-lr"),
+    ],
+)
+def test_a_flag_without_effect_is_refused(house, words, says):
+    Path("first").mkdir()
+    refused(call("train.py", *words, "--upstream", "old", "--downstream", "new"), says)
+    assert not Path("runs").exists()
 
-    @dataclass
-    class Broken:
-        size: int = 3
 
-    with pytest.raises(AssertionError, match="size"):
-        add_flags(OneLineParser(), Broken)
+def test_a_folder_with_nothing_but_a_config_is_not_taken(house):
+    """Of a run that died before its first line."""
+    train.main([*SHORT, "--out", "whole"])
+    Path("r").mkdir()
+    shutil.copy("whole/config.json", "r")
+    train.main([*SHORT, "--out", "r"])
+    same_end("whole", "r")
+
+
+# ---------------------------------------------------------------- from Python
+
+
+def test_train_does_what_the_command_does(house):
+    """The pre-training included, in a thread that is not the main one, as a notebook may have it."""
+    flags = {"model": "nano", "context": 32, "upstream": "old", "downstream": "new", "tokens": 4096, "eval_tokens": 512}
+    flags |= {"upstream_tokens": 20480, "device": "cpu", "precision": "fp32"}
+    ends = []
+    thread = threading.Thread(target=lambda: ends.append(train.train(train.Flags(**flags, out="mine"))))
+    thread.start()
+    thread.join()
+    assert ends == [True]
+    kept = json.loads(Path("mine/config.json").read_text())["flags"]
+    before = Path(kept["init"])
+    assert before.parent == Path("runs") and kept["upstream_tokens"] == 20480 and kept["model"] == "nano"
+    start, end = metrics("mine", "eval")[0], metrics(before, "eval")[-1]
+    assert start["upstream_loss"] == pytest.approx(end["upstream_loss"], rel=0.05)  # other windows, and more of them
+    refused(call("train.py", *as_words(flags), "--out=mine"), "already holds a run")
+    assert train.train(train.Flags(resume="mine"))
