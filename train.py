@@ -219,6 +219,7 @@ def run(flags: Flags) -> int:
                 checkpoints.save(out, step, model, optimizer, corpora[flags.upstream].tokenizer(), state)
             if step in saves or stopping or step == start:
                 checkpoints.prune(out, step, flags.keep, flags.warmup_updates)
+                log.resume_clock()  # the time of a checkpoint is not the time of an update
             if step == flags.stop or stopping:
                 break
 

@@ -1,12 +1,12 @@
 """Every fault in one line: what was asked for, what is wrong, the way out. A traceback is a bug."""
 
+import os
 import re
 import sys
 from contextlib import contextmanager
 from pathlib import Path
 
-UNREACHABLE = "the hub cannot be reached and the files are not in the local cache; "
-UNREACHABLE += "check the network, HF_ENDPOINT and HF_HUB_OFFLINE, or give a folder"
+UNREACHABLE = ("LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectError")
 HUB_FAULTS = {
     "GatedRepoError": "is gated; accept its terms on its page, then log in with `hf auth login`",
     "RepositoryNotFoundError": "no such repository on the hub, or a private one; check its name, or `hf auth login`",
@@ -24,43 +24,58 @@ def hub_or_network(fault):
     return from_hub(fault) or isinstance(fault, OSError)
 
 
+def asked_of_hub(fault):
+    """The repository that a request to the hub asked for, else its address: of a fault, or of those behind it."""
+    while fault:
+        request = getattr(fault, "_request", None)
+        if address := re.search(r"https?://[^\s'\")]+", f"{fault} {request.url if request else ''}"):
+            repository = re.search(r"/api/(?:models|datasets)/([^/]+/[^/]+)", address[0])
+            return repository[1] if repository else address[0].rstrip(".")
+        fault = fault.__cause__ or fault.__context__
+    return "the hub"
+
+
 def one_line(fault):
     """An exception as one line."""
-    name, said = type(fault).__name__, " ".join(str(fault).split())
+    name, text = type(fault).__name__, " ".join(str(fault).split())
+    if from_hub(fault) and name in UNREACHABLE:
+        missing = "no folder of this name here, not in the local cache, and the hub cannot be reached"
+        return f"{asked_of_hub(fault)}: {missing}; check the name, the network, HF_ENDPOINT and HF_HUB_OFFLINE"
     if from_hub(fault):
-        if name in ("LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectError"):
-            return UNREACHABLE
-        asked = re.search(r"https?://[^\s'\")]+", said)
-        where = asked[0].rstrip(".") if asked else "the hub"
-        return f"{where}: {HUB_FAULTS.get(name, f'{said[:200]}; repeat the command')}"
+        return f"{asked_of_hub(fault)}: {HUB_FAULTS.get(name, f'{text[:200]}; repeat the command')}"
     if isinstance(fault, OSError) and fault.strerror:
         return f"{fault.filename or ''}: {fault.strerror}".lstrip(": ")
-    return said or name
+    return text or name
 
 
 @contextmanager
 def memory_explained():
-    """Says what to try where memory ran out in the block: RuntimeError in place of the several ways to say so."""
+    """RuntimeError that says what to try, in place of the several faults of a block that runs out of memory."""
     try:
         yield
     except (MemoryError, RuntimeError) as fault:
-        said = one_line(fault)
+        text = one_line(fault)
         signs = ("allocate memory", "create a primitive", "out of memory")  # torch's, oneDNN's, CUDA's
-        if not isinstance(fault, MemoryError) and not any(sign in said for sign in signs):
+        if not isinstance(fault, MemoryError) and not any(sign in text for sign in signs):
             raise
         way_out = "try a smaller --micro-batch-size or --activation-checkpointing, with --resume if the run had begun"
-        raise RuntimeError(f"out of memory ({said[:100]}); {way_out}") from None
+        raise RuntimeError(f"out of memory ({text[:100]}); {way_out}") from None
 
 
 def run_command(main, program=None):
-    """Runs the main() of a command line, called `program`. Bad input, which raises ValueError or OSError, is one line
-    and exit code 2; a failure on the way (RuntimeError, MemoryError) one line and exit code 1."""
+    """Runs the main() of a command line, called `program`. Bad input (ValueError, OSError) is one line and exit code 2;
+    a failure on the way (RuntimeError, MemoryError) one line and 1; Ctrl-C one line and 130. A standard output that
+    closed or filled up is 1, in silence."""
     program = program or Path(sys.argv[0]).name
-    for stream in (sys.stdout, sys.stderr):
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name) or open(os.devnull, "w")  # None if it was closed from the start
+        setattr(sys, name, stream)
         if hasattr(stream, "reconfigure"):  # a console that lacks a letter shows its number
             stream.reconfigure(errors="backslashreplace")
     try:
         main()
+    except BrokenPipeError:
+        sys.exit(1)
     except KeyboardInterrupt as stopped:
         print(f"{program}: stopped; {str(stopped) or 'the same command begins again'}", file=sys.stderr)
         sys.exit(130)
@@ -70,3 +85,9 @@ def run_command(main, program=None):
             raise  # a bug, of which the traceback helps
         print(f"{program}: {'' if bad_input else 'failed: '}{one_line(fault)}", file=sys.stderr)
         sys.exit(2 if bad_input else 1)
+    finally:
+        try:
+            sys.stdout.flush()
+        except OSError:
+            sys.stdout = open(os.devnull, "w")
+            sys.exit(1)

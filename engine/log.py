@@ -2,8 +2,10 @@
 
 A line an update, {"kind": "train", "step", "tokens", "lr", "loss", "grad_norm", "tokens_per_second"}; a line an
 evaluation, {"kind": "eval", "step", "tokens", "lr"}, loss and perplexity of both sides, and NAME_loss of every corpus.
+JSON has no NaN and no infinity: what is not finite is null.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -14,16 +16,15 @@ from tqdm import tqdm
 
 from engine import processes
 from engine.faults import one_line
-from engine.files import Field, check_fields
+from engine.files import blaming, value_of
 
 SIDES = ("upstream", "downstream")
-STEP = {"step": Field(float, 0, 1e15), "tokens": Field(float, 0, 1e18), "lr": Field(float, 0, 1e9)}
-LOSS, PERPLEXITY = Field(float, 0, 1e305, nan=True), Field(float, 1, 1e305, nan=True)
-LOSSES = {f"{side}_loss": LOSS for side in SIDES}
-RECORDS = {  # what a line of each kind must hold; weights between a run's start and end have a file of their own
-    "train": STEP | {"loss": LOSS},
-    "eval": STEP | LOSSES | {f"{side}_perplexity": PERPLEXITY for side in SIDES},
-    "interpolation": {"share": Field(float, 0, 1)} | LOSSES,
+LOSSES = ("upstream_loss", "downstream_loss")
+PLACE = ("step", "tokens", "lr")
+RECORDS = {  # what a line of each kind must hold
+    "train": (*PLACE, "loss"),
+    "eval": (*PLACE, *LOSSES, "upstream_perplexity", "downstream_perplexity"),
+    "interpolation": ("share", *LOSSES),
 }
 
 
@@ -38,6 +39,14 @@ def sides_of(evaluation):
     return ("upstream",) if same else SIDES
 
 
+def in_units(count):
+    """A count, of tokens for example, in three digits: 950, 14.9k, 820k, 1.5M, 3B."""
+    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if count >= 0.9995 * size:  # which three digits round to 1
+            return f"{count / size:.3g}{unit}"
+    return f"{count:.3g}"
+
+
 def progress_bar(name, total, done=0):
     """One line on a terminal, with the time left; nothing in a file."""
     shape = "{desc} {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} [{elapsed}, left {remaining}{postfix}]"
@@ -46,60 +55,77 @@ def progress_bar(name, total, done=0):
 
 
 class Log:
-    """The log of one run: writes records, and tells a person.
+    """Appends the records of a run to metrics.jsonl and shows them to a person. Of several processes the first writes.
 
-    out: folder of the run; start, stop: its first and last step; state: of the checkpoint that a resumed run starts
-    from; describe(rate): what to say beside a rate in tokens per second. Of several processes the first writes.
+    out: folder of the run; start, stop: its first and last step; state: of the checkpoint from which it resumes, with
+    the length of the log then; describe(rate): what to show beside a rate in tokens per second.
     """
 
     def __init__(self, out, start, stop, tokens_per_update, state, describe=lambda rate: ""):
-        self.out, self.stop, self.tokens_per_update = out, stop, tokens_per_update
-        self.writes, self.describe = processes.rank() == 0, describe
-        self.path, self.tty = out / "metrics.jsonl", sys.stderr.isatty()
+        self.out, self.stop, self.tokens_per_update, self.describe = out, stop, tokens_per_update, describe
+        self.path, self.writes = out / "metrics.jsonl", processes.rank() == 0
+        self.terminal = sys.stderr.isatty()
         self.file = open(self.path if self.writes else os.devnull, "a+b", buffering=0)  # a line is one write
-        self.before = None  # the first evaluation
+        self.first_evaluation = None
         if self.writes:
-            self.cut(state.get("metrics_bytes", 0))
+            self.truncate(state.get("metrics_bytes", 0))
         self.bar = progress_bar(out.name[:24], stop, start)
-        self.clock, self.seconds, self.updates = time.perf_counter(), 0.0, 0
+        self.seconds, self.updates = 0.0, 0  # spent on updates, and how many
+        self.resume_clock()
 
-    def cut(self, size):  # bytes
-        """The log is append-only but for this: what came after the checkpoint of a resumed run is done again."""
+    def truncate(self, size):
+        """Drops the lines after the checkpoint, at which the log had `size` bytes: they will be logged again."""
         self.file.seek(max(0, size - 1))
         if size and self.file.read(1) != b"\n":
             raise ValueError(f"{self.path} is not as at the checkpoint; restore it, or start a new run with --init")
         self.file.truncate(size)
         self.file.seek(0, os.SEEK_END)
-        self.before = next(iter(read_records(self.path)["eval"]), None)
+        self.first_evaluation = next(iter(read_records(self.path)["eval"]), None)
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
         self.file.close()
-        self.bar.close()
+        with self.console():
+            self.bar.close()
+
+    @contextlib.contextmanager
+    def console(self):
+        """A run whose console closes or fills up in this block goes on without it."""
+        try:
+            yield
+        except (OSError, ValueError):
+            self.bar.disable = True
+            sys.stdout = open(os.devnull, "w")
+
+    @contextlib.contextmanager
+    def disk(self):
+        """RuntimeError, with the way out, in place of what a full disk raises in this block."""
+        try:
+            yield
+        except OSError as fault:
+            way_out = f"make room, then: python train.py --resume {self.out}"
+            raise RuntimeError(f"could not write {self.path}: {one_line(fault)}; {way_out}") from None
 
     def write(self, record):
-        """Appends a line; RuntimeError, with the way out, where there is no room for it."""
+        """Appends a line."""
+        record = {n: None if isinstance(v, float) and not math.isfinite(v) else v for n, v in record.items()}
         line = (json.dumps(record) + "\n").encode()
-        try:
+        with self.disk():
             if self.file.write(line) < len(line):
                 raise OSError("No space left on device")
-        except OSError as fault:
-            self.fail(fault)
 
     def durable_size(self):
         """Bytes written so far, all of them on the disk."""
-        try:
+        with self.disk():
             if self.writes:
                 os.fsync(self.file.fileno())
             return self.file.tell()
-        except OSError as fault:
-            self.fail(fault)
 
-    def fail(self, fault):
-        again = f"make room, then: python train.py --resume {self.out}"
-        raise RuntimeError(f"could not write {self.path}: {one_line(fault)}; {again}") from None
+    def resume_clock(self):
+        """Leaves the time since the last update, which went into an evaluation or a checkpoint, out of every rate."""
+        self.clock = time.perf_counter()
 
     def update(self, step, lr, loss, norm, skipped=None):
         """After an update: its learning rate, loss (nats), gradient norm; skipped: how many fp16 has skipped so far."""
@@ -108,52 +134,53 @@ class Log:
         self.seconds, self.updates = self.seconds + seconds, self.updates + 1
         rate = self.updates * self.tokens_per_update / self.seconds
         record = {"kind": "train", "step": step, "tokens": step * self.tokens_per_update, "lr": lr, "loss": loss}
-        # JSON has no infinity: an fp16 overflow, which the scaler skips, has no norm.
-        record["grad_norm"] = norm if math.isfinite(norm) else None
-        record["tokens_per_second"] = self.tokens_per_update / seconds
+        record |= {"grad_norm": norm, "tokens_per_second": self.tokens_per_update / seconds}
         if skipped is not None:
             record["skipped"] = skipped
         self.write(record)
-        self.bar.update()
-        self.bar.set_postfix_str(f"loss {loss:.3f}, lr {lr:.1e}, {rate / 1e3:.1f}k tok/s", refresh=False)
-        if not self.tty and (step % max(1, self.stop // 20) == 0 or step == self.stop):
-            left = int((self.stop - step) * self.tokens_per_update / rate)
+        with self.console():
+            self.bar.set_postfix_str(f"loss {loss:.3f}, lr {lr:.1e}, {in_units(rate)} tok/s", refresh=False)
+            self.bar.update()
+        if not self.terminal and (step % max(1, self.stop // 20) == 0 or step == self.stop):
+            minutes, seconds = divmod(int((self.stop - step) * self.tokens_per_update / rate), 60)
             skips = f"skipped {skipped} | " if skipped else ""
             self.say(
                 f"step {self.place(step)} | loss {loss:.4f} | lr {lr:.2e} | norm {norm:.2f} | {skips}"
-                f"{rate / 1e3:.1f}k tok/s{self.describe(rate)} | left {left // 60}m{left % 60:02d}s"
+                f"{in_units(rate)} tok/s{self.describe(rate)} | left {minutes}m{seconds:02d}s"
             )
 
     def evaluation(self, step, lr, losses):
         """After an evaluation: the losses in nats that eval.evaluate() returns."""
         tokens = step * self.tokens_per_update
-        record = {"kind": "eval", "step": step, "tokens": tokens, "lr": lr}
-        record |= losses
+        record = {"kind": "eval", "step": step, "tokens": tokens, "lr": lr} | losses
         for side in SIDES:
             record[f"{side}_perplexity"] = perplexity_of(losses[f"{side}_loss"])
         self.write(record)
-        self.before = self.before or record
+        self.first_evaluation = self.first_evaluation or record
         shown = []
         for side in sides_of(losses):
-            now, before = record[f"{side}_perplexity"], self.before[f"{side}_perplexity"]
+            now, before = record[f"{side}_perplexity"], self.first_evaluation[f"{side}_perplexity"]
             shown.append(f"{side} {now:.2f} ({now / before - 1:+.1%})")
-        self.say(f"eval {self.place(step)} | {' | '.join(shown)} | {tokens / 1e6:.2f}M tokens")
-        self.clock = time.perf_counter()  # evaluation is no part of tokens per second
+        self.say(f"eval {self.place(step)} | {' | '.join(shown)} | {in_units(tokens)} tokens")
+        self.resume_clock()
 
     def place(self, step):
         return f"{step:>6}/{self.stop} ({step / self.stop:6.1%})"
 
     def say(self, line):
-        self.bar.write(line)
-        sys.stdout.flush()
+        with self.console():
+            self.bar.write(line)
+            sys.stdout.flush()
 
 
 def checked(record, kind):
-    """A record of a kind as numbers; raises ValueError and the like for one that it cannot be."""
-    # JSON has no infinity: the norm of an fp16 overflow is null. What is not finite is not drawn.
-    record = {name: math.nan if value in (None, math.inf) else float(value) for name, value in record.items()}
-    check_fields(record, RECORDS[kind], kind)
-    return record
+    """The numbers of a record, NaN in place of null; ValueError for a record that lacks one, or holds anything else."""
+    numbers = {}
+    for name in (*RECORDS[kind], *record):
+        low, high = int(name.endswith("perplexity")), 1e18 if name in PLACE else 1e305
+        null = record[name] is None and name not in PLACE
+        numbers[name] = math.nan if null else float(value_of(record, name, float, low, high))
+    return numbers
 
 
 def read_records(file):
@@ -164,10 +191,11 @@ def read_records(file):
     with open(file, "rb") as lines:
         for number, line in enumerate(lines, 1):
             try:
-                record = json.loads(line)
-                kind = record.pop("kind", "interpolation")
-                records[kind].append(checked(record, kind))
-            except (ValueError, KeyError, TypeError, RecursionError, AttributeError, OverflowError):
+                with blaming(f"{file}:{number}", "remove this damaged line"):
+                    record = json.loads(line, parse_constant=lambda _: None)  # earlier versions wrote NaN
+                    kind = record.pop("kind", "interpolation")
+                    records[kind].append(checked(record, kind))
+            except ValueError:
                 if line.endswith(b"\n"):
-                    raise ValueError(f"{file}:{number}: damaged line; remove it") from None
+                    raise
     return records

@@ -191,9 +191,9 @@ def test_what_can_go_wrong_is_one_line(repo, house, tmp_path):
     ]:
         assert says in last_line(continue_from(repo, house, *words, name=name))
     done = continue_from(repo, house, name="me/small", HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path / "empty"))
-    assert "cannot be reached" in last_line(done)
+    assert "me/small: no folder of this name here" in last_line(done) and "cannot be reached" in last_line(done)
     done = continue_from(repo, house, name="me/small", HF_ENDPOINT="http://127.0.0.1:9")
-    assert "cannot be reached" in last_line(done)
+    assert "me/small: no folder of this name here" in last_line(done) and "cannot be reached" in last_line(done)
     refused(continue_from(repo, house, name="me/small/x"), "me/small/x")
     assert not (house / "runs").exists() and "pytorch_model.bin" not in repo.downloads
 
