@@ -351,6 +351,9 @@ def resolve(flags: Flags, given: dict) -> Flags:
         out = flags.resume or flags.out or run_name(replace(flags, resume=None))
         flags = folder.flags_to_resume(Flags, given | {"resume": out, "out": out}, out, RESUMABLE_FLAGS)
         check_flags(flags)  # a config.json can hold anything
+        missing = [name for name in (*SIDES, "context", "max_lr", "min_lr") if getattr(flags, name) is None]
+        if missing:
+            raise ValueError(f"{out}/config.json: no {flag_name(missing[0])}; restore it, or begin a new run")
     flags = resolve_machine(flags)
     if flags.init in ("upstream", "scratch"):
         flags = replace(flags, model=flags.model or SMALLEST)

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from engine import processes
 from engine.faults import one_line
 from engine.files import blaming, read_json, sync_file, sync_folder, to_json, value_of, write_file
+from engine.weights import save_tensors
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 STATE_FILES = ("resume/state.json", "resume/moments")  # a safetensors file in spite of its name
@@ -64,7 +64,7 @@ def save(out, step, model, optimizer, tokenizer, state):
         state_file.parent.mkdir(parents=True)
         model.save_pretrained(partial, weights)
         tokenizer.save(partial)
-        save_file(moments, moments_file)
+        save_tensors(moments, moments_file)
         for file in (partial / "config.json", partial / "model.safetensors", moments_file):
             sync_file(file)
         write_file(state_file, to_json({"step": step, "adam_t": optimizer.param_groups[0]["t"]} | state))

@@ -112,10 +112,10 @@ def test_what_one_process_began_several_go_on_with(house, extra):
 
 
 def disk_full(rank):
-    def save_file(*_):
+    def save_tensors(*_):
         raise OSError(28, "No space left on device")
 
-    checkpoints.save_file = save_file
+    checkpoints.save_tensors = save_tensors
 
 
 def second_one_fails(rank):

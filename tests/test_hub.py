@@ -21,11 +21,10 @@ from tqdm import tqdm
 
 import corpora.hub
 import data
-import plan
 from corpora import readers
 from corpora.tokenizer import byte_tokenizer
 from eval import validation_loss
-from model import GPTNeoX, GPTNeoXConfig, config_of
+from model import GPTNeoX, GPTNeoXConfig
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
 
@@ -235,35 +234,23 @@ def test_a_checkpoint_of_the_hub_is_rewarmed_as_advised(repo, house, monkeypatch
     assert done.returncode == 0, done.stderr
     flags = json.loads(done.stdout)
     assert (flags["upstream"], flags["downstream"], flags["overlap"]) == ("stdlib-neox", "torch-neox", 0.0)
-    assert (flags["replay"], flags["warmup"], flags["schedule"], flags["min_lr"]) == (0.05, 0.01, "cosine", 1e-4)
-    assert "max LR 0.001" in done.stderr and "replay 5 %" in done.stderr
-    words = ["--upstream", "torch-neox", "--downstream", "stdlib-neox", "--replay", "0", "--dry-run"]
-    done = continue_from(repo, house, *words)
-    assert json.loads(done.stdout)["replay"] == 0
+    assert (flags["replay"], flags["warmup"], flags["schedule"], flags["min_lr"]) == (0.0, 0.01, "cosine", 1e-4)
 
 
-def test_the_peak_is_advised_by_the_length_of_the_continuation():
-    config = config_of("70m")
-
-    def advised(tokens, revision=None, **given):
-        return plan.rates(
-            plan.Flags(init="EleutherAI/pythia-70m-deduped", revision=revision, tokens=tokens, **given), config
-        )
-
-    assert advised(300 * 10**9) == pytest.approx((1e-3, 1e-4))
-    assert advised(30 * 10**9) == pytest.approx((5e-4, 5e-5))
-    assert advised(50 * 10**6) == pytest.approx((1e-4, 1e-4))  # stays where pre-training ended
-    assert advised(50 * 10**6, "step200") == pytest.approx((5e-4, 5e-5))  # 0.12 of what came before that checkpoint
-    assert advised(50 * 10**6, max_lr=1e-3) == pytest.approx((1e-3, 1e-4))
-    assert plan.rates(plan.Flags(init="me/own", tokens=10**6), config) == pytest.approx((1e-3, 1e-4))
-
-
-def test_the_advice_says_what_it_rests_on(capsys):
-    flags = plan.Flags(init="EleutherAI/pythia-70m-deduped", tokens=50 * 10**6, replay=0.05)
-    filled = plan.filled_in(flags, config_of("70m"), torch.device("cpu"))
-    assert filled.max_lr == pytest.approx(1e-4) and "0.00017 times" in capsys.readouterr().err
-    plan.filled_in(plan.replace(flags, max_lr=1e-3), config_of("70m"), torch.device("cpu"))
-    assert "evidence" not in capsys.readouterr().err
+@pytest.mark.parametrize("tokens", [10**6, 10**12])
+def test_the_defaults_are_the_papers_whatever_a_model_is_called(repo, house, tokens):
+    """The peak of its size's pre-training, 1 % warm-up, cosine to a tenth, no replay: by id or in a folder."""
+    shape = {"vocab_size": 300, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    shape |= {"intermediate_size": 256, "max_position_embeddings": 256}  # that of nano
+    GPTNeoX(GPTNeoXConfig(**shape)).save_pretrained(house / "pythia-410m")
+    files = {p.name: p.read_bytes() for p in Path(house, "pythia-410m").iterdir()}
+    repo.repos["EleutherAI/pythia-410m"] = {"main": files}
+    for init in ("EleutherAI/pythia-410m", "pythia-410m"):
+        words = ["--upstream", "old", "--downstream", "new", "--tokens", tokens, "--dry-run"]
+        done = command("train.py", "--init", init, *words, cwd=house, **env(repo, house))
+        flags = json.loads(done.stdout)
+        assert (flags["max_lr"], flags["min_lr"], flags["warmup"], flags["replay"]) == (8e-3, 8e-4, 0.01, 0.0)
+        assert flags["schedule"] == "cosine"
 
 
 # ---------------------------------------------------------------- the paper's corpora
