@@ -30,7 +30,7 @@ from engine.figures import draw_curves
 from engine.flags import OneLineParser, flag_name, whole_number
 from engine.folder import read_run, read_runs
 from engine.log import perplexity_of, sides_of
-from engine.machine import pick_device
+from engine.machine import pick_device, pick_threads
 from engine.weights import model_folder
 from model import GPTNeoX
 
@@ -94,7 +94,9 @@ def open_checkpoint(flags):
     """(folder, model ready to evaluate) of a command line's checkpoint, revision and device."""
     device = pick_device(flags.device)
     folder = model_folder(newest(flags.checkpoint), flags.revision)
-    return folder, GPTNeoX.from_pretrained(folder).to(device).eval()
+    model = GPTNeoX.from_pretrained(folder).to(device).eval()
+    pick_threads(model.config.hidden_size)
+    return folder, model
 
 
 def check_tokenizer(folder, corpus):

@@ -301,6 +301,7 @@ def ready_to_train(flags: Flags, corpora: dict, device: torch.device, checkpoint
     with processes.rank_0_first():  # it fetches what the others then find
         model, weights = starting_model(flags, corpora[flags.upstream], checkpoint)
     model.activation_checkpointing = flags.activation_checkpointing
+    machine.pick_threads(model.config.hidden_size)
     if flags.compile:
         x = torch.zeros(flags.micro_batch_size, flags.context, model.config.hidden_size)  # (B, T, D)
         inputs = (x, *rotary_tables(flags.context, model.config, x.device))

@@ -15,6 +15,11 @@ from engine.faults import one_line
 # The dtype of autocast, or None for plain fp32. Weights, moments and the loss are fp32 in every case.
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
+# A second thread gains a model of this width or less little, and where another process takes its core it costs most of
+# the speed: torch's threads wait for each other hundreds of times a step, and spin while they wait.
+ONE_THREAD_WIDTH = 128
+ALL_THREADS = torch.get_num_threads()  # all cores, or OMP_NUM_THREADS
+
 SKIPS = 20  # so many fp16 overflows in a row end a run: the loss scale is then a millionth of what it was
 
 # What the makers promise for dense matrices, in FLOP/s: 16-bit, and fp32 (torch leaves TF32 off unless it is told
@@ -45,6 +50,12 @@ def pick_device(name):
         return torch.device(name)
     except (RuntimeError, AssertionError):
         raise ValueError(f"--device {name} is not available on this machine; try --device cpu") from None
+
+
+def pick_threads(width):
+    """One thread on a CPU for models up to ONE_THREAD_WIDTH, else ALL_THREADS; OMP_NUM_THREADS overrides it."""
+    small = width <= ONE_THREAD_WIDTH and "OMP_NUM_THREADS" not in os.environ
+    torch.set_num_threads(1 if small else ALL_THREADS)
 
 
 def pick_precision(name, device):

@@ -236,3 +236,16 @@ def test_share_of_peak_only_where_the_peak_is_known(monkeypatch):
     assert machine.share_of_peak(device, "fp32", flops, 0.4 * 2 * 67e12 / flops) == ", 40 % MFU"
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA GeForce")
     assert machine.share_of_peak(device, "bf16", flops, 1e6) == ""
+
+
+def test_a_small_model_takes_one_thread_unless_told_otherwise(monkeypatch):
+    """A second gains it little, and costs it most of its speed where another process takes the core."""
+    counts = []
+    monkeypatch.setattr(torch, "set_num_threads", counts.append)
+    monkeypatch.setattr(machine, "ALL_THREADS", 8)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    machine.pick_threads(config_of("nano").hidden_size)
+    machine.pick_threads(config_of("70m").hidden_size)
+    monkeypatch.setenv("OMP_NUM_THREADS", "8")
+    machine.pick_threads(config_of("nano").hidden_size)
+    assert counts == [1, 8, 8]
