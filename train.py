@@ -39,7 +39,7 @@ from model import SIZES, GPTNeoX, GPTNeoXConfig, config_of, pretraining_peak, ro
 
 BETAS, EPS, WEIGHT_DECAY, CLIP = (0.9, 0.95), 1e-8, 0.1, 1.0  # Pythia's and the paper's
 MIN_LR_SHARE = 0.1  # min = 0.1 x max
-TEXTS, SMALLEST = {"upstream": "stdlib", "downstream": "torch"}, "nano"  # what a run without flags takes
+TEXTS, SMALLEST = ("stdlib", "torch"), "nano"  # what a run without flags takes
 PRETRAINING_SEED = 10**6  # added: with a continuation's own seed, replay would repeat the pre-training's batches
 
 # ---------------------------------------------------------------- the flags
@@ -53,12 +53,10 @@ class Flags:
     revision: str | None = flag(None, "branch or tag of a hub id, such as step10000")
     model: str | None = flag(None, "size, for --init upstream or scratch (nano)", choices=SIZES)
     upstream_tokens: int | None = flag(None, "length of the pre-training that --init upstream does (2000000)")
-
     upstream: str | None = flag(None, "old text: a NAME, file or folder (stdlib, or that of --init)", group="Data")
     downstream: str | None = flag(None, "new text: as --upstream, or a mixture NAME=WEIGHT,NAME=WEIGHT (torch)")
     overlap: float = flag(0.0, "share of upstream text in the downstream distribution", 0, 1)
     replay: float = flag(0.0, "share of upstream text in a batch, in place of new text", 0, 1)
-
     schedule: str = flag("cosine", "shape of the decay", choices=schedule.SCHEDULES, group="Learning rate")
     max_lr: float | None = flag(None, "peak; default: that of the pre-training of a model of this size", 1e-30, 1e9)
     min_lr: float | None = flag(None, "end of the decay; default: a tenth of the peak", 0, 1e9)
@@ -67,17 +65,14 @@ class Flags:
     warmup: float = flag(0.01, "share of --tokens over which the rate rises from zero", 0, 1)
     tokens: int = flag(2_000_000, "length of the schedule")
     stop_tokens: int | None = flag(None, "stop earlier, on the same schedule; default: --tokens")
-
     batch_size: int = flag(8, "sequences an update, all devices together", 1, 2**16, group="Batch")
     micro_batch_size: int | None = flag(None, "sequences at a time on a device; default: its part, at most 8")
     context: int | None = flag(None, "tokens of a sequence; default: the model's own")
-
     device: str = flag("auto", "auto, cpu, cuda, cuda:1, mps", group="Machine")
     precision: str = flag("auto", "bf16 where the hardware gains by it, else fp32", choices=("auto", *machine.AUTOCAST))
     compile: bool = flag(False, "torch.compile the model")
     shard: bool = flag(False, "under torchrun, spread the model over the processes, if too big for one")
     activation_checkpointing: bool = flag(False, "recompute activations in the backward pass: less memory, more time")
-
     eval_every: int | None = flag(None, "updates between evaluations; default: a tenth of the run", group="Run")
     eval_tokens: int = flag(65_536, "validation tokens of each corpus")
     save_every: int | None = flag(None, "updates between checkpoints; default: a quarter of the run")
@@ -348,6 +343,8 @@ def resolve(flags: Flags, given: dict) -> Flags:
         flags = replace(flags, out=flags.out or run_name(flags))
         folder.refuse_to_overwrite(Path(flags.out))
     else:
+        if flags.resume and "out" in given:
+            raise ValueError("--resume names the run's folder; leave --out out")
         given = given | {side: name for side, name in zip(SIDES, names, strict=True) if side in given}
         out = flags.resume or flags.out or run_name(replace(flags, resume=None))
         flags = folder.flags_to_resume(Flags, given | {"resume": out, "out": out}, out, RESUMABLE_FLAGS)
@@ -355,7 +352,7 @@ def resolve(flags: Flags, given: dict) -> Flags:
         missing = [name for name in (*SIDES, "context", "max_lr", "min_lr") if getattr(flags, name) is None]
         if missing:
             raise ValueError(f"{out}/config.json: no {flag_name(missing[0])}; restore it, or begin a new run")
-    flags = resolve_machine(flags)
+    flags = machine.resolve(flags)
     if flags.init in ("upstream", "scratch"):
         flags = replace(flags, model=flags.model or SMALLEST)
     if flags.init == "upstream":
@@ -383,20 +380,6 @@ def refuse_unused(flags: Flags) -> None:
         raise ValueError(f"--stop-tokens {flags.stop_tokens} is beyond --tokens {flags.tokens}, where the run ends")
 
 
-def resolve_machine(flags: Flags) -> Flags:
-    """The flags with what --device, --precision, --shard and --micro-batch-size come to on this machine."""
-    ranks = processes.count()
-    if flags.batch_size % ranks:
-        raise ValueError(f"--batch-size {flags.batch_size} is not a multiple of the {ranks} processes; choose one")
-    if flags.shard and ranks == 1 and not flags.resume:  # a sharded run that one process resumes is no longer sharded
-        raise ValueError("--shard needs several processes: torchrun --nproc_per_node=N train.py --shard ...")
-    device = machine.pick_device(flags.device)
-    micro_batch = min(flags.batch_size // ranks, flags.micro_batch_size or 8)
-    # Under torchrun each process has a GPU of its own, so the record says "cuda" rather than which.
-    flags = replace(flags, device=device.type if ranks > 1 else str(device), micro_batch_size=micro_batch)
-    return replace(flags, shard=flags.shard and ranks > 1, precision=machine.pick_precision(flags.precision, device))
-
-
 def resolve_rates(flags: Flags, config: GPTNeoXConfig) -> Flags:
     """The flags with the context and the learning rates of a model."""
     context = flags.context or config.max_position_embeddings
@@ -421,30 +404,24 @@ def starting_config(init: str, revision: str | None, size: str | None) -> GPTNeo
 
 def run_name(flags: Flags) -> str:
     """A folder made of the flags that decide the result and are not the defaults."""
-    sides = dict.fromkeys(
-        slug(side) for side in (flags.upstream or TEXTS["upstream"], flags.downstream or TEXTS["downstream"])
-    )
+    sides = (slug(side or text) for side, text in zip((flags.upstream, flags.downstream), TEXTS, strict=True))
     changed = {name: value for name, value in changed_flags(flags).items() if name not in (*RESUMABLE_FLAGS, *SIDES)}
-    return Path("runs", folder.name_from("-to-".join(sides), changed)).as_posix()
+    return Path("runs", folder.name_from("-to-".join(dict.fromkeys(sides)), changed)).as_posix()
 
 
 def upstream_flags(flags: Flags) -> Flags:
     """The flags of the pre-training behind --init upstream: an ordinary run from scratch, cached under runs/. Each seed
     has its own; all checkpoints are kept, because section 4.5 starts from earlier ones."""
-    values = {
-        "upstream_tokens": flags.upstream_tokens or Flags.tokens,
-        "seed": flags.seed,
-        "precision": flags.precision,
-    }
+    size, text, tokens = flags.model or SMALLEST, flags.upstream or TEXTS[0], flags.upstream_tokens or Flags.tokens
     usual_precision = machine.pick_precision("auto", machine.pick_device(flags.device))
-    usual = {"upstream_tokens": Flags.tokens, "seed": 0, "precision": usual_precision}
-    unusual = {name: value for name, value in values.items() if value not in (usual[name], "auto")}
-    size, text = flags.model or SMALLEST, flags.upstream or TEXTS["upstream"]
+    name = f"upstream-{size}-{slug(text)}"
+    name += f"-tokens-{tokens}" if tokens != Flags.tokens else ""
+    name += f"-seed-{flags.seed}" if flags.seed else ""
+    name += f"-{flags.precision}" if flags.precision not in ("auto", usual_precision) else ""
     before = Flags(
-        init="scratch", model=size, upstream=text, downstream=text, tokens=values["upstream_tokens"],
-        context=SIZES[size][5], seed=PRETRAINING_SEED + flags.seed, precision=flags.precision,
+        init="scratch", model=size, upstream=text, downstream=text, tokens=tokens, context=SIZES[size][5],
+        seed=PRETRAINING_SEED + flags.seed, precision=flags.precision, out=f"runs/{name}",
         eval_tokens=min(flags.eval_tokens, 2**14),  # a rough look: the continuation begins with a full one
-        out=f"runs/{folder.name_from(f'upstream-{size}-{text}', unusual)}",
         **{name: getattr(flags, name) for name in MACHINE_FLAGS},
     )  # fmt: skip
     return replace(before, eval_every=max(1, before.updates // 5), save_every=max(1, before.updates // 16))
@@ -465,12 +442,7 @@ def parse_flags(argv: list[str] | None) -> dict:
     """The flags that were given, {name: value}, in the order of the dataclass."""
     parser = OneLineParser(description=__doc__ or "")
     add_flags(parser, Flags)
-    given = given_flags(parser.parse_args(argv), Flags)
-    if "resume" in given and "init" in given:
-        parser.error("--init begins a run and --resume continues one; give one of them")
-    if given.get("resume") and "out" in given:
-        parser.error("--resume names the run's folder; leave --out out")
-    return given
+    return given_flags(parser.parse_args(argv), Flags)
 
 
 def say_what_next(flags: Flags, given: dict, step: int) -> None:

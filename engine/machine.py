@@ -5,6 +5,7 @@ import math
 import os
 import sys
 import time
+from dataclasses import replace
 
 import torch
 
@@ -50,6 +51,20 @@ def pick_device(name):
         return torch.device(name)
     except (RuntimeError, AssertionError):
         raise ValueError(f"--device {name} is not available on this machine; try --device cpu") from None
+
+
+def resolve(flags):
+    """The flags with what --device, --precision, --shard and --micro-batch-size come to on this machine."""
+    ranks = processes.count()
+    if flags.batch_size % ranks:
+        raise ValueError(f"--batch-size {flags.batch_size} is not a multiple of the {ranks} processes; choose one")
+    if flags.shard and ranks == 1 and not flags.resume:  # a sharded run that one process resumes is no longer sharded
+        raise ValueError("--shard needs several processes: torchrun --nproc_per_node=N train.py --shard ...")
+    device = pick_device(flags.device)
+    micro_batch = min(flags.batch_size // ranks, flags.micro_batch_size or 8)
+    # Under torchrun each process has a GPU of its own, so the record says "cuda" rather than which.
+    flags = replace(flags, device=device.type if ranks > 1 else str(device), micro_batch_size=micro_batch)
+    return replace(flags, shard=flags.shard and ranks > 1, precision=pick_precision(flags.precision, device))
 
 
 def pick_threads(width):

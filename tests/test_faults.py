@@ -233,7 +233,7 @@ def test_the_upstream_pre_training_goes_on_by_the_same_command(start, monkeypatc
     words += ["--device", "cpu", "--eval-tokens", "256", "--out"]
     train.main([*words, "never-killed"])
     os.rename("runs", "runs-whole")
-    before = Path("runs/upstream-nano-old-upstream-tokens-10240")
+    before = Path("runs/upstream-nano-old-tokens-10240")
     for step in (6, 16):
         pid = child(lambda: train.main([*words, "killed"]))
         with bounded(60):

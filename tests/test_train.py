@@ -185,7 +185,7 @@ def test_init_upstream_pretrains_once_and_continues(house):
     words += ["--device", "cpu"]
     first = call("train.py", *words)
     assert first.returncode == 0 and "pre-training nano on old" in first.stdout
-    before = Path("runs/upstream-nano-old-upstream-tokens-20480")
+    before = Path("runs/upstream-nano-old-tokens-20480")
     assert (before / "checkpoints/step_00000010").is_dir() and len(list(before.glob("checkpoints/*"))) > 3
     second = call("train.py", *words, "--max-lr", "1e-3")
     assert second.returncode == 0 and "pre-training" not in second.stdout
@@ -202,7 +202,7 @@ def test_every_seed_has_its_own_pre_training_in_an_order_that_no_run_repeats(hou
         for flags in (train.Flags(seed=2), train.Flags(), train.Flags(precision="fp16", upstream_tokens=1234568))
     )
     assert before.out == "runs/upstream-nano-stdlib-seed-2" and usual.out == "runs/upstream-nano-stdlib"
-    assert exact.out == "runs/upstream-nano-stdlib-upstream-tokens-1234568-precision-fp16"
+    assert exact.out == "runs/upstream-nano-stdlib-tokens-1234568-fp16"
     assert before.seed not in (0, 1, 2) and before.overlap == before.replay == 0
     assert before.tokens == before.updates * 2048 + 1152 == train.Flags.tokens  # the continuation is as long
 
