@@ -12,7 +12,6 @@ The paper's own figures, and its claims, are in paper/.
 
 import json
 import math
-import sys
 from pathlib import Path
 from statistics import fmean
 
@@ -29,7 +28,7 @@ from engine.faults import run_command
 from engine.figures import draw_curves
 from engine.flags import OneLineParser, flag_name, whole_number
 from engine.folder import read_run, read_runs
-from engine.log import perplexity_of, sides_of
+from engine.log import in_units, perplexity_of, sides_of
 from engine.machine import pick_device, pick_threads
 from engine.weights import model_folder
 from model import GPTNeoX
@@ -68,25 +67,22 @@ def evaluate(
 ) -> dict[str, float]:  # fmt: skip
     """Validation losses in nats: "NAME_loss" of each corpus, "upstream_loss" and "downstream_loss".
 
-    windows       {name of a corpus: token ids (N, context + 1)}
-    upstream      name of the upstream corpus
-    distribution  {name: share} of the downstream corpora, shares summing to 1
-
-    The loss on a mixture is the share-weighted mean of the losses on its corpora; its perplexity is exp of that.
-    All processes must call this function: each computes its part of the windows."""
+    windows: {corpus: token ids (N, context + 1)}; upstream: a corpus; distribution: {corpus: share} downstream, shares
+    summing to 1. The loss on a mixture is the share-weighted mean of the losses on its corpora; its perplexity is exp
+    of that. All processes must call this function: each computes its part of the windows."""
     rank, ranks = processes.rank(), processes.count()
     losses = {}
     for name, rows in windows.items():
-        # Every process needs equally many windows, because the processes of a sharded model compute together. The
-        # first windows, repeated, fill up the count; they are not counted twice.
+        # Every process needs equally many windows, because the processes of a sharded model compute together. Windows
+        # that are repeated to fill up the number are not counted.
         filled = -(-len(rows) // ranks) * ranks
         repeated = rows[torch.arange(filled) % len(rows)]
         by_window = torch.zeros(filled, dtype=torch.float64)
         by_window[rank::ranks] = token_losses(model, repeated[rank::ranks], micro_batch, precision).double().mean(dim=1)
         losses[name] = fmean(processes.sums(*by_window)[: len(rows)])
     downstream = sum(share * losses[name] for name, share in distribution.items())
-    # The sides come last: they win where a corpus is called "upstream" or "downstream".
     by_corpus = {f"{name}_loss": loss for name, loss in losses.items()}
+    # The sides come last, in case a corpus is called "upstream" or "downstream".
     return by_corpus | {"upstream_loss": losses[upstream], "downstream_loss": downstream}
 
 
@@ -107,33 +103,30 @@ def check_tokenizer(folder, corpus):
 
 
 def perplexity(flags):
-    """Loss, perplexity and bits per byte of a checkpoint on the validation text of prepared corpora, a row each."""
+    """Prints loss, perplexity and bits per byte of a checkpoint on the validation text of each corpus."""
     folder, model = open_checkpoint(flags)
     longest = model.config.max_position_embeddings
     context = min(flags.context or longest, longest)
     corpora = [Corpus(name) for name in flags.data]
-    if max(len(corpus.splits["val"]) for corpus in corpora) <= context:
-        raise ValueError(f"{' '.join(flags.data)}: no val.bin has {context + 1} tokens; give a smaller --context")
     width = 2 + max(map(len, ["corpus", *flags.data]))
     if not flags.json:
         print(f"{'corpus':<{width}}{'tokens':>10}{'loss':>9}{'+-':>8}{'perplexity':>12}{'bits/byte':>11}")
     for corpus in corpora:
-        if len(corpus.splits["val"]) <= context:
-            print(f"data/{corpus.name}/val.bin is shorter than {context + 1} tokens; skipped", file=sys.stderr)
-            continue
         check_tokenizer(folder, corpus)
         if corpus.vocab_size > model.config.vocab_size:
-            has = f"{corpus.vocab_size} token ids; the model has {model.config.vocab_size}"
-            raise ValueError(f"data/{corpus.name} has {has}")
-        windows = fixed_windows(corpus, context, flags.eval_tokens)
+            ids = f"{corpus.vocab_size} token ids; the model has {model.config.vocab_size}"
+            raise ValueError(f"data/{corpus.name} has {ids}")
+        windows = fixed_windows(corpus, context, flags.eval_tokens)  # (N, T + 1)
+        tokens = len(windows) * context
         loss, error = validation_loss(model, windows, flags.micro_batch_size)
-        row = {"corpus": corpus.name, "tokens": len(windows) * context, "loss": loss, "standard_error": error}
-        row |= {"perplexity": perplexity_of(loss), "bits_per_byte": loss / math.log(2) / corpus.bytes_per_token}
-        line = (
-            "{corpus:<{width}}{tokens:>10,}{loss:>9.4f}{standard_error:>8.4f}{perplexity:>12.3f}{bits_per_byte:>11.4f}"
-        )
-        known = {name: None if value != value else value for name, value in row.items()}  # JSON knows no NaN
-        print(json.dumps(known) if flags.json else line.format(width=width, **row))
+        bits = loss / math.log(2) / corpus.bytes_per_token
+        if flags.json:
+            row = {"corpus": corpus.name, "tokens": tokens, "loss": loss}
+            row["standard_error"] = None if math.isnan(error) else error  # JSON has no NaN
+            print(json.dumps(row | {"perplexity": perplexity_of(loss), "bits_per_byte": bits}))
+        else:
+            name = f"{corpus.name:<{width}}"
+            print(f"{name}{tokens:>10,}{loss:>9.4f}{error:>8.4f}{perplexity_of(loss):>12.3f}{bits:>11.4f}")
 
 
 def encode(text: str, tokenizer, model: GPTNeoX) -> list[int]:
@@ -225,7 +218,7 @@ def story(run: dict, side: str) -> str:
     key = f"{side}_perplexity"
     before, end = run["eval"][0], run["eval"][-1]
     highest = max(run["eval"], key=lambda record: record[key])
-    rise = f"{highest[key]:.2f} at {highest['tokens'] / 1e3:,.0f}k tokens" if highest[key] > before[key] else "no rise"
+    rise = f"{highest[key]:.2f} at {in_units(highest['tokens'])} tokens" if highest[key] > before[key] else "no rise"
     return f"{before[key]:.2f} -> {rise} -> {end[key]:.2f} ({end[key] / before[key] - 1:+.1%})"
 
 
@@ -239,44 +232,52 @@ def plot(flags):
 
 
 def main(argv=None):
-    parser = OneLineParser(description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=OneLineParser)
-
-    def command(function):
-        says = function.__doc__.partition("\n")[0]
-        added = commands.add_parser(function.__name__, help=says, description=says, prog=f"eval.py {function.__name__}")
-        added.set_defaults(command=function)
-        return added
-
-    measuring, scoring, sampling, plotting = map(command, (perplexity, lambada, sample, plot))
+    parser = OneLineParser(prog="eval.py", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=OneLineParser)
     count = {"type": whole_number, "metavar": "N"}
-    for each in (measuring, scoring, sampling):
-        each.add_argument("checkpoint", help="a run's folder (its last checkpoint), a model folder, or a hub id")
-        each.add_argument("--revision", help="of a hub id, such as step1000")
-        each.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
+
+    measuring = commands.add_parser("perplexity", help="loss, perplexity and bits per byte on prepared corpora")
+    add_checkpoint(measuring)
     measuring.add_argument("--data", nargs="+", required=True, metavar="NAME", help="prepared corpora (their val.bin)")
     measuring.add_argument("--eval-tokens", **count, default=1_000_000, help="tokens, in whole windows (%(default)s)")
     measuring.add_argument("--context", **count, help="tokens of a window, at most the model's (the model's)")
-    for each in (measuring, scoring):
-        each.add_argument("--micro-batch-size", **count, default=8, help="rows at a time")
-        each.add_argument("--json", action="store_true", help="one JSON object a line")
+    measuring.add_argument("--micro-batch-size", **count, default=8, help="windows at a time (%(default)s)")
+    measuring.add_argument("--json", action="store_true", help="one JSON object a line")
+
+    scoring = commands.add_parser("lambada", help="perplexity and accuracy on LAMBADA (OpenAI's version)")
+    add_checkpoint(scoring)
     scoring.add_argument("--file", help='rows with a "text" (fetched from the hub)')
-    for each in (scoring, sampling):
-        each.add_argument("--tokenizer", help="a tokenizer.json, bytes or neox (the checkpoint's)")
+    scoring.add_argument("--tokenizer", help="a tokenizer.json, bytes or neox (the checkpoint's)")
+    scoring.add_argument("--micro-batch-size", **count, default=8, help="texts at a time (%(default)s)")
+    scoring.add_argument("--json", action="store_true", help="one JSON object")
+
+    sampling = commands.add_parser("sample", help="a checkpoint's continuation of a prompt")
+    add_checkpoint(sampling)
+    sampling.add_argument("--tokenizer", help="a tokenizer.json, bytes or neox (the checkpoint's)")
     sampling.add_argument("--prompt", default="", help="text to continue")
     sampling.add_argument("--tokens", **count, default=100, help="how many to add (%(default)s)")
     sampling.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest (%(default)s)")
     sampling.add_argument("--top-k", **count, help="sample among the N likeliest (all)")
     sampling.add_argument("--seed", **count, default=0, help="random seed (%(default)s)")
+
+    plotting = commands.add_parser("plot", help="the curves of runs; an arm with several seeds becomes one band")
     plotting.add_argument("runs", nargs="+", metavar="RUNS", help="folders that train.py wrote, or packs of runs")
     plotting.add_argument("--out", default="perplexity.png", help=".png, .pdf or .svg (%(default)s)")
+
     flags = parser.parse_args(argv)
-    for name in ("micro_batch_size", "eval_tokens", "context", "top_k"):
-        if getattr(flags, name, None) == 0:
-            parser.error(f"{flag_name(name)} must be positive")
     if not 0 <= getattr(flags, "temperature", 0) < math.inf:
         parser.error(f"--temperature {flags.temperature} is not a number from 0")
-    flags.command(flags)
+    for name in ("micro_batch_size", "eval_tokens", "context", "top_k"):
+        if getattr(flags, name, None) == 0:
+            parser.error(f"{flag_name(name)} 0 is not a whole number from 1")
+    {"perplexity": perplexity, "lambada": lambada, "sample": sample, "plot": plot}[flags.command](flags)
+
+
+def add_checkpoint(parser):
+    """The flags that say which model to measure, and where."""
+    parser.add_argument("checkpoint", help="a run's folder (its last checkpoint), a model folder, or a hub id")
+    parser.add_argument("--revision", help="of a hub id, such as step1000")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
-"""The curves of runs, drawn in the manner of a paper: loss or perplexity against tokens, one line an arm, a band over
-its seeds."""
+"""The curves of runs, as in a paper: loss or perplexity against tokens, one line an arm, a band over its seeds."""
 
 import itertools
 import math
+import os
 import re
+import sys
 from statistics import fmean
 
-from engine.log import SIDES
+from engine.log import SIDES, in_units
 
 # Okabe and Ito's colours, told apart with every kind of colour vision; line styles repeat the difference.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
@@ -22,11 +23,13 @@ BEFORE = {"color": "0.4", "ls": (0, (4, 3)), "lw": 1}  # the level before the fi
 
 def new_figure(width, height, rows=1, columns=1, **grid):
     """(figure in the manner of a paper, in inches, its panels as a list); needs no screen."""
-    import matplotlib  # takes a second, which nothing but figures should wait for
+    if os.environ.get("MPLBACKEND", "").startswith("module:") and "IPython" not in sys.modules:
+        os.environ["MPLBACKEND"] = "agg"  # of the notebook that started this process; it may not be installed here
+    import matplotlib  # late: takes a second, which only figures should cost
     from matplotlib.figure import Figure
 
-    cycle = matplotlib.cycler(color=COLOURS, linestyle=DASHES)
-    matplotlib.rcParams.update(STYLE | {"axes.prop_cycle": cycle})
+    matplotlib.rcParams.update(STYLE)
+    matplotlib.rcParams["axes.prop_cycle"] = matplotlib.cycler(color=COLOURS, linestyle=DASHES)
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, list(figure.subplots(rows, columns, squeeze=False, **grid).flat)
 
@@ -40,61 +43,65 @@ def save_figure(figure, out):
 
 
 def in_tokens(axis):
-    """Tokens along an axis, in units that can be read: 800k, 1.5M, 50B."""
-    from matplotlib.ticker import EngFormatter
-
-    formatter = EngFormatter(sep="")
-    formatter.ENG_PREFIXES = EngFormatter.ENG_PREFIXES | {9: "B"}
-    axis.set_major_formatter(formatter)
+    """Tokens along an axis: 800k, 1.5M, 50B."""
+    axis.set_major_formatter(lambda tokens, _: in_units(tokens))
     axis.set_label_text("tokens of continued pre-training")
 
 
-# ---------------------------------------------------------------- telling runs apart
+# ---------------------------------------------------------------- labels
+
+SHOWN = ("init", "revision", "model", "upstream", "downstream", "overlap", "replay", "schedule", "max_lr", "min_lr")
+SHOWN += ("warmup", "tokens", "batch_size", "context", "weight_decay", "decay_to_start", "upstream_tokens")
+USUAL = {"overlap": 0, "replay": 0, "weight_decay": 0.1, "decay_to_start": False}  # not shown beside other flags
+WORDS = {"init": "", "schedule": "", "downstream": "", "max_lr": "max LR ", "min_lr": "min LR ", "warmup": "warm-up "}
 
 
 def name_of(flag, value):
-    """A flag and its value as a legend says it: "warm-up 1 %", "max LR 8e-3", "cosine"."""
-    says = {"init": "", "schedule": "", "downstream": "", "max_lr": "max LR ", "warmup": "warm-up "}
-    name = says.get(flag, flag.replace("_", " ") + " ")
+    """A flag and its value as a legend has them: "warm-up 1 %", "max LR 8e-3", "cosine"."""
+    words = WORDS.get(flag, flag.replace("_", " ") + " ")
+    if flag == "decay_to_start":
+        return "decay to the start" if value else "decay to zero"
     if flag == "init":
         value = re.sub(r"^runs/upstream-[^/]*", "pre-trained", value)
         value = re.sub(r"/checkpoints/step_0*", ", update ", value)
-    if flag == "decay_to_start":
-        return "decay to the start" if value else "decay to zero"
     if not isinstance(value, int | float):
-        return f"{name}{value}"[:80]
+        return f"{words}{value}"[:80]
     if flag in ("warmup", "overlap", "replay"):
-        return f"{name}{100 * value:g} %"
-    if flag == "max_lr":
+        return f"{words}{100 * value:g} %"
+    if flag in ("max_lr", "min_lr"):
         digits, power = f"{value:e}".split("e")
-        return f"{name}{float(digits):g}e{int(power)}"
-    return f"{name}{value:g}"
+        return f"{words}{float(digits):g}e{int(power)}"
+    return words + (in_units(value) if flag.endswith("tokens") else f"{value:g}")
 
 
-def label_runs(runs):
-    """A label for each run: the flags in which the runs differ; the seed is left out, seeds are averaged."""
-    flags_of = [run["flags"] | {"init": re.sub(r"-seed-\d+", "", run["flags"].get("init") or "")} for run in runs]
-    told = ("init", "revision", "model", "upstream", "downstream", "overlap", "replay", "schedule", "max_lr")
-    told += ("warmup", "tokens", "batch_size", "weight_decay", "decay_to_start", "upstream_tokens")
-    differ = [flag for flag in told if len({flags.get(flag) for flags in flags_of}) > 1] or ["max_lr", "warmup"]
+def labels_of(runs):
+    """A label for each run: the flags in which the runs differ. Seeds are left out, because they are averaged."""
+    # Each seed may have a pre-training of its own.
+    every = [run["flags"] | {"init": re.sub(r"-seed-\d+", "", run["flags"].get("init") or "")} for run in runs]
+    differ = [flag for flag in SHOWN if len({flags.get(flag) for flags in every}) > 1] or ["max_lr", "warmup"]
     if "schedule" in differ and "max_lr" not in differ:
         differ.append("max_lr")
-    labels, usual = [], {"overlap": 0, "replay": 0, "weight_decay": 0.1, "decay_to_start": False}
-    for flags in flags_of:
+    rates = {(flags.get("max_lr"), flags.get("min_lr")) for flags in every}
+    if "min_lr" in differ and len(rates) == len({max_lr for max_lr, _ in rates}):
+        differ.remove("min_lr")  # it follows from the peak
+    labels = []
+    for flags in every:
         shown = [flag for flag in differ if not (flag == "warmup" and flags.get("schedule") == "constant")]
-        # What is usual goes without saying, where something else is said.
-        shown = [flag for flag in shown if flag not in usual or flags.get(flag) != usual[flag]] or shown
-        labels.append(", ".join(name_of(flag, flags.get(flag)) for flag in shown))
+        unusual = [flag for flag in shown if flag not in USUAL or flags.get(flag) != USUAL[flag]]
+        labels.append(", ".join(name_of(flag, flags.get(flag)) for flag in unusual or shown))
     return labels
+
+
+label_runs = labels_of  # its name in paper/ so far
 
 
 def over_seeds(runs, key, kind="eval", against="tokens"):
     """{tokens: values of `key`, one a seed}, in order, where every run of an arm was evaluated."""
-    found = {}
+    values = {}
     for run in runs:
         for record in run[kind]:
-            found.setdefault(record[against], []).append(record[key])
-    shared = {place: found[place] for place in sorted(found) if len(found[place]) == len(runs)}
+            values.setdefault(record[against], []).append(record[key])
+    shared = {tokens: values[tokens] for tokens in sorted(values) if len(values[tokens]) == len(runs)}
     if runs and not shared:
         raise ValueError(f"{runs[0]['folder']}: the other seeds were evaluated elsewhere; leave it, or them, out")
     return shared
@@ -105,14 +112,24 @@ def level_before(runs, key):
     return fmean(run["eval"][0][key] for run in runs)
 
 
-# ---------------------------------------------------------------- drawing them
+# ---------------------------------------------------------------- drawing
 
 
 def draw_band(panel, x, seeds, **look):
     """Over x the mean over seeds as a line and their range as a band; seeds: for each x a list of values."""
+    look = {"marker": "o" if len(x) == 1 else "", "ms": 4} | look  # a line of one point would be invisible
     (line,) = panel.plot(x, [fmean(values) for values in seeds], **look)
     lowest, highest = [min(values) for values in seeds], [max(values) for values in seeds]
     panel.fill_between(x, lowest, highest, color=line.get_color(), alpha=0.2, lw=0)
+
+
+def title_of(side, runs):
+    """What a panel shows: the side and, as far as the runs agree, its corpus and its share of upstream text."""
+    corpora = {run["flags"][side] for run in runs}
+    overlaps = {(run["flags"]["overlap"], run["flags"]["upstream"]) for run in runs}
+    title = side.capitalize() + (f": {corpora.pop()}" if len(corpora) == 1 else "")
+    (share, upstream), *others = overlaps
+    return f"{title} ({100 * share:g} % {upstream})" if side == "downstream" and share and not others else title
 
 
 def draw_side(panel, groups, side, measure, until):
@@ -133,11 +150,8 @@ def draw_side(panel, groups, side, measure, until):
     if len(set(seen)) > 1:
         margin = 0.06 * (max(seen) - min(seen))
         panel.set_ylim(min(seen) - margin, max(seen) + margin)
-    flags, overlaps = runs[0]["flags"], {run["flags"]["overlap"] for run in runs}
-    title = f"{side.capitalize()}: {flags[side]}" if flags["upstream"] != flags["downstream"] else flags[side]
-    if side == "downstream" and len(overlaps) == 1 and flags["overlap"]:
-        title += f" ({100 * flags['overlap']:g} % {flags['upstream']})"
-    panel.set(title=title, ylabel="perplexity" if measure == "perplexity" else "validation loss (nats)")
+    words = {"perplexity": "perplexity", "loss": "validation loss (nats)"}
+    panel.set(title=title_of(side, runs), ylabel=words[measure])
     panel.locator_params(axis="y", min_n_ticks=5)
 
 
@@ -154,21 +168,19 @@ def draw_arms(groups, measure, sides, until, rates=False):
     if rates:
         for group in groups.values():
             steps = group[0]["train"]
-            panels[-1].plot([step["tokens"] for step in steps], [step["lr"] for step in steps], lw=1)
+            draw_band(panels[-1], [step["tokens"] for step in steps], [[step["lr"]] for step in steps], lw=1)
         panels[-1].set_ylabel("LR")
         panels[-1].ticklabel_format(axis="y", style="sci", scilimits=(0, 0), useMathText=True)
-    # The end of every warm-up is marked, and named once.
-    flags = [run["flags"] for group in groups.values() for run in group]
+    every = [run["flags"] for group in groups.values() for run in group]
+    ends = sorted({flags["warmup"] * flags["tokens"] for flags in every if flags["warmup"]})
     for panel in panels:
-        for number, end in enumerate(sorted({f["warmup"] * f["tokens"] for f in flags if f["warmup"]})):
-            panel.axvline(end, color="0.4", ls=":", lw=1, label=None if number else "end of warm-up")
+        for number, end in enumerate(ends):
+            panel.axvline(end, color="0.4", ls=":", lw=1, label=None if number else "end of warm-up")  # named once
     panels[-1].set_xlim(-0.01 * until, 1.01 * until)
     in_tokens(panels[-1].xaxis)
     handles, labels = panels[0].get_legend_handles_labels()
-    longest, whole = max(map(len, labels)), sum(map(len, labels)) + 9 * len(labels)  # characters, with their handles
-    columns = next(count for count, fits in ((4, 20), (2, 40), (1, math.inf)) if longest <= fits)
-    columns = len(labels) if whole <= 90 else columns
-    rows = -(-len(labels) // columns)
+    columns = max(1, min(len(labels), 85 // (max(map(len, labels)) + 9)))  # characters of a row, and of a handle
+    rows = math.ceil(len(labels) / columns)
     figure.set_figheight(figure.get_figheight() + 0.18 * max(0, rows - 3))  # a long legend is not at the panels' cost
     figure.legend(handles, labels, loc="outside upper center", ncols=columns)
     figure.align_ylabels(panels)
@@ -178,7 +190,7 @@ def draw_arms(groups, measure, sides, until, rates=False):
 def draw_curves(runs, out):
     """The figure of a run, or of several: perplexity downstream and upstream, and the learning rate."""
     groups = {}  # the same arm with several seeds is one curve
-    for run, label in zip(runs, label_runs(runs), strict=True):
+    for run, label in zip(runs, labels_of(runs), strict=True):
         groups.setdefault(label, []).append(run)
     until = max(1, *(run["eval"][-1]["tokens"] for run in runs))
     one_corpus = all(run["flags"]["upstream"] == run["flags"]["downstream"] for run in runs)

@@ -1,5 +1,6 @@
 """eval.py: perplexity against a direct sum, figures that say what the metrics say, samples, bad input."""
 
+import contextlib
 import json
 import math
 import shutil
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SHORT, call, refused
+from conftest import SHORT, call, make_corpus, refused
 
 import data
 import eval as evaluation
@@ -16,13 +17,26 @@ from engine import figures
 from model import GPTNeoX
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder with the corpora `old` and `new` and a run `r`, for the whole file."""
+    folder = tmp_path_factory.mktemp("trained")
+    with contextlib.chdir(folder):
+        make_corpus("old", "old")
+        make_corpus("new", "new")
+        train.main([*SHORT, "--out", "r"])
+    return folder
+
+
 @pytest.fixture
-def run(house):
-    train.main([*SHORT, "--out", "r"])
+def run(trained, tmp_path, monkeypatch):
+    """A copy of that folder, to work in."""
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
     return "r"
 
 
-def test_perplexity_is_the_exp_of_the_mean_loss(run, house):
+def test_perplexity_is_the_exp_of_the_mean_loss(run):
     words = ["eval.py", "perplexity", run, "--data", "old", "new", "--context", "32", "--eval-tokens", "640", "--json"]
     done = call(*words)
     assert done.returncode == 0, done.stderr
@@ -52,16 +66,11 @@ def test_evaluation_leaves_the_model_training_and_without_gradients(run):
     assert all(p.grad is None for p in network.parameters())
 
 
-def drawn(monkeypatch, folders):
-    """The panels of a figure before it is closed."""
-    kept = []
-    monkeypatch.setattr(figures, "save_figure", lambda figure, out: kept.append(figure))
-    figures.draw_curves(evaluation.read_runs(folders), "unused.png")
-    return kept[0].axes
-
-
 def test_the_figure_draws_what_the_metrics_say(run, monkeypatch):
-    downstream, upstream, rates = drawn(monkeypatch, [run])
+    drawn = []
+    monkeypatch.setattr(figures, "save_figure", lambda figure, out: drawn.append(figure))
+    figures.draw_curves([evaluation.read_run(run)], "unused.png")
+    downstream, upstream, rates = drawn[0].axes
     records = [json.loads(line) for line in Path("r/metrics.jsonl").read_text().splitlines()]
     for panel, side in ((downstream, "downstream"), (upstream, "upstream")):
         expected = [(r["tokens"], r[f"{side}_perplexity"]) for r in records if r["kind"] == "eval"]
@@ -72,31 +81,14 @@ def test_the_figure_draws_what_the_metrics_say(run, monkeypatch):
     assert [y for _, y in rates.lines[0].get_xydata()] == [r["lr"] for r in records if r["kind"] == "train"]
 
 
-def test_arms_are_told_apart_and_seeds_are_averaged(house, monkeypatch):
-    for seed in ("0", "1"):
-        train.main([*SHORT, "--out", f"a{seed}", "--seed", seed])
-        train.main([*SHORT, "--out", f"b{seed}", "--seed", seed, "--max-lr", "0.01"])
-    folders = ["a0", "b0", "a1", "b1"]
-    assert figures.label_runs([evaluation.read_run(f) for f in folders]) == ["max LR 8e-3", "max LR 1e-2"] * 2
-    panel = drawn(monkeypatch, folders)[0]
-    curves = [line for line in panel.lines if line.get_label().startswith("max LR")]
-    assert len(curves) == 2 and len(panel.collections) == 2  # two means, two bands
-    ends = [evaluation.read_run(f)["eval"][-1]["downstream_perplexity"] for f in ("a0", "a1")]
-    assert curves[0].get_ydata()[-1] == pytest.approx(sum(ends) / 2)
-    runs = [evaluation.read_run(f) for f in folders]
-    for run, seed in zip(runs, (0, 0, 1, 1), strict=True):  # each seed with a pre-training of its own is one arm too
-        run["flags"]["init"] = "runs/upstream-nano-old" + (f"-seed-{seed}" if seed else "")
-    assert figures.label_runs(runs) == ["max LR 8e-3", "max LR 1e-2"] * 2
-
-
 @pytest.mark.parametrize("name", ["figure.png", "figure.pdf", "figure.svg"])
-def test_plot_writes_what_the_name_says(run, house, name):
+def test_plot_writes_what_the_name_says(run, name):
     assert call("eval.py", "plot", "r", "--out", name).returncode == 0
     head = Path(name).read_bytes()[:100]
     assert {"png": b"PNG", "pdf": b"%PDF", "svg": b"<?xml"}[name[-3:]] in head
 
 
-def test_sample(run, house):
+def test_sample(run):
     words = ["eval.py", "sample", "r", "--prompt", "the river", "--tokens", "20", "--temperature", "0"]
     done = call(*words)
     assert done.returncode == 0 and done.stdout.startswith("the river")
@@ -105,8 +97,10 @@ def test_sample(run, house):
     assert seeds[0] == seeds[1] != seeds[2]
 
 
-def test_bad_input(run, house):
+def test_bad_input(run):
     Path("empty").mkdir()
+    Path("t.jsonl").write_text("".join(f'{{"text": "a {i}"}}\n' for i in range(30)))
+    assert call("data.py", "short", "t.jsonl", "--tokenizer", "bytes", "--val-share", "0.5").returncode == 0
     shutil.copytree("r", "torn")
     lines = Path("torn/metrics.jsonl").read_bytes().splitlines(keepends=True)
     Path("torn/metrics.jsonl").write_bytes(b"".join([*lines[:3], b"{torn\n", *lines[3:]]))
@@ -121,6 +115,9 @@ def test_bad_input(run, house):
         (["perplexity", "r", "--data", "old", "--context", "x"], "--context"),
         (["sample", "nowhere"], "nowhere"),
         (["sample", "r", "--tokenizer", "missing"], "missing"),
+        (["sample", "r", "--temperature", "nan"], "--temperature nan"),
+        (["perplexity", "r", "--data", "old", "--micro-batch-size", "0"], "--micro-batch-size 0"),
+        (["perplexity", "r", "--data", "short", "--context", "200"], "short"),
         (["dance"], "dance"),
     ]:
         refused(call("eval.py", *words), says)
@@ -139,7 +136,7 @@ def test_loss_in_autocast_is_near(run):
     assert evaluation.validation_loss(network, windows, 4, torch.bfloat16)[0] == pytest.approx(exact, rel=0.02)
 
 
-def test_lambada_against_a_direct_computation_with_transformers(run, house):
+def test_lambada_against_a_direct_computation_with_transformers(run):
     transformers = pytest.importorskip("transformers", reason="pip install -r requirements-dev.txt")
     folder = "r/checkpoints/step_00000020"
     oracle = transformers.GPTNeoXForCausalLM.from_pretrained(folder).eval()
@@ -174,3 +171,57 @@ def test_the_losses_of_windows_that_earlier_versions_kept_are_ignored(run):
     Path("r/windows/step_00000020.json").write_text("{torn")
     last = evaluation.read_run("r")["eval"][-1]
     assert last["new_loss"] == last["downstream_loss"] and last["old_loss"] == last["upstream_loss"]
+
+
+def test_processes_share_the_windows_and_count_none_twice(run, monkeypatch):
+    network = GPTNeoX.from_pretrained("r/checkpoints/step_00000020")
+    windows = {name: data.fixed_windows(data.Corpus(name), 32, 7 * 32) for name in ("old", "new")}
+    shares = {"old": 0.25, "new": 0.75}
+    alone = evaluation.evaluate(network, windows, "old", shares, 3)
+    assert alone["upstream_loss"] == alone["old_loss"] == evaluation.validation_loss(network, windows["old"], 3)[0]
+    assert alone["downstream_loss"] == pytest.approx(0.25 * alone["old_loss"] + 0.75 * alone["new_loss"])
+    for ranks in (2, 3, 8):
+        monkeypatch.setattr(evaluation.processes, "count", lambda ranks=ranks: ranks)
+        parts = []  # what each process adds to the sums, corpus by corpus
+
+        def keep(*part, parts=parts):
+            parts.append(part)
+            return [1.0] * len(part)
+
+        monkeypatch.setattr(evaluation.processes, "sums", keep)
+        for rank in range(ranks):
+            monkeypatch.setattr(evaluation.processes, "rank", lambda rank=rank: rank)
+            evaluation.evaluate(network, windows, "old", shares, 3)
+        sums = [[float(sum(column)) for column in zip(*parts[corpus::2], strict=True)] for corpus in (0, 1)]
+        monkeypatch.setattr(evaluation.processes, "sums", lambda *part, sums=sums: sums.pop(0))
+        together = evaluation.evaluate(network, windows, "old", shares, 3)
+        assert together == pytest.approx(alone, rel=1e-6)
+
+
+def test_a_corpus_called_like_a_side(run):
+    network = GPTNeoX.from_pretrained("r/checkpoints/step_00000020")
+    windows = {name: data.fixed_windows(data.Corpus("old"), 32, 64 * n) for n, name in enumerate(("x", "upstream"), 1)}
+    losses = evaluation.evaluate(network, windows, "x", {"upstream": 1.0}, 4)
+    assert losses["upstream_loss"] == losses["x_loss"] != losses["downstream_loss"]
+
+
+def test_the_report_of_a_run(run, capsys):
+    evaluation.report(Path("r"), 20, 20)
+    records = [json.loads(line) for line in Path("r/metrics.jsonl").read_text().splitlines()]
+    evaluations = [record for record in records if record["kind"] == "eval"]
+    upstream, downstream, figure, checkpoint = capsys.readouterr().out.splitlines()
+    for line, side in ((upstream, "upstream"), (downstream, "downstream")):
+        before, end = (evaluations[i][f"{side}_perplexity"] for i in (0, -1))
+        assert line == f"{side:<11} {before:.2f} -> no rise -> {end:.2f} ({end / before - 1:+.1%})"
+    assert figure == "figure      r/perplexity.png" and checkpoint == "checkpoint  r/checkpoints/step_00000020"
+    points = [{"tokens": tokens, "x_perplexity": value} for tokens, value in ((0, 4.0), (3e9, 8.5), (5e10, 3.0))]
+    assert evaluation.story({"eval": points}, "x") == "4.00 -> 8.50 at 3B tokens -> 3.00 (-25.0%)"
+
+
+def test_help_without_docstrings(monkeypatch, capsys):  # python -OO leaves them out
+    for each in (evaluation, evaluation.perplexity, evaluation.lambada, evaluation.sample, evaluation.plot):
+        monkeypatch.setattr(each, "__doc__", None)
+    for words in (["--help"], ["perplexity", "--help"]):
+        with pytest.raises(SystemExit, match="0"):
+            evaluation.main(words)
+    assert "--eval-tokens" in capsys.readouterr().out

@@ -1,0 +1,134 @@
+"""engine/figures.py, on runs with known losses: which arms there are, what is drawn, and how it is called."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from engine import figures
+from engine.figures import labels_of, name_of
+
+FLAGS = {"init": "runs/upstream-nano-old", "upstream": "old", "downstream": "new", "overlap": 0.0, "replay": 0.0}
+FLAGS |= {"schedule": "cosine", "max_lr": 8e-3, "min_lr": 8e-4, "warmup": 0.01, "tokens": 2000, "seed": 0}
+
+
+def run_of(*losses, **flags):
+    """A run that is evaluated each 1,000 tokens, with these perplexities on both sides."""
+    records = [
+        {"tokens": 1000.0 * number, "upstream_perplexity": loss, "downstream_perplexity": loss + 1}
+        for number, loss in enumerate(losses or (5.0, 7.0, 6.0))
+    ]
+    train = [{"tokens": 100.0 * step, "lr": 1e-3 / step} for step in range(1, 21)]
+    return {"folder": Path("r"), "flags": FLAGS | flags, "eval": records, "train": train}
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """draw_curves() of runs, as the figure that it would save."""
+    kept = []
+    monkeypatch.setattr(figures, "save_figure", lambda figure, out: kept.append(figure))
+
+    def draw(*runs):
+        figures.draw_curves(runs, "unused.png")
+        return kept[-1]
+
+    return draw
+
+
+def titles(figure):
+    return [panel.get_title(loc="left") for panel in figure.axes]
+
+
+def test_arms_are_told_apart_and_seeds_are_averaged(drawn):
+    runs = [run_of(5.0, 7.0, 6.0 + seed + arm, seed=seed, max_lr=8e-3 + arm) for seed in (0, 1) for arm in (0, 2e-3)]
+    assert labels_of(runs) == ["max LR 8e-3", "max LR 1e-2"] * 2
+    panel = drawn(*runs).axes[1]
+    curves = [line for line in panel.lines if line.get_label().startswith("max LR")]
+    assert len(curves) == 2 and len(panel.collections) == 2  # two means, two bands
+    assert curves[0].get_ydata()[-1] == pytest.approx(6.5)
+    for run in runs:  # each seed with a pre-training of its own is one arm too
+        run["flags"]["init"] += f"-seed-{run['flags']['seed']}"
+    assert labels_of(runs) == ["max LR 8e-3", "max LR 1e-2"] * 2
+
+
+@pytest.mark.parametrize(
+    "flags, labels",
+    [
+        ([{"min_lr": 8e-4}, {"min_lr": 0.0}], ["min LR 8e-4", "min LR 0e0"]),
+        ([{}, {"max_lr": 4e-3, "min_lr": 4e-4}], ["max LR 8e-3", "max LR 4e-3"]),
+        ([{}, {"schedule": "linear"}], ["cosine, max LR 8e-3", "linear, max LR 8e-3"]),
+        ([{}, {"schedule": "constant", "warmup": 0}], ["cosine, warm-up 1 %, max LR 8e-3", "constant, max LR 8e-3"]),
+        ([{}, {"replay": 0.05}], ["replay 0 %", "replay 5 %"]),
+        ([{"downstream": "a"}, {"downstream": "b", "overlap": 0.5}], ["a", "b, overlap 50 %"]),
+        ([{"context": 128}, {"context": 256}], ["context 128", "context 256"]),
+        ([{"tokens": 2_000_000}, {"tokens": 3_000_000_000}], ["tokens 2M", "tokens 3B"]),
+        (
+            [{"init": "runs/upstream-nano-old/checkpoints/step_00000100"}, {}],
+            ["pre-trained, update 100", "pre-trained"],
+        ),
+        ([{}, {"decay_to_start": True}], ["decay to zero", "decay to the start"]),
+        ([{"seed": 1}, {"seed": 2}], ["max LR 8e-3, warm-up 1 %"] * 2),
+    ],
+)
+def test_labels_name_what_differs(flags, labels):
+    assert labels_of([run_of(**changes) for changes in flags]) == labels
+
+
+def test_names_of_values():
+    assert name_of("warmup", 0.005) == "warm-up 0.5 %" and name_of("max_lr", 1.5e-4) == "max LR 1.5e-4"
+    assert name_of("model", "nano") == "model nano" and name_of("upstream_tokens", 2_000_000) == "upstream tokens 2M"
+    assert len(name_of("downstream", "x" * 500)) == 80
+
+
+def test_a_title_names_only_what_all_runs_share(drawn):
+    assert titles(drawn(run_of()))[:2] == ["Downstream: new", "Upstream: old"]
+    assert titles(drawn(run_of(), run_of(downstream="other")))[:2] == ["Downstream", "Upstream: old"]
+    assert titles(drawn(run_of(overlap=0.25)))[0] == "Downstream: new (25 % old)"
+    assert titles(drawn(run_of(overlap=0.25), run_of(overlap=0.5)))[0] == "Downstream: new"
+    assert titles(drawn(run_of(overlap=0.25), run_of(overlap=0.25, upstream="x")))[0] == "Downstream: new"
+    one_corpus = drawn(run_of(downstream="old"))
+    assert titles(one_corpus)[0] == "Upstream: old" and len(one_corpus.axes) == 2
+
+
+def test_a_curve_of_one_point_is_seen(drawn):
+    alone = drawn(run_of(5.0)).axes[0].lines[0]
+    assert alone.get_marker() == "o" and alone.get_xydata().tolist() == [[0.0, 6.0]]
+    assert drawn(run_of()).axes[0].lines[0].get_marker() in ("", "None")
+
+
+@pytest.mark.parametrize("scale, ticks", [(1, "1k"), (1000, "1M"), (1.5e6, "1.5B")])
+def test_tokens_are_in_units_of_their_size(drawn, scale, ticks):
+    run = run_of()
+    for record in run["eval"] + run["train"]:
+        record["tokens"] *= scale
+    axis = drawn(run).axes[-1].xaxis
+    assert axis.get_major_formatter()(1000 * scale) == ticks and "tokens" in axis.get_label_text()
+
+
+def test_seeds_that_share_no_evaluation_are_refused(drawn):
+    odd = run_of(seed=1)
+    for record in odd["eval"]:
+        record["tokens"] += 7
+    with pytest.raises(ValueError, match="r: the other seeds were evaluated elsewhere"):
+        drawn(run_of(), odd)
+
+
+def test_a_legend_stays_inside_its_figure():
+    for length, count in ((3, 8), (10, 3), (17, 8), (40, 6), (70, 12)):
+        groups = {f"{number} {'x' * length}": [run_of()] for number in range(count)}
+        figure = figures.draw_arms(groups, "perplexity", ("downstream", "upstream"), 2000)
+        figure.draw_without_rendering()
+        box, panel = figure.legends[0].get_window_extent(), figure.axes[0].get_window_extent()
+        assert box.x0 >= 0 and box.x1 <= figure.bbox.width and panel.height > 80
+
+
+def test_a_notebooks_backend_loses_no_figure(tmp_path):
+    """As in a notebook's `!python train.py`: the backend in its environment may not be installed here."""
+    code = "import sys; sys.path.insert(0, 'tests'); from test_figures import *; "
+    code += f"figures.draw_curves([run_of()], {str(tmp_path / 'r.png')!r})"
+    environment = os.environ | {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and (tmp_path / "r.png").stat().st_size > 10_000, done.stderr
