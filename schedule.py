@@ -151,19 +151,5 @@ def main(argv=None):
     print(out)
 
 
-# How high to re-warm, as multiples of the pre-training's peak: the lowest that no other beat on the new text, for
-# continuations up to this share of the pre-training ("Peak, length and replay" in paper/README.md; limits halfway, in
-# logarithms, between the lengths that were tried).
-ADVISED_PEAKS = ((0.06, 0.1), (0.18, 0.5))
-
-
-def advised_peak(length: float) -> float:
-    """The multiple of its pre-training's peak to which to re-warm a model for a continuation of `length` times its
-    pre-training. At 0.1, the rate at which pre-training ended, the rate is held.
-
-    From runs of one small model on two corpora: a starting point, no law."""
-    return next((multiple for up_to, multiple in ADVISED_PEAKS if length < up_to), 1.0)
-
-
 if __name__ == "__main__":
     main()

@@ -95,12 +95,12 @@ def labels_of(runs):
 label_runs = labels_of  # its name in paper/ so far
 
 
-def over_seeds(runs, key, kind="eval", against="tokens"):
+def over_seeds(runs, key):
     """{tokens: values of `key`, one a seed}, in order, where every run of an arm was evaluated."""
     values = {}
     for run in runs:
-        for record in run[kind]:
-            values.setdefault(record[against], []).append(record[key])
+        for record in run["eval"]:
+            values.setdefault(record["tokens"], []).append(record[key])
     shared = {tokens: values[tokens] for tokens in sorted(values) if len(values[tokens]) == len(runs)}
     if runs and not shared:
         raise ValueError(f"{runs[0]['folder']}: the other seeds were evaluated elsewhere; leave it, or them, out")
@@ -179,7 +179,8 @@ def draw_arms(groups, measure, sides, until, rates=False):
     panels[-1].set_xlim(-0.01 * until, 1.01 * until)
     in_tokens(panels[-1].xaxis)
     handles, labels = panels[0].get_legend_handles_labels()
-    columns = max(1, min(len(labels), 85 // (max(map(len, labels)) + 9)))  # characters of a row, and of a handle
+    widths = [len(label) + 9 for label in labels]  # in characters; a handle is as wide as nine
+    columns = len(labels) if sum(widths) <= 90 else max(1, 85 // max(widths))
     rows = math.ceil(len(labels) / columns)
     figure.set_figheight(figure.get_figheight() + 0.18 * max(0, rows - 3))  # a long legend is not at the panels' cost
     figure.legend(handles, labels, loc="outside upper center", ncols=columns)

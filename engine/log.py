@@ -19,12 +19,10 @@ from engine.faults import one_line
 from engine.files import blaming, value_of
 
 SIDES = ("upstream", "downstream")
-LOSSES = ("upstream_loss", "downstream_loss")
 PLACE = ("step", "tokens", "lr")
 RECORDS = {  # what a line of each kind must hold
     "train": (*PLACE, "loss"),
-    "eval": (*PLACE, *LOSSES, "upstream_perplexity", "downstream_perplexity"),
-    "interpolation": ("share", *LOSSES),
+    "eval": (*PLACE, "upstream_loss", "upstream_perplexity", "downstream_loss", "downstream_perplexity"),
 }
 
 
@@ -184,16 +182,16 @@ def checked(record, kind):
 
 
 def read_records(file):
-    """{kind: records} of a .jsonl log, each a dict of numbers; a record without a kind is an interpolation.
+    """{"train": records, "eval": records} of a log, each record a dict of numbers.
 
-    ValueError for a damaged line, but for a last one that is still being written."""
+    ValueError for a damaged line, except for a last one that is still being written."""
     records = {kind: [] for kind in RECORDS}
     with open(file, "rb") as lines:
         for number, line in enumerate(lines, 1):
             try:
                 with blaming(f"{file}:{number}", "remove this damaged line"):
                     record = json.loads(line, parse_constant=lambda _: None)  # earlier versions wrote NaN
-                    kind = record.pop("kind", "interpolation")
+                    kind = record.pop("kind")
                     records[kind].append(checked(record, kind))
             except ValueError:
                 if line.endswith(b"\n"):
