@@ -126,7 +126,7 @@ def compare(size, shape, flags, compiled):
     print(
         f"{size:<6}{shape:>8}{'compiled' if compiled else 'eager':>10}{seconds['ours']:>9.3f}{seconds['theirs']:>10.3f}"
         f"{ratio:>9.2f}{memory['ours']:>9.2f}{memory['theirs']:>10.2f}{flops * rate / statistics.median(rates):>11.0%}"
-        f"{share_of_peak(torch.device(flags.device), flops, rate)}",
+        f"{share_of_peak(torch.device(flags.device), flags.precision, flops, rate)}",
         flush=True,
     )
 
