@@ -17,23 +17,26 @@ from engine.figures import (
     over_seeds,
     save_figure,
 )
-from engine.log import SIDES, perplexity_of
-from paper.arms import CONSTANT, LAST, arms, peaks, pick, scratch, starts
+from engine.log import SIDES
+from paper.arms import CONSTANT, SCRATCH, arms, pick
 
 BEGINNING = schedule.PAPER_STOPS["50B"]  # the share of the schedule that the paper's 50B figures show
+# What a legend says of arms, in which settings they differ, and what else sets them apart from the base.
+RATES = [("", ["peak"], {}), ("constant ", ["peak"], CONSTANT)]
+SAME_DATA = [(words, free, arm | {"replay": 1.0}) for words, free, arm in RATES]
+STARTS = [("", ["start"], {}), ("no warm-up, ", ["start"], {"warmup": 0.0})]
+FROM_SCRATCH = [("from scratch", [], SCRATCH)]
 PATH = ()  # instead of sides: upstream against downstream
-
-# What each figure shows: which arms, whose loss (or the path through both perplexities), up to which share of the run.
-FIGURES = {
-    "1": (lambda runs: arms(runs, "warmup"), ("downstream", "upstream"), BEGINNING),
-    "2": (lambda runs: peaks(runs) | scratch(runs), ("downstream",), 1),
-    "3": (lambda runs: peaks(runs) | scratch(runs), ("upstream",), 1),
-    "4": (peaks, PATH, 1),
-    "5": (lambda runs: peaks(runs, replay=1.0), ("upstream",), BEGINNING),
-    "6": (lambda runs: peaks(runs, replay=1.0), PATH, BEGINNING),
-    "7": (starts, ("downstream",), BEGINNING),
-    "8": (starts, ("upstream",), BEGINNING),
-    "9": (lambda runs: starts(runs) | scratch(runs), ("upstream",), BEGINNING),
+FIGURES = {  # the arms, whose loss is drawn (or the path through both perplexities), up to which share of the run
+    "1": ([("", ["warmup"], {})], SIDES[::-1], BEGINNING),
+    "2": (RATES + FROM_SCRATCH, ("downstream",), 1),
+    "3": (RATES + FROM_SCRATCH, ("upstream",), 1),
+    "4": (RATES, PATH, 1),
+    "5": (SAME_DATA, ("upstream",), BEGINNING),
+    "6": (SAME_DATA, PATH, BEGINNING),
+    "7": (STARTS, ("downstream",), BEGINNING),
+    "8": (STARTS, ("upstream",), BEGINNING),
+    "9": (STARTS + FROM_SCRATCH, ("upstream",), BEGINNING),
 }
 
 
@@ -46,8 +49,10 @@ def draw_figure(runs, number, out):
             raise ValueError(f"figure {number}: the base arm is not here; see python -m paper run")
         figure = OURS[number](runs)
     else:
-        arms_of, sides, until = FIGURES[number]
-        groups = arms_of(runs)
+        selection, sides, until = FIGURES[number]
+        chosen = [(words, arms(runs, free, **arm)) for words, free, arm in selection]
+        named = [(words + name, group) for words, found in chosen for name, group in found.items()]
+        groups = {name.replace("constant max LR", "constant"): group for name, group in named}
         if len(groups) < 2:
             raise ValueError(f"figure {number}: fewer than two of its arms are here; see python -m paper run")
         until *= max(run["flags"]["tokens"] for group in groups.values() for run in group)
@@ -99,26 +104,30 @@ def draw_frontier(runs):
     """The trade-off: every arm's final perplexities, upstream against downstream; on the right, the crowded corner."""
     base = pick(runs)
     kinds = {
-        "replay": arms(runs, "replay", among=lambda share: share < 1),
-        "max LR": arms(runs, "peak"),
-        "warm-up": arms(runs, "warmup"),
-        "schedule": arms(runs, "schedule") | {"constant LR": pick(runs, **CONSTANT)},
-        "earlier checkpoint": arms(runs, "start", among=lambda step: 0 < step < LAST),
-        "decay to the start": arms(runs, "decay", among=lambda decay: decay < 0),
+        "replay": {name: group for name, group in arms(runs, ["replay"]).items() if name != "replay 100 %"},
+        "max LR": arms(runs, ["peak"]),
+        "warm-up": arms(runs, ["warmup"]),
+        "schedule": arms(runs, ["schedule"]) | {"constant LR": pick(runs, **CONSTANT)},
+        "earlier checkpoint": arms(runs, ["start"]),
+        "decay to the start": arms(runs, ["decay"]),
     }
     figure, (whole, corner) = new_figure(7.2, 3.8, columns=2)
-    for panel in (whole, corner):
-        for (kind, groups), colour, marker in zip(kinds.items(), COLOURS, "^oDsvP", strict=False):
-            groups = {name.removeprefix(f"{kind} "): group for name, group in groups.items() if group not in ([], base)}
-            (x, dx), (y, dy) = final_range(groups.values(), "downstream"), final_range(groups.values(), "upstream")
+    for (kind, groups), colour, marker in zip(kinds.items(), COLOURS, "^oDsvP", strict=False):
+        groups = {name.removeprefix(f"{kind} "): group for name, group in groups.items() if group not in ([], base)}
+        if not groups:
+            continue
+        (x, dx), (y, dy) = final_range(groups.values(), "downstream"), final_range(groups.values(), "upstream")
+        for panel in (whole, corner):
             panel.errorbar(x, y, dy, dx, color=colour, ls="", marker=marker, ms=5, elinewidth=0.6, label=kind)
-            if panel is corner and kind in ("replay", "max LR"):
-                below = -9 if kind == "replay" else 3  # points
-                for name, *place in zip(groups, x, y, strict=True):
-                    panel.annotate(name, place, (5, below), textcoords="offset points", fontsize=7)
-            if panel is corner and kind == "max LR":
-                panel.axis(panel.axis())  # no further than what has been drawn
-        draw_base(panel, base)
+        if kind in ("replay", "max LR"):
+            below = -9 if kind == "replay" else 3  # points
+            for name, *place in zip(groups, x, y, strict=True):
+                corner.annotate(name, place, (5, below), textcoords="offset points", fontsize=7)
+        if kind == "max LR":
+            corner.axis(corner.axis())  # no further than what has been drawn
+    for panel in (whole, corner):
+        panel.plot(*(final_range([base], side)[0] for side in SIDES[::-1]), "k*", ms=9, zorder=4, label="base")
+        panel.axhline(level_before(base, "upstream_perplexity"), **BEFORE, label="upstream before")
     flags = base[0]["flags"]
     figure.supxlabel(f"final downstream perplexity ({flags['downstream']})", fontsize=9)
     figure.supylabel(f"final upstream perplexity ({flags['upstream']})", fontsize=9)
@@ -126,40 +135,15 @@ def draw_frontier(runs):
     return figure
 
 
-def draw_base(panel, base):
-    """The base arm, what lies between its first and its last weights, and the level before the first update."""
-    panel.plot(*(final_range([base], side)[0] for side in SIDES[::-1]), "k*", ms=9, zorder=4, label="base")
-    if between := [run for run in base if run["interpolation"]]:
-        path = []
-        for side in SIDES[::-1]:
-            losses = over_seeds(between, f"{side}_loss", "interpolation", "share").values()
-            path.append([perplexity_of(fmean(values)) for values in losses])
-        panel.plot(*path, ".:", color="0.4", ms=4, lw=1, label="between start and end weights")
-    panel.axhline(level_before(base, "upstream_perplexity"), **BEFORE, label="upstream before")
-
-
-def rise(run, side):
-    """How far the highest loss after the start lies above that at the start, in nats; below 0 where it only falls."""
-    return max(record[f"{side}_loss"] for record in run["eval"][1:]) - run["eval"][0][f"{side}_loss"]
-
-
-def rise_length(run, side):
-    """For how long the loss is above its start, in tokens."""
-    key = f"{side}_loss"
-    return max((r["tokens"] for r in run["eval"] if r[key] > run["eval"][0][key]), default=0)
-
-
-def draw_shares(groups, flag, words, panels, linear):
-    """Measures of a run against a flag in percent, mean and range over seeds; panels: {title: {side: measure}}.
-
-    The axis is logarithmic beyond `linear` percent."""
-    shares = [100 * group[0]["flags"][flag] for group in groups.values()]
+def draw_shares(groups, words, *panels):
+    """Measures of a run against its replay in percent, mean and range over seeds; panels: (title, {side: measure})."""
+    shares = [100 * group[0]["flags"]["replay"] for group in groups.values()]
     figure, drawn = new_figure(5.5, 2.6, columns=len(panels))
-    for panel, (title, measures) in zip(drawn, panels.items(), strict=True):
+    for panel, (title, measures) in zip(drawn, panels, strict=True):
         for side, measure in measures.items():
             values = [[measure(run, side) for run in group] for group in groups.values()]
             draw_band(panel, shares, values, marker="o", ms=4, color=COLOURS[SIDES.index(side)], label=side)
-        panel.set_xscale("symlog", linthresh=linear)
+        panel.set_xscale("symlog", linthresh=1)
         panel.set_xticks(shares, [f"{share:g}" for share in shares])
         panel.minorticks_off()
         panel.set(title=title, xlabel=words)
@@ -168,22 +152,38 @@ def draw_shares(groups, flag, words, panels, linear):
 
 def draw_replay(runs):
     """What replay costs on the new text and what it keeps of the old."""
-    groups = arms(runs, "replay", among=lambda share: share < 1)
-    measures = {f"final {side} perplexity": {side: final} for side in SIDES}
-    figure, panels = draw_shares(groups, "replay", "replay (% of each batch)", measures, linear=1)
+    groups = {name: group for name, group in arms(runs, ["replay"]).items() if name != "replay 100 %"}
+    measures = [(f"final {side} perplexity", {side: final}) for side in SIDES]
+    figure, panels = draw_shares(groups, "replay (% of each batch)", *measures)
     panels[0].axhline(level_before(pick(runs), "upstream_perplexity"), **BEFORE, label="before")
     panels[0].legend()
     return figure
 
 
+def overlap_losses(run, side):
+    """[loss of each evaluation] of a run with replay x, read as one with overlap x, which trains on the same windows:
+    the loss of its downstream distribution is (1 - x) new + x old."""
+    old = run["flags"]["replay"] if side == "downstream" else 1.0
+    return [(1 - old) * record["downstream_loss"] + old * record["upstream_loss"] for record in run["eval"]]
+
+
+def rise(run, side):
+    """By how many nats the highest loss after the start exceeds the start's; below 0 where it only falls."""
+    before, *after = overlap_losses(run, side)
+    return max(after) - before
+
+
+def rise_length(run, side):
+    """After how many tokens the loss was last above its start."""
+    before, *after = overlap_losses(run, side)
+    return max((r["tokens"] for r, loss in zip(run["eval"][1:], after, strict=True) if loss > before), default=0)
+
+
 def draw_overlap(runs):
     """Height and length of the stability gap against the share of upstream text in the downstream distribution."""
-    measures = {
-        "highest loss, minus before (nats)": {"downstream": rise, "upstream": rise},
-        "tokens above the level before": {"downstream": rise_length},
-    }
-    groups = arms(runs, "overlap")
-    figure, panels = draw_shares(groups, "overlap", "overlap (% upstream text)", measures, linear=100)
+    height = ("highest loss, minus before (nats)", dict.fromkeys(SIDES, rise))
+    length = ("tokens above the level before", {"downstream": rise_length})
+    figure, panels = draw_shares(arms(runs, ["replay"]), "overlap (% upstream text)", height, length)
     panels[0].axhline(0, **BEFORE)
     panels[0].legend()
     in_tokens(panels[1].yaxis)

@@ -4,21 +4,18 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
-import time
-from collections import deque
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
 from engine.processes import Interruption
 
 ROOT = Path(__file__).parent.parent
-LOOKS = 0.2  # seconds between two looks at the processes
 
 
 @dataclass(frozen=True)
 class Job:
-    """A command that makes something in a folder."""
+    """A command that makes a run."""
 
     words: tuple[str, ...]  # after python, or what stands in its place
     out: str  # folder of the run
@@ -26,46 +23,43 @@ class Job:
 
 
 def start(words, launcher, threads):
-    """Starts a command; what it complains of is kept in the process's `complaints`."""
+    """Starts a command; its errors can be read from the process."""
     env = {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT)} | os.environ
-    complaints = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")
-    process = subprocess.Popen([*launcher, *words], env=env, stdout=subprocess.DEVNULL, stderr=complaints)
-    process.complaints = complaints
-    return process
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    return subprocess.Popen([*launcher, *words], env=env, text=True, errors="replace", **pipes)
 
 
 def side_by_side(jobs, at_once, launcher, bar):
-    """Runs jobs, so many at once, and returns whether all got to their end; they are stopped, and save, by Ctrl-C and
-    SIGTERM. RuntimeError with a job's own last line where it failed; the others are stopped then."""
-    waiting, running, total = deque(enumerate(jobs, 1)), {}, len(jobs)
-    threads, fault = max(1, (os.cpu_count() or 1) // at_once), None
-    with Interruption() as interruption:
-        while waiting or running:
-            if waiting and len(running) < at_once:
-                number, job = waiting.popleft()
-                bar.write(f"run {number}/{total} {job.out}", file=sys.stdout)
-                running[job] = start(job.words, launcher, threads)
-                continue
-            time.sleep(LOOKS)
+    """Runs jobs, so many at once, and returns whether all got to their end.
+
+    Ctrl-C and SIGTERM stop them, and they save. RuntimeError with a job's own last line where it failed; the others are
+    stopped then."""
+    running, faults, threads = {}, [], max(1, (os.cpu_count() or 1) // at_once)
+
+    def work(number, job):
+        if faults or interruption.arrived:
+            return
+        bar.write(f"run {number}/{len(jobs)} {job.out}", file=sys.stdout)
+        process = running[job] = start(job.words, launcher, threads)
+        complaints = process.communicate()[1].strip().splitlines()
+        del running[job]
+        if process.returncode or not (job.whole() or interruption.arrived):
+            faults.append(f"{job.out}: {complaints[-1] if complaints else f'exit code {process.returncode}'}")
+
+    with Interruption() as interruption, ThreadPoolExecutor(at_once) as pool:
+        waiting = [pool.submit(work, number, job) for number, job in enumerate(jobs, 1)]
+        while waiting:
+            done, waiting = wait(waiting, timeout=0.2)
+            for future in done:
+                future.result()  # raises what went wrong here
             bar.n = sum(tokens_done(job.out) for job in jobs)
             bar.refresh()
-            for job in [job for job, process in running.items() if process.poll() is not None]:
-                process = running.pop(job)
-                if process.returncode or not (job.whole() or interruption.arrived):
-                    fault = fault or f"{job.out}: {last_line(process) or f'exit code {process.returncode}'}"
-            if interruption.arrived or fault:
-                waiting.clear()
-                for process in running.values() if os.name == "posix" else ():  # elsewhere Ctrl-C reaches all
+            if faults or interruption.arrived:
+                for process in list(running.values()) if os.name == "posix" else ():  # elsewhere Ctrl-C reaches all
                     process.terminate()
-    if fault and not interruption.arrived:
-        raise RuntimeError(f"{fault}; the same command goes on")
+    if faults and not interruption.arrived:
+        raise RuntimeError(f"{faults[0]}; the same command resumes")
     return not interruption.arrived
-
-
-def last_line(process):
-    process.complaints.seek(0)
-    lines = [line.strip() for line in process.complaints if line.strip()]
-    return lines[-1] if lines else ""
 
 
 def tokens_done(out):

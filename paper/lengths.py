@@ -1,103 +1,152 @@
-"""How high to re-warm, depending on the length of the continuation: the experiment `length`, as a figure and a table.
+"""How high to re-warm, depending on the length of the continuation: the experiment `length`, as a table and a figure.
 
-python -m paper run length --seeds 3
+python -m paper run length --seeds 5
 python -m paper lengths runs/* --markdown
 python -m paper figure length runs/*
 """
 
+import itertools
+import math
 from statistics import fmean
 
 from engine.figures import BEFORE, COLOURS, level_before, new_figure
 from engine.log import SIDES
-from paper.arms import CONSTANT, pick, setting
-from paper.experiments import PYTHIA_TOKENS, from_upstream
-from paper.figures import final, final_range
+from paper.arms import BASE, settings
+from paper.experiments import PYTHIA_BATCH, PYTHIA_STEPS, Flags, from_upstream, upstream_flags
 from paper.statistics import estimate, holm
-from paper.tables import print_markdown
-from plan import Flags
+from paper.tables import print_table
+from schedule import learning_rate
 
-REPLAYS = (0.0, 0.05)
-RATES = {"0.1 x peak, constant": "o", "0.1 x peak": "v", "0.5 x peak": "s", "the peak": "D", "2 x peak": "^"}
-MULTIPLES = (0.1, 0.5, 1.0, 2.0)
-
-
-def rate_of(found):
-    """The key of RATES of a run's setting; None for a run of another experiment."""
-    if all(found[name] == value for name, value in CONSTANT.items()):
-        return next(iter(RATES))
-    if found["warmup"] == 0.01 and found["schedule"] in ("cosine", "cosine-clipped") and found["peak"] in MULTIPLES:
-        return list(RATES)[1 + MULTIPLES.index(found["peak"])]
-    return None
+KINDS = {("cosine", 0.1): "cosine", ("linear", 0.0): "linear to zero", ("constant", 0.1): "held"}
+MARKERS = dict(zip(KINDS.values(), "o^s", strict=True))
+OLD, NEW = SIDES
 
 
-def by_length(runs):
-    """{share of the pre-training: {(replay, rate): runs, one a seed}}, in order."""
-    groups = {}
-    for run in pick(runs, ("tokens", "replay", "schedule", "peak", "warmup")):
-        found, flags = setting(run), Flags(**{name: run["flags"][name] for name in ("init", "upstream_tokens")})
-        whole = found["upstream_tokens"] if from_upstream(flags) else PYTHIA_TOKENS
-        if (rate := rate_of(found)) and found["replay"] in REPLAYS:
-            length = groups.setdefault(round(found["tokens"] / whole, 3), {})
-            length.setdefault((found["replay"], rate), []).append(run)
-    if len(groups) < 2:
+def pretraining(run):
+    """(updates, tokens) of the pre-training that a run continues."""
+    flags = Flags(**{name: run["flags"][name] for name in ("init", "model", "upstream_tokens")})
+    if not from_upstream(flags):
+        return PYTHIA_STEPS, PYTHIA_STEPS * PYTHIA_BATCH
+    before = upstream_flags(flags)
+    return before.updates, before.tokens
+
+
+def designs(runs):
+    """{(share of the pre-training's tokens, batch, schedule): {peak: runs}} of the runs that differ in these alone.
+
+    ValueError for fewer than two lengths."""
+    found = {}
+    for run in runs:
+        own, flags = settings(run), run["flags"]
+        kind = KINDS.get((own["schedule"].removesuffix("-clipped"), own["floor"]))
+        usual = all(own[key] == BASE[key] for key in ("scratch", "start", "overlap", "replay", "decay"))
+        if kind and usual and flags["warmup"] in ((0.0,) if kind == "held" else (0.01, 0.1)):
+            design = round(flags["tokens"] / pretraining(run)[1], 3), flags["batch_size"], kind
+            found.setdefault(design, {}).setdefault(own["peak"], []).append(run)
+    if len({length for length, _, _ in found}) < 2:
         raise ValueError("fewer than two lengths are here; see python -m paper run length")
-    return dict(sorted(groups.items()))
+    order = sorted(found, key=lambda design: (design[0], -design[1], list(MARKERS).index(design[2])))
+    return {design: dict(sorted(found[design].items())) for design in order}
 
 
-def draw_lengths(runs):
-    """Final downstream against final upstream perplexity, one panel per length; open markers have 5 % replay."""
-    lengths = by_length(runs)
-    figure, panels = new_figure(1.0 + 1.75 * len(lengths), 3.0, columns=len(lengths))
-    for panel, (length, groups) in zip(panels, lengths.items(), strict=True):
-        for replay in REPLAYS:
-            path = {rate: groups[replay, rate] for rate in RATES if (replay, rate) in groups}
-            x, y = (final_range(path.values(), side)[0] for side in SIDES[::-1])
-            panel.plot(x, y, color="0.6", ls="-" if not replay else ":", lw=0.8, zorder=1)
-            for rate, group in path.items():
-                colour = COLOURS[list(RATES).index(rate)]
-                fill = {"mfc": "w"} if replay else {}
-                label = rate if not replay else None
-                points = [[final(run, side) for run in group] for side in SIDES[::-1]]
-                panel.plot(*points, RATES[rate], color=colour, ms=2.5, alpha=0.5, ls="", zorder=2)
-                panel.plot(*map(fmean, points), RATES[rate], color=colour, ms=6, ls="", label=label, zorder=3, **fill)
-        before = next(iter(groups.values()))
-        panel.axhline(level_before(before, "upstream_perplexity"), **BEFORE, label="upstream before")
-        panel.set_title(f"length {100 * length:.3g} %")
-        panel.locator_params(nbins=4)
-    panels[-1].plot([], [], "o", color="0.4", mfc="w", ls="", label="with 5 % replay")
-    figure.supxlabel("final downstream perplexity", fontsize=9)
-    figure.supylabel("final upstream perplexity", fontsize=9)
-    figure.legend(*panels[-1].get_legend_handles_labels(), loc="outside upper center", ncols=4)
-    return figure
+def best_peaks(peaks):
+    """(how many seeds all peaks have, the peak that ends best on new text, the others that t-tests paired by seed, with
+    Holm's correction, do not tell from it); None where that cannot be said."""
+    losses = {p: {run["flags"]["seed"]: run["eval"][-1][f"{NEW}_loss"] for run in peaks[p]} for p in peaks}
+    seeds = set.intersection(*map(set, losses.values()))
+    if len(seeds) < 2 or len(peaks) < 2:
+        return None
+    best, *others = sorted(peaks, key=lambda peak: fmean(losses[peak][seed] for seed in seeds))
+    worse = holm([estimate([losses[peak][s] - losses[best][s] for s in seeds]).above(0) for peak in others])
+    return len(seeds), best, sorted(peak for peak, told in zip(others, worse, strict=True) if not told)
 
 
-def leaders(groups, replay):
-    """The rates, of the arms with this replay, with the lowest final downstream loss: the best, then those that t-tests
-    paired by seed, with Holm's correction, do not tell from it; none where no two seeds have all arms."""
-    arms = {rate: group for (share, rate), group in groups.items() if share == replay}
-    losses = {rate: {run["flags"]["seed"]: run["eval"][-1]["downstream_loss"] for run in arms[rate]} for rate in arms}
-    seeds = set.intersection(*map(set, losses.values())) if losses else set()
-    if len(seeds) < 2:
-        return []
-    first, *others = sorted(losses, key=lambda rate: fmean(losses[rate][seed] for seed in seeds))
-    worse = [estimate([losses[rate][seed] - losses[first][seed] for seed in seeds]).above(0) for rate in others]
-    return [first] + [rate for rate, told in zip(others, holm(worse), strict=True) if not told]
+def ends(group):
+    """Mean final losses of an arm, on new and on old text."""
+    return [fmean(run["eval"][-1][f"{side}_loss"] for run in group) for side in (NEW, OLD)]
+
+
+def rate_share(run):
+    """The sum of a run's learning rates, as a share of the pre-training's."""
+    flags, before, peak = run["flags"], pretraining(run)[0], run["pretraining_peak"]
+    updates = max(1, flags["tokens"] // (flags["batch_size"] * flags["context"]))
+    rates = [flags[name] for name in ("max_lr", "min_lr", "warmup", "schedule")]
+    own = sum(learning_rate(update, updates, *rates) for update in range(1, updates + 1))
+    return own / sum(learning_rate(update, before, peak, 0.1 * peak) for update in range(1, before + 1))
+
+
+def batch_root(run):
+    """The square root of the tokens of an update, as a share of those of the pre-training."""
+    updates, tokens = pretraining(run)
+    return math.sqrt(round(run["flags"]["batch_size"] * run["flags"]["context"] * updates / tokens, 2))
 
 
 def print_lengths(runs, markdown):
-    """The table: final perplexities, upstream / downstream, and which rates end best on the new text."""
-    heads, rows = ["length", "replay", *RATES, "best downstream"], []
-    for length, groups in by_length(runs).items():
-        for replay in REPLAYS:
-            cells = []
-            for rate in RATES:
-                group = groups.get((replay, rate), [])
-                ends = [fmean(final(run, side) for run in group) for side in SIDES if group]
-                cells.append(" / ".join(f"{end:.2f}" for end in ends) or "no runs")
-            best = " or ".join(leaders(groups, replay)) or "cannot tell"
-            rows.append([f"{length:.3g}", f"{replay:.0%}", *cells, best])
-    if markdown:
-        print_markdown(heads, rows)
-        return
-    for row in (heads, *rows):
-        print("  ".join(row))
+    """A row for each design: the best peak, those that cannot be told from it, and where it ends on both texts."""
+    rows, cosines = [], []  # cosines: (peak, share of tokens, sum of rates)
+    for (length, batch, kind), peaks in designs(runs).items():
+        if not (found := best_peaks(peaks)):
+            continue
+        seeds, best, others = found
+        run, rates = peaks[best][0], rate_share(peaks[best][0])
+        edge = ", the highest tried" if best == max(peaks) else ", the lowest tried" if best == min(peaks) else ""
+        alike = ", ".join(f"{peak:g}" for peak in others) or "none"
+        row = [f"{100 * length:.3g} %", str(batch), kind, str(seeds), f"{best:g}{edge}", alike]
+        row += [f"{best / batch_root(run):.2g}", f"{100 * rates:.3g} %", *(f"{loss:.3f}" for loss in ends(peaks[best]))]
+        rows.append(row)
+        cosines += [(best, length, rates)] if kind == "cosine" else []
+    heads = ["length", "batch", "schedule", "seeds", "best peak", "not told from it", "best / √batch", "sum of rates"]
+    print_table([*heads, "new text", "old text"], rows, markdown)
+    pairs = [pair for pair in itertools.combinations(cosines, 2) if pair[0][0] != pair[1][0]]
+    alike = [sum((a[0] - b[0]) * (a[by] - b[by]) > 0 for a, b in pairs) for by in (1, 2)]
+    print(f"Best peaks differ in {len(pairs)} pairs of cosines; tokens order {alike[0]} of them alike, ", end="")
+    print(f"the sum of rates {alike[1]}.")
+
+
+def draw_lengths(runs):
+    """Best peaks against the share of tokens and the sum of rates; final losses of the cosines, new against old."""
+    found = designs(runs)
+    batches = sorted({batch for _, batch, _ in found})
+    figure, (by_tokens, by_rates, front) = new_figure(7.5, 3.4, columns=3)
+    for (length, batch, kind), peaks in found.items():
+        if not (leaders := best_peaks(peaks)):
+            continue
+        _, best, others = leaders
+        look = {"color": COLOURS[batches.index(batch)], "ls": "", "marker": MARKERS[kind], "ms": 5}
+        root, beside = batch_root(peaks[best][0]), {"linear to zero": 1.15, "held": 1 / 1.15}.get(kind, 1)
+        for panel, place in ((by_tokens, length), (by_rates, rate_share(peaks[best][0]))):
+            place *= 100 * beside  # beside each other, not upon
+            panel.plot(place, best, **look)
+            panel.plot([place, place], [min([best, *others]), max([best, *others])], "-", color=look["color"], lw=0.8)
+            if kind == "cosine" and root != 1:
+                panel.plot(place, best / root, mfc="w", **look)
+    ticks = sorted({peak for peaks in found.values() for peak in peaks})
+    for panel, words in ((by_tokens, "tokens"), (by_rates, "sum of learning rates")):
+        panel.set(xscale="log", yscale="log", xlabel=f"{words} (% of pre-training)", ylabel="best peak")
+        panel.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+        panel.xaxis.set_major_formatter("{x:g}")
+        panel.minorticks_off()
+    draw_front(front, {design: peaks for design, peaks in found.items() if design[2] == "cosine"}, batches)
+    for index, batch in enumerate(batches):
+        by_tokens.plot([], [], "o", color=COLOURS[index], ls="", label=f"batch {batch}")
+    for kind, marker in MARKERS.items():
+        by_tokens.plot([], [], marker, color="0.4", ls="", label=kind)
+    by_tokens.plot([], [], "o", color="0.4", mfc="w", ls="", label="best / √batch")
+    figure.legend(*by_tokens.get_legend_handles_labels(), loc="outside upper center", ncols=6)
+    return figure
+
+
+def draw_front(panel, cosines, batches):
+    """Final losses, new text against old, along the peaks of each length and batch; filled: the best on new text."""
+    lengths = sorted({length for length, _, _ in cosines})
+    for (length, batch, _), peaks in cosines.items():
+        look, usual = {"color": COLOURS[lengths.index(length)], "marker": "o"}, batch == batches[-1]
+        label = f"{100 * length:.3g} %" if usual else None
+        line = zip(*map(ends, peaks.values()), strict=True)
+        panel.plot(*line, mfc="w", ms=3, lw=1, ls="-" if usual else ":", label=label, **look)
+        if leaders := best_peaks(peaks):
+            panel.plot(*ends(peaks[leaders[1]]), ms=5, **look)
+    every = [run for peaks in cosines.values() for group in peaks.values() for run in group]
+    panel.axhline(level_before(every, f"{OLD}_loss"), **BEFORE, label="before")
+    panel.set(xlabel="new text, final loss (nats)", ylabel="old text, final loss (nats)")
+    panel.legend(fontsize=7)

@@ -1,5 +1,6 @@
-"""How far a difference between runs can be trusted: errors over seeds and over validation windows, t-tests, Holm."""
+"""How far a difference between runs can be trusted: Student's t, on differences paired by seed, and Holm's tests."""
 
+import functools
 import math
 from dataclasses import dataclass
 from statistics import fmean, stdev
@@ -8,7 +9,7 @@ LEVEL = 0.025  # of each one-sided test: one tail of a 95 % interval
 
 
 def student_tail(t, freedom):
-    """P(T > t) of Student's t, which for few degrees of freedom has heavy tails.
+    """P(T > t) of Student's t.
 
     With t = sqrt(freedom) tan(angle) the density is cos(angle)^(freedom - 1), integrated by Simpson's rule."""
     end, steps = math.atan(t / math.sqrt(freedom)), 1000
@@ -18,8 +19,9 @@ def student_tail(t, freedom):
     return min(max(0.5 - scale * simpson * end / steps / 3, 0.0), 1.0)
 
 
+@functools.cache
 def student_quantile(tail, freedom):
-    """The t that is exceeded with probability `tail`, below a half."""
+    """The t that is exceeded with probability `tail`, below a half; by bisection."""
     low, high = 0.0, 1.0
     while student_tail(high, freedom) > tail:
         high *= 2
@@ -31,59 +33,41 @@ def student_quantile(tail, freedom):
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean difference in nats, and how uncertain it is.
+    """A mean difference in nats over seeds, on one validation text. From a single seed there is no error, and no test.
 
-    seed_error: standard error over seeds: over orders of the data, random starts and, where each seed has its own,
-    pre-trainings; None for one seed. window_error: standard error over validation windows, paired; None where their
-    losses were not kept. Neither includes the other: all seeds are evaluated on the same text, and all windows come
-    from the same runs. Windows count as independent, though two neighbours may share a document."""
+    Seeds differ in the order of the data, the random start and, where each has its own, the pre-training."""
 
     mean: float
-    count: int  # seeds
-    seed_error: float | None
-    window_error: float | None
-    window_count: int = 0
-
-    @property
-    def errors(self):
-        """[(standard error, degrees of freedom)]: of each source that is known alone, and of both together (by Welch
-        and Satterthwaite). A conclusion must hold under each of them, which errs on the side of caution."""
-        known = [(self.seed_error, self.count - 1), (self.window_error, self.window_count - 1)]
-        known = [(error, freedom) for error, freedom in known if error is not None]
-        if len(known) == 2 and any(error for error, _ in known):
-            both = math.hypot(*(error for error, _ in known))
-            known.append((both, both**4 / sum(error**4 / freedom for error, freedom in known)))
-        return known
+    seeds: int
+    error: float | None  # standard error of the mean; None from a single seed
 
     @property
     def interval(self):
-        """The widest of the errors' 95 % intervals; unbounded where there is no error."""
-        if not self.errors:
+        """The 95 % interval; without an error all numbers."""
+        if self.error is None:
             return -math.inf, math.inf
-        half = max(student_quantile(LEVEL, freedom) * error for error, freedom in self.errors)
+        half = student_quantile(LEVEL, self.seeds - 1) * self.error
         return self.mean - half, self.mean + half
 
     def above(self, value):
-        """p-value of the test that the true difference is above a value: small means that it is."""
-        return self.tail(self.mean - value)
+        """p-value of the one-sided test that the true difference is above a value: small means that it is."""
+        if not self.error:  # one seed, or runs that are the same to the last digit: nothing is known
+            return 1.0
+        return student_tail((self.mean - value) / self.error, self.seeds - 1)
 
     def below(self, value):
         """The same for a true difference below a value."""
-        return self.tail(value - self.mean)
+        return Estimate(-self.mean, self.seeds, self.error).above(-value)
 
-    def tail(self, distance):
-        """The largest p-value by any of the errors; 1 where there is none."""
-        # An error of zero is no certainty: the same evaluation was compared with itself.
-        return max((student_tail(distance / e, freedom) if e else 1.0 for e, freedom in self.errors), default=1.0)
+    def __str__(self):
+        interval = " [{:+.3f}, {:+.3f}]".format(*self.interval) if self.error is not None else ""
+        return f"{self.mean:+.3f}{interval}"
 
 
-def estimate(values, windows=()):
-    """The Estimate of a difference: its value in each seed, and its values by window, a list for each seed."""
-    seeds = stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
-    windows = windows if len({len(losses) for losses in windows}) == 1 else ()  # else they are not the same windows
-    by_window = [fmean(column) for column in zip(*windows, strict=True)]  # over the seeds, which share the windows
-    error = stdev(by_window) / math.sqrt(len(by_window)) if len(by_window) > 1 else None
-    return Estimate(fmean(values), len(values), seeds, error, len(by_window))
+def estimate(differences):
+    """The Estimate from one difference a seed."""
+    error = stdev(differences) / math.sqrt(len(differences)) if len(differences) > 1 else None
+    return Estimate(fmean(differences), len(differences), error)
 
 
 def holm(chances, level=LEVEL):

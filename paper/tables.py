@@ -1,4 +1,4 @@
-"""Arms of a study as a table: perplexities before, where the paper stopped, and at the end, means over seeds.
+"""Tables, on a terminal or for a page; and the arms of studies as one.
 
 python -m paper arms paper/results/nano.jsonl --markdown
 """
@@ -10,42 +10,42 @@ from engine.log import SIDES, perplexity_of
 from paper.arms import nearest
 from paper.figures import BEGINNING
 
-MOMENTS = {
-    "before": lambda run, side: run["eval"][0][f"{side}_loss"],
-    "highest": lambda run, side: max(record[f"{side}_loss"] for record in run["eval"]),
-    "at 17 %": lambda run, side: nearest(run, BEGINNING * run["flags"]["tokens"])[f"{side}_loss"],
-    "end": lambda run, side: run["eval"][-1][f"{side}_loss"],
-}
+
+def print_table(heads, rows, markdown=False):
+    """A table: its heads, and rows of strings."""
+    if markdown:
+        lines = [f"| {' | '.join(row)} |" for row in (heads, *rows)]
+        print(lines[0], "|---" * len(heads) + "|", *lines[1:], "", sep="\n")
+        return
+    widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
+    for row in (heads, *rows):
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    print()
 
 
-def print_markdown(heads, rows):
-    """A table as Markdown: its heads and its rows, lists of strings."""
-    print(f"| {' | '.join(heads)} |")
-    print("|---" * len(heads) + "|")
-    for row in rows:
-        print(f"| {' | '.join(row)} |")
+def moments(run, side):
+    """{moment: a side's loss}: before, at the highest, where the paper stopped, at the end. A run that was evaluated at
+    its start and end alone has no more than these."""
+    losses = {"before": run["eval"][0][f"{side}_loss"]}
+    if len(run["eval"]) > 2:
+        losses["highest"] = max(record[f"{side}_loss"] for record in run["eval"])
+        losses["at 17 %"] = nearest(run, BEGINNING * run["flags"]["tokens"])[f"{side}_loss"]
+    return losses | {"end": run["eval"][-1][f"{side}_loss"]}
 
 
 def print_arms(runs, markdown):
-    """A row for each arm: exp of the mean loss over seeds, for both sides at each of MOMENTS."""
+    """A row for each arm: exp of the mean loss over seeds, for both sides at each moment that all runs have."""
     groups, labels = {}, [*zip(label_runs(runs), (run["flags"]["seed"] for run in runs), strict=True)]
     for run, label in zip(runs, labels, strict=True):
         name = label[0] if labels.count(label) == 1 else run["folder"].name  # no flag tells them apart
         groups.setdefault(name, []).append(run)
-    heads = [f"{side} {moment}" for side in SIDES for moment in MOMENTS]
-    rows = [
-        [label, str(len(group))]
-        + [
-            f"{perplexity_of(fmean(measure(run, side) for run in group)):.2f}"
-            for side in SIDES
-            for measure in MOMENTS.values()
-        ]
-        for label, group in groups.items()
-    ]
-    if markdown:
-        print_markdown(["arm", "seeds", *heads], rows)
-        return
-    width = max(len(row[0]) for row in rows)
-    print(f"{'arm':<{width}} seeds" + "".join(f"{head:>20}" for head in heads))
-    for row in rows:
-        print(f"{row[0]:<{width}}{row[1]:>6}" + "".join(f"{cell:>20}" for cell in row[2:]))
+    one_text = all(run["flags"]["upstream"] == run["flags"]["downstream"] for run in runs)
+    columns = []
+    for side in SIDES[: 1 if one_text else 2]:
+        for moment in min((moments(run, side) for run in runs), key=len):
+            columns.append((side, moment))
+    rows = []
+    for name, group in groups.items():
+        means = [fmean(moments(run, side)[moment] for run in group) for side, moment in columns]
+        rows.append([name, str(len(group)), *(f"{perplexity_of(mean):.2f}" for mean in means)])
+    print_table(["arm", "seeds", *(f"{side} {moment}" for side, moment in columns)], rows, markdown)

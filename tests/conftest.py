@@ -107,11 +107,10 @@ class Forked:
                 os._exit(70)
             os._exit(0)
 
-    def poll(self):
-        done, status = os.waitpid(self.pid, os.WNOHANG) if self.returncode is None else (0, 0)
-        if done:
-            self.returncode = os.waitstatus_to_exitcode(status)
-        return self.returncode
+    def communicate(self):
+        self.returncode = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        self.complaints.seek(0)
+        return None, self.complaints.read()
 
     def terminate(self):
         os.kill(self.pid, signal.SIGTERM)
