@@ -9,6 +9,7 @@ import hashlib
 import json
 import platform
 import re
+import zlib
 from contextlib import ExitStack, contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
@@ -151,9 +152,12 @@ def read_runs(paths):
 
 def read_pack(pack, pattern):
     """The runs of a pack whose names match a pattern."""
-    content = pack.read_bytes()
-    runs = []
-    for number, line in enumerate((gzip.decompress(content) if pack.suffix == ".gz" else content).splitlines(), 1):
+    content, runs = pack.read_bytes(), []
+    try:
+        content = gzip.decompress(content) if pack.suffix == ".gz" else content
+    except (EOFError, OSError, zlib.error) as fault:
+        raise ValueError(f"{pack}: not whole ({fault}); restore the pack") from None
+    for number, line in enumerate(content.splitlines(), 1):
         with blaming(f"{pack}:{number}", "not a run; restore the pack"):
             run = json.loads(line)
             if fnmatch(run["name"], pattern):

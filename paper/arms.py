@@ -47,15 +47,17 @@ def settings(run):
 
 
 def study_of(run):
-    """What runs share that can be compared with each other."""
+    """What runs share that can be compared with each other; last, what they start from: None for a random start."""
     flags = run["flags"]
     tokens = SCHEDULE_TOKENS if flags["tokens"] == SAME_DATA_TOKENS else flags["tokens"]
-    numbers = (flags[name] for name in ("upstream_tokens", "batch_size", "context"))
-    return run["parameters"], *(flags[side] for side in SIDES), tokens, *numbers
+    start = re.sub(r"-seed-\d+|/checkpoints/.*", "", flags["init"]) if flags["init"] != "scratch" else None
+    return run["parameters"], *(flags[side] for side in SIDES), tokens, flags["batch_size"], flags["context"], start
 
 
 def studies(runs):
-    """{name: runs} of the studies to which runs belong. ValueError where two are one arm with one seed."""
+    """{name: runs} of the studies to which runs belong; those from a random start belong to each that is like them.
+
+    ValueError where two are one arm with one seed."""
     groups, seen = {}, {}
     for run in runs:
         groups.setdefault(study_of(run), []).append(run)
@@ -64,10 +66,15 @@ def studies(runs):
             raise ValueError(f"{seen[one]['folder']} and {run['folder']}: one arm and seed twice; leave one out")
         seen[one] = run
     names = {}
-    for (size, old, new, tokens, before, batch, _), group in groups.items():
+    for key, group in groups.items():
+        alike = [other for other in groups if other[:-1] == key[:-1]]
+        if key[-1] is None and len(alike) > 1:
+            continue
+        size, old, new, tokens, batch, _, start = key
         name = f"{float(f'{(size or 0) / 1e6:.2g}'):g}M, {old} to {new}"
-        longer = f"{name}, {tokens / 1e6:.3g}M tokens after {before / 1e6:.3g}M, batch {batch}"
-        names[longer if name in names else name] = group
+        longer = f"{name}, {tokens / 1e6:.3g}M tokens, batch {batch}, from {start}"
+        scratch = groups.get((*key[:-1], None), []) if start else []
+        names[longer if name in names else name] = group + scratch
     return names
 
 

@@ -7,12 +7,13 @@ python -m paper figure length runs/*
 
 import itertools
 import math
+import re
 from statistics import fmean
 
 from engine.figures import BEFORE, COLOURS, level_before, new_figure
 from engine.log import SIDES
 from paper.arms import BASE, settings
-from paper.experiments import PYTHIA_BATCH, PYTHIA_STEPS, Flags, from_upstream, upstream_flags
+from paper.experiments import PYTHIA_BATCH, PYTHIA_STEPS, Flags, upstream_flags
 from paper.statistics import estimate, holm
 from paper.tables import print_table
 from schedule import learning_rate
@@ -24,10 +25,10 @@ OLD, NEW = SIDES
 
 def pretraining(run):
     """(updates, tokens) of the pre-training that a run continues."""
-    flags = Flags(**{name: run["flags"][name] for name in ("init", "model", "upstream_tokens")})
-    if not from_upstream(flags):
+    flags = run["flags"]
+    if not re.fullmatch(r"runs/upstream-[^/]*", flags["init"]):
         return PYTHIA_STEPS, PYTHIA_STEPS * PYTHIA_BATCH
-    before = upstream_flags(flags)
+    before = upstream_flags(Flags(model=flags["model"], upstream_tokens=flags["upstream_tokens"]))
     return before.updates, before.tokens
 
 

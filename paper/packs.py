@@ -12,7 +12,7 @@ from pathlib import Path
 from engine.files import write_whole
 from engine.folder import read_runs
 from model import SIZES
-from paper.experiments import Flags, run_name
+from paper.experiments import SMALLEST, Flags, run_name, size_of
 
 NOT_CONFIG = ("folder", "train", "eval", "windows", "interpolation")
 
@@ -48,10 +48,14 @@ def pack(folders, out, keep_names=False):
 def name_of_run(run):
     """The name that a run has where none is given, made of what its flags change."""
     flags = {name: value for name, value in run["flags"].items() if name in Flags.__dataclass_fields__}
-    usual = {"max_lr": run["pretraining_peak"], "context": SIZES[flags["model"]][5], "replay": 0.0}
+    known = Flags(**flags)
+    usual = {"max_lr": run["pretraining_peak"], "context": SIZES[size_of(known)][5], "model": SMALLEST}
+    usual |= {"upstream_tokens": Flags.tokens, "eval_every": max(1, known.stop // 10), "precision": known.precision}
     changed = {name: value for name, value in flags.items() if value != usual.get(name)}
-    if math.isclose(flags["min_lr"], 0.1 * flags["max_lr"]):
-        del changed["min_lr"]
-    if re.fullmatch(r"runs/upstream-[^/]*", flags["init"]):
+    if math.isclose(known.min_lr, 0.1 * known.max_lr) or known.schedule == "constant":
+        changed.pop("min_lr", None)
+    if re.fullmatch(r"runs/upstream-[^/]*", known.init):
         del changed["init"]
-    return run_name(changed).name
+    elif known.init != "scratch":
+        changed.pop("model", None)  # it is that of --init
+    return Path(run_name(Flags(**changed))).name

@@ -38,7 +38,7 @@ def plan(*words):
     """The rows of a plan: [(schedule, max LR, warm-up, updates, stop, folder)]."""
     done = call("paper", "run", *words)
     assert done.returncode == 0, done.stderr
-    rows = [line.split() for line in done.stdout.splitlines() if "  runs/" in line]
+    rows = [line.split() for line in done.stdout.partition("  run\n")[2].splitlines()[:-1]]
     return [(r[0], float(r[1]), *(int(n.replace(",", "")) for n in r[2:5]), r[5]) for r in rows]
 
 
@@ -51,12 +51,12 @@ def test_the_papers_arms_are_planned_with_the_papers_numbers(house):
         (3e-5, 0, 131_296, 106_148),
     }
     assert sum("init-scratch-model-410m" in row[5] for row in rows) == 1 and len(rows) == 5
-    flags = experiments.experiment_runs("checkpoints", 1, {"init": PAPERS[1]}).values()
+    flags = experiments.experiment_runs("checkpoints", 1, {"init": PAPERS[1]})[0].values()
     assert {(f.get("revision"), f.get("warmup", 0.01)) for f in flags} == {
         (step, share) for step in ("step10000", "step27000", None) for share in (0.0, 0.01)
     }
-    assert all(f["batch_size"] == 1104 and f["context"] == 2048 and f["replay"] == 0 for f in flags)
-    same = experiments.experiment_runs("same-data", 1, {"init": PAPERS[1]}).values()
+    assert all(f["batch_size"] == 1104 and f["context"] == 2048 and "replay" not in f for f in flags)
+    same = experiments.experiment_runs("same-data", 1, {"init": PAPERS[1]})[0].values()
     assert [(f["replay"], f["tokens"] // 1104 // 2048) for f in same] == [(1.0, 181_793)] * 4  # Pile to Pile
     assert [row[1] for row in plan("model-size", *PAPERS)] == [1e-3, 1e-4, 6e-4, 6e-5, 3e-4, 3e-5]
     assert not Path("runs").exists() and not Path("data/pile").exists()
@@ -81,21 +81,21 @@ def test_a_model_of_ones_own_takes_the_arms_that_it_has(house):
 
 
 def test_arms_that_experiments_share_run_once(house):
-    runs = experiments.experiment_runs("all", 2, {})
+    runs, before = experiments.experiment_runs("all", 2, {})
     listed = [arm for arms in experiments.EXPERIMENTS.values() for arm in arms]
-    assert len(runs) == 2 * 33 and len(listed) == 52
+    assert len(runs) == 2 * 33 and len(listed) == 52 and len(before) == 2 * 3
     # An arm is what one would type: the folder of the plain run is the base's.
-    assert {str(run_name({"model": "nano", "seed": seed})) for seed in (0, 1)} <= runs.keys()
-    whole = experiments.experiment_runs("all", 1, {"init": PAPERS[1]})
+    assert {run_name(Flags(seed=seed)) for seed in (0, 1)} <= runs.keys()
+    whole = experiments.experiment_runs("all", 1, {"init": PAPERS[1]})[0]
     base = next(flags for flags in whole.values() if "warmup" not in flags and flags["stop_tokens"] == flags["tokens"])
     assert base["tokens"] == 131_296 * 1104 * 2048  # 50B for the warm-ups, 240B for the rates, all for the schedules
 
 
 def test_the_study_has_the_arms_that_were_fixed_beforehand(house):
-    assert len(experiments.experiment_runs("claims", 8, {})) == 8 * 15
-    assert len(experiments.experiment_runs("far", 5, {"downstream": "headers"})) == 5 * 7
-    assert len(experiments.experiment_runs("sweep", 2, {"downstream": "stdlib"})) == 2 * 15
-    runs = experiments.experiment_runs("length", 5, {}).values()
+    assert len(experiments.experiment_runs("claims", 8, {})[0]) == 8 * 15
+    assert len(experiments.experiment_runs("far", 5, {"downstream": "headers"})[0]) == 5 * 7
+    assert len(experiments.experiment_runs("sweep", 2, {"downstream": "stdlib"})[0]) == 2 * 15
+    runs = experiments.experiment_runs("length", 5, {})[0].values()
     assert len(runs) == 5 * 3 * 2 * 7 * 3 + 3 * 2 * (4 + 3)
     rare = [f for f in runs if f["tokens"] == 20_000 and f["batch_size"] == 8 and f["seed"] == 4]
     assert sorted({round(f["max_lr"] / 8e-3, 3) for f in rare}) == [0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6]
@@ -253,8 +253,16 @@ def a_run(out, flags, evaluations, noise=0.0, parameters=1000, peak=PEAK):
 
 def made_up(out, seed=0, noise=0.0, end=(1.0, 2.0), early=None, bump=0.0, parameters=1000, **flags):
     """A small run whose losses rise by `bump` in the first updates, are `early` at 17 %, and `end` at the end."""
-    given = {"init": "runs/upstream-tiny-stdlib", "model": "tiny", "tokens": TOKENS, "max_lr": PEAK, "context": 256}
-    flags = Flags(**given | {"replay": 0.0, "seed": seed} | flags)
+    given = {
+        "init": "runs/upstream-tiny-stdlib",
+        "model": "tiny",
+        "upstream_tokens": 2_000_000,
+        "tokens": TOKENS,
+        "max_lr": PEAK,
+        "context": 256,
+    }
+    given |= {"upstream": "stdlib", "downstream": "torch", "seed": seed}
+    flags = Flags(**given | flags)
     flags, early = replace(flags, min_lr=0.1 * flags.max_lr if flags.min_lr is None else flags.min_lr), early or end
     rising = tuple(loss + bump for loss in BEFORE)
     evaluations = {0: BEFORE, 1: rising, 2: rising, 4: early, 17: early, 50: early, 81: end, 100: end}
@@ -400,7 +408,7 @@ def test_the_papers_own_plan_is_judged():
         return (BEFORE[0] + rise, BEFORE[1] + rise), (1.4, 2.35 + worse), end
 
     runs = []
-    for out, arm in experiments.experiment_runs("all", 3, given).items():
+    for out, arm in experiments.experiment_runs("all", 3, given)[0].items():
         size = experiments.size_of(Flags(**arm))
         max_lr = arm.get("max_lr") or SIZES[size][3]
         flags = Flags(**arm | {"max_lr": max_lr, "min_lr": 0.1 * max_lr})
@@ -651,8 +659,8 @@ def test_a_pack_is_read_like_the_runs_in_it(house):
 def test_runs_in_a_pack_are_named_by_their_flags(house):
     names = [name_of_run(run) for run in study(seeds=2)]
     given = {"model": "tiny", "tokens": TOKENS}
-    assert str(run_name(given | {"max_lr": 0.5 * PEAK, "seed": 1})) == f"runs/{names[3]}"
-    assert names[0] == run_name(given).name and len(set(names)) == len(names)
+    assert run_name(Flags(**given, max_lr=0.5 * PEAK, seed=1)) == f"runs/{names[3]}"
+    assert f"runs/{names[0]}" == run_name(Flags(**given)) and len(set(names)) == len(names)
     twice = write([made_up("one"), made_up("two")])
     refused(call("paper", "pack", *twice, "--out", "p.jsonl"), "two", "--keep-names")
     assert call("paper", "pack", *twice, "--out", "p.jsonl", "--keep-names").returncode == 0
