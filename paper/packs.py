@@ -38,11 +38,16 @@ def pack(folders, out, keep_names=False):
         for evaluation in run["eval"] if run["train"] else ():
             update = min(run["train"], key=lambda record: abs(record["step"] - evaluation["step"]))
             train[update["step"]] = update
-        records = {"train": list(train.values()), "eval": run["eval"]}
+        records = {"train": [*map(in_json, train.values())], "eval": [*map(in_json, run["eval"])]}
         packed[name] = {"name": name, "config": config, "records": records}
     lines = "".join(json.dumps(run, separators=(",", ":")) + "\n" for run in packed.values()).encode()
     write_whole(out, gzip.compress(lines, mtime=0) if out.endswith(".gz") else lines)
     return out
+
+
+def in_json(record):
+    """A record with null where it has no finite number, which JSON has not either."""
+    return {name: value if math.isfinite(value) else None for name, value in record.items()}
 
 
 def name_of_run(run):
