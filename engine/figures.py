@@ -92,9 +92,6 @@ def labels_of(runs):
     return labels
 
 
-label_runs = labels_of  # its name in paper/ so far
-
-
 def over_seeds(runs, key):
     """{tokens: values of `key`, one a seed}, in order, where every run of an arm was evaluated."""
     values = {}

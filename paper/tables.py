@@ -5,7 +5,7 @@ python -m paper arms paper/results/nano.jsonl --markdown
 
 from statistics import fmean
 
-from engine.figures import label_runs
+from engine.figures import labels_of
 from engine.log import SIDES, perplexity_of
 from paper.arms import nearest
 from paper.figures import BEGINNING
@@ -35,7 +35,7 @@ def moments(run, side):
 
 def print_arms(runs, markdown):
     """A row for each arm: exp of the mean loss over seeds, for both sides at each moment that all runs have."""
-    groups, labels = {}, [*zip(label_runs(runs), (run["flags"]["seed"] for run in runs), strict=True)]
+    groups, labels = {}, [*zip(labels_of(runs), (run["flags"]["seed"] for run in runs), strict=True)]
     for run, label in zip(runs, labels, strict=True):
         name = label[0] if labels.count(label) == 1 else run["folder"].name  # no flag tells them apart
         groups.setdefault(name, []).append(run)

@@ -18,7 +18,6 @@ import pytest
 import torch
 from conftest import ROOT, Forked, call, refused
 
-import engine.figures
 import eval
 import train
 from engine import checkpoints
@@ -589,29 +588,6 @@ def test_lengths_are_told_apart(house):
     group[0.4][0]["eval"][-1]["downstream_loss"] = 1.8
     seeds, peak, others = lengths.best_peaks(group)
     assert ((seeds, peak) == (3, 0.2) and 0.4 in others) or (peak == 0.4 and 0.2 in others)
-
-
-def test_a_title_names_the_overlap_only_where_the_runs_agree(house, monkeypatch):
-    one, two = write([made_up("one", overlap=0.25), made_up("two", overlap=0.5)])
-    kept = []
-    monkeypatch.setattr(engine.figures, "save_figure", lambda figure, out: kept.append(figure))
-    engine.figures.draw_curves(read_runs([one]), "unused.png")
-    engine.figures.draw_curves(read_runs([one, two]), "unused.png")
-    titles = [figure.axes[0].get_title(loc="left") for figure in kept]
-    assert titles[0].endswith(" (25 % stdlib)") and "%" not in titles[1]
-    styles = {line.get_linestyle() for line in kept[1].axes[0].lines[:2]}
-    colours = {line.get_color() for line in kept[1].axes[0].lines[:2]}
-    assert len(styles) == len(colours) == 2
-
-
-def test_a_legend_stays_inside_its_figure(house):
-    write([made_up("r")])
-    for length, count in ((10, 3), (40, 6), (70, 12)):
-        groups = {f"{number} {'x' * length}": [read_run("r")] for number in range(count)}
-        figure = engine.figures.draw_arms(groups, "loss", SIDES, TOKENS)
-        figure.draw_without_rendering()
-        box, panel = figure.legends[0].get_window_extent(), figure.axes[0].get_window_extent()
-        assert box.x0 >= 0 and box.x1 <= figure.bbox.width and panel.height > 80
 
 
 # ---------------------------------------------------------------- tables and packs
