@@ -28,11 +28,7 @@ from paper.packs import pack
 from paper.tables import print_arms
 
 HERE = Path(__file__).parent
-TABLES = {
-    "claims": (print_claims, "test the claims"),
-    "lengths": (print_lengths, "how high to re-warm, depending on the length of the continuation"),
-    "arms": (print_arms, "perplexities of every arm"),
-}
+TABLES = {"claims": print_claims, "lengths": print_lengths, "arms": print_arms}
 CLAIMED = ("nano", "samples", "micro", "tiny")  # packs of the figure of all claims
 STUDIES = {"length": draw_lengths, "claims": draw_claims}  # figures of runs of several studies
 PAGES = ("README.md", "exercises.md", "paper/README.md")
@@ -75,6 +71,10 @@ def figure(flags):
     print(out)
 
 
+def table(flags):
+    TABLES[flags.table](read_runs(flags.runs), flags.markdown)
+
+
 def pack_runs(flags):
     print(pack(flags.runs, flags.out, flags.keep_names))
 
@@ -86,47 +86,43 @@ def experiment(flags):
     run(flags.name, flags.seeds, given_flags(flags, Flags), flags.jobs, launcher)
 
 
-# ---------------------------------------------------------------- the command line
-
-
-def command_line():
-    """The parser of all commands; each has its function in `command`."""
+def main(argv=None):
     parser = OneLineParser(prog="python -m paper", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=OneLineParser)
     runs = {"nargs": "+", "metavar": "RUNS", "help": "folders that train.py wrote, or packs of runs"}
     count = {"type": whole_number, "metavar": "N"}
 
-    def command(name, function, says):
-        added = commands.add_parser(name, help=says, description=says)
-        added.set_defaults(command=function)
-        return added
-
-    running = command("run", experiment, "run an experiment; finished runs are kept, interrupted ones resumed")
+    running = commands.add_parser("run", help="run an experiment; finished runs are kept, interrupted ones resumed")
     running.add_argument("name", metavar="NAME", choices=NAMES, help=", ".join(NAMES))
     running.add_argument("--seeds", **count, default=1, help="how often each arm, from --seed on")
     running.add_argument("--jobs", **count, help="runs side by side (one a core; one on a GPU)")
     running.add_argument("--launch", metavar="COMMAND", help="instead of python, such as 'torchrun --nproc_per_node=8'")
     add_flags(running, Flags)
+    running.set_defaults(command=experiment)
+
     numbers = (*FIGURES, *OURS, *STUDIES)
-    drawing = command("figure", figure, "draw a figure of the paper, or one of ours")
+    drawing = commands.add_parser("figure", help="draw a figure of the paper, or one of ours")
     drawing.add_argument("number", metavar="N", choices=numbers, help=", ".join(numbers))
     drawing.add_argument("runs", **runs)
     drawing.add_argument("--out", help=".png, .pdf or .svg (figure-N.png)")
-    for name, (tell, says) in TABLES.items():
-        telling = command(name, lambda flags, tell=tell: tell(read_runs(flags.runs), flags.markdown), says)
+    drawing.set_defaults(command=figure)
+
+    for name, tell in TABLES.items():
+        telling = commands.add_parser(name, help=tell.__doc__.partition("\n")[0])
         telling.add_argument("runs", **runs)
         telling.add_argument("--markdown", action="store_true", help="as tables for a page")
-    packing = command("pack", pack_runs, "write runs into one file")
+        telling.set_defaults(command=table, table=name)
+
+    packing = commands.add_parser("pack", help="write runs into one file")
     packing.add_argument("runs", **runs)
     packing.add_argument("--keep-names", action="store_true", help="name runs by their folders, not by their flags")
     packing.add_argument("--out", required=True, metavar="FILE", help="the pack to write: .jsonl or .jsonl.gz")
-    redrawing = command("redraw", redraw, "make every figure and table of the pages anew")
+    packing.set_defaults(command=pack_runs)
+
+    redrawing = commands.add_parser("redraw", help="make every figure and table of the pages anew")
     redrawing.add_argument("--out", type=Path, help="folder to draw into, and leave the pages (paper/figures)")
-    return parser
-
-
-def main(argv=None):
-    flags = command_line().parse_args(argv)
+    redrawing.set_defaults(command=redraw)
+    flags = parser.parse_args(argv)
     flags.command(flags)
 
 

@@ -1,7 +1,6 @@
 """Which run is which arm: how its own flags depart from the base of the experiments. No registry, no names.
 
-The base re-warms to the peak of its pre-training over 1 %, then decays along a cosine; no replay, no overlap. Learning
-rates are multiples of that peak."""
+The base re-warms to the peak of its pre-training over 1 %, then decays along a cosine; no replay, no overlap."""
 
 import math
 import re
@@ -16,7 +15,7 @@ BASE = {
     "overlap": 0.0,
     "replay": 0.0,
     "schedule": "cosine",  # of a Pythia of the hub: cosine-clipped
-    "peak": 1.0,
+    "peak": 1.0,  # in multiples of the pre-training's
     "floor": 0.1,  # where the decay ends, as a share of the peak
     "warmup": 0.01,
     "decay": 0.1,  # weight decay; below zero: towards the starting weights
@@ -31,50 +30,35 @@ def settings(run):
     flags = run["flags"]
     try:
         step = re.search(r"step_?0*(\d+)$", flags["revision"] or flags["init"])
-        return {
-            "scratch": flags["init"] == "scratch",
-            "start": int(step[1]) if step else LAST,
-            "overlap": flags["overlap"],
-            "replay": flags["replay"],
-            "schedule": flags["schedule"],
-            "peak": round(flags["max_lr"] / run["pretraining_peak"], 3),
-            "floor": 0.1 if flags["schedule"] == "constant" else round(flags["min_lr"] / flags["max_lr"], 3),
-            "warmup": flags["warmup"],
-            "decay": flags["weight_decay"] * (-1 if flags["decay_to_start"] else 1),
-        }
+        floor = 0.1 if flags["schedule"] == "constant" else round(flags["min_lr"] / flags["max_lr"], 3)
+        found = {name: flags[name] for name in ("overlap", "replay", "schedule", "warmup")}
+        found |= {"scratch": flags["init"] == "scratch", "start": int(step[1]) if step else LAST, "floor": floor}
+        found["peak"] = round(flags["max_lr"] / run["pretraining_peak"], 3)
+        return found | {"decay": flags["weight_decay"] * (-1 if flags["decay_to_start"] else 1)}
     except (KeyError, TypeError, ValueError, ArithmeticError) as fault:
         raise ValueError(f"{run['folder']}/config.json: not of an experiment ({fault!r}); leave it out") from None
 
 
-def study_of(run):
-    """What runs share that can be compared with each other; last, what they start from: None for a random start."""
-    flags = run["flags"]
-    tokens = SCHEDULE_TOKENS if flags["tokens"] == SAME_DATA_TOKENS else flags["tokens"]
-    start = re.sub(r"-seed-\d+|/checkpoints/.*", "", flags["init"]) if flags["init"] != "scratch" else None
-    return run["parameters"], *(flags[side] for side in SIDES), tokens, flags["batch_size"], flags["context"], start
-
-
 def studies(runs):
-    """{name: runs} of the studies to which runs belong; those from a random start belong to each that is like them.
-
-    ValueError where two are one arm with one seed."""
+    """{name: runs} of the studies to which runs belong: those that can be compared with each other. Runs from a random
+    start belong to each that is like them. ValueError where two are one arm with one seed."""
     groups, seen = {}, {}
     for run in runs:
-        groups.setdefault(study_of(run), []).append(run)
-        one = (study_of(run), run["flags"]["seed"], *settings(run).values())
-        if one in seen:
-            raise ValueError(f"{seen[one]['folder']} and {run['folder']}: one arm and seed twice; leave one out")
-        seen[one] = run
+        flags = run["flags"]
+        tokens = SCHEDULE_TOKENS if flags["tokens"] == SAME_DATA_TOKENS else flags["tokens"]
+        study = (run["parameters"], *(flags[side] for side in SIDES), tokens, flags["batch_size"], flags["context"])
+        start = re.sub(r"-seed-\d+|/checkpoints/.*", "", flags["init"])
+        groups.setdefault(study, {}).setdefault(start, []).append(run)
+        first = seen.setdefault((study, start, flags["seed"], *settings(run).values()), run)
+        if first is not run:
+            raise ValueError(f"{first['folder']} and {run['folder']}: one arm and seed twice; leave one out")
     names = {}
-    for key, group in groups.items():
-        alike = [other for other in groups if other[:-1] == key[:-1]]
-        if key[-1] is None and len(alike) > 1:
-            continue
-        size, old, new, tokens, batch, _, start = key
-        name = f"{float(f'{(size or 0) / 1e6:.2g}'):g}M, {old} to {new}"
-        longer = f"{name}, {tokens / 1e6:.3g}M tokens, batch {batch}, from {start}"
-        scratch = groups.get((*key[:-1], None), []) if start else []
-        names[longer if name in names else name] = group + scratch
+    for (size, old, new, tokens, batch, _), starts in groups.items():
+        scratch = starts.pop("scratch", [])
+        for start, group in starts.items() or [("scratch", [])]:
+            name = f"{float(f'{(size or 0) / 1e6:.2g}'):g}M, {old} to {new}"
+            longer = f"{name}, {tokens / 1e6:.3g}M tokens, batch {batch}, from {start}"
+            names[longer if name in names else name] = group + scratch
     return names
 
 
@@ -88,9 +72,9 @@ def one_study(runs):
 
 def pick(runs, free=(), **arm):
     """The runs of a study that depart from the base by `arm`, and nothing else but the settings in `free`."""
-    hub = any(re.search(r"/pythia-", run["flags"]["init"] or "") for run in runs)
-    base = BASE | ({"schedule": "cosine-clipped"} if hub else {})
-    wanted = {key: value for key, value in (base | arm).items() if key not in free}
+    hub = any("/pythia-" in run["flags"]["init"] for run in runs)
+    wanted = BASE | ({"schedule": "cosine-clipped"} if hub else {}) | arm
+    wanted = {key: value for key, value in wanted.items() if key not in free}
     return [run for run in runs if wanted.items() <= settings(run).items()]
 
 
@@ -110,6 +94,6 @@ def setting_name(key, run):
     return name_of("max_lr", run["flags"]["max_lr"]) if key == "peak" else name_of(key, value)
 
 
-def nearest(run, tokens):
-    """A run's evaluation nearest to so many tokens."""
-    return min(run["eval"], key=lambda record: abs(record["tokens"] - tokens))
+def nearest(run, place, log="eval", by="tokens"):
+    """A run's evaluation nearest to so many tokens, or the record of a log nearest to a place by another measure."""
+    return min(run[log], key=lambda record: abs(record[by] - place))

@@ -9,7 +9,7 @@ for the claim's number of measures. fixed-beforehand.md says why the ranges are 
 """
 
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from engine.log import SIDES
 from paper.arms import CONSTANT, LAST, SCRATCH, nearest, pick, settings, studies
@@ -39,26 +39,25 @@ RANGES = {ABOVE: "above 0", BELOW: "below 0", WITHIN: f"within {SAME}"}
 RANGES |= {NOT_BELOW: f"not below -{SAME}", NOT_ABOVE: f"not above +{SAME}"}
 
 
-@dataclass(frozen=True)
-class Measure:
-    """A sum of losses of one side, each with a weight: terms, ((weight, arm, when it is read), ...)."""
+class Measure(NamedTuple):
+    """A sum of losses of one side, each with a weight."""
 
     words: str
     side: str
-    terms: tuple
+    terms: tuple  # of (weight, arm, when it is read)
     expected: tuple  # a key of RANGES
 
 
 def gap(side, arm, other, expected, when=END):
     """The loss of one arm less that of another."""
-    words = f"{TEXTS[side]}, {arm} minus {other}, {when}"
-    return Measure(words, side, ((1, arm, when), (-1, other, when)), expected)
+    terms = ((1, arm, when), (-1, other, when))
+    return Measure(f"{TEXTS[side]}, {arm} minus {other}, {when}", side, terms, expected)
 
 
 def rise(side, arm, when):
     """The loss of an arm less what it was before the first update."""
-    words = f"{TEXTS[side]}, {arm}, {when} minus before"
-    return Measure(words, side, ((1, arm, when), (-1, arm, BEFORE)), ABOVE)
+    terms = ((1, arm, when), (-1, arm, BEFORE))
+    return Measure(f"{TEXTS[side]}, {arm}, {when} minus before", side, terms, ABOVE)
 
 
 PEAKS = ("half the peak", "the peak", "double the peak")
@@ -95,11 +94,10 @@ CLAIMS = {  # the claim, what the paper found, its measures
         [gap(s, arm, "the cosine", WITHIN) for arm in ("infinite, cosine", "infinite, square root") for s in SIDES]),
 }  # fmt: skip
 TO_17_PERCENT = ("1", "7")  # claims whose runs the paper stopped there: without an end, they rest on that alone
-
 HOLDS, FAILS, MIXED, FEW = "holds", "does not hold", "mixed", "too few seeds to tell"
 NOT_RUN, SINGLE = "not run", "not judged: one run"
 
-# ---------------------------------------------------------------- measuring
+# ---------------------------------------------------------------- measuring and judging
 
 
 def loss_at(run, side, when, last):
@@ -110,15 +108,16 @@ def loss_at(run, side, when, last):
         return max((r[f"{side}_loss"] for r in run["eval"] if 0 < r["tokens"] <= SPIKE_SHARE * schedule), default=None)
     if (when == END and last < schedule / 2) or (when == EARLY and last < schedule / 10):
         return None
-    wanted = {BEFORE: 0, WARM: run["flags"]["warmup"] * schedule, EARLY: min(last, BEGINNING * schedule), END: last}
-    record = nearest(run, wanted[when])
-    update = run["flags"]["batch_size"] * run["flags"]["context"]
-    early = when != BEFORE and not record["step"]  # not trained yet
-    return None if early or abs(record["tokens"] - wanted[when]) > update else record[f"{side}_loss"]
+    tokens = {BEFORE: 0, WARM: run["flags"]["warmup"] * schedule, EARLY: min(last, BEGINNING * schedule), END: last}[
+        when
+    ]
+    record = nearest(run, tokens)
+    missed = abs(record["tokens"] - tokens) > run["flags"]["batch_size"] * run["flags"]["context"]
+    return None if missed or (when != BEFORE and not record["step"]) else record[f"{side}_loss"]
 
 
 def measured(measure, arms):
-    """The Estimate of a measure over the seeds that all of its arms have; None without any."""
+    """The Estimate of a measure over the seeds that all of its arms have; None without any. arms: {name: runs}."""
     by_seed = [{run["flags"]["seed"]: run for run in arms[arm]} for _, arm, _ in measure.terms]
     values = []
     for seed in sorted(set.intersection(*map(set, by_seed))):
@@ -131,54 +130,42 @@ def measured(measure, arms):
 
 
 def chances(found, expected):
-    """(p-value of the test that an Estimate lies in a range, that it lies outside)."""
+    """(p-value of the test that an Estimate lies in a range, that it lies outside); both 1 without an Estimate."""
+    if found is None:
+        return 1.0, 1.0
     low, high = expected
-    inside = max(found.above(low), found.below(high))
     sides = math.isfinite(low) + math.isfinite(high)  # tests of which the better one counts
-    return inside, min(1.0, sides * min(found.below(low), found.above(high)))
+    outside = min(1.0, sides * min(found.below(low), found.above(high)))
+    return max(found.above(low), found.below(high)), outside
 
 
-@dataclass(frozen=True)
-class Verdict:
+class Verdict(NamedTuple):
     """What the runs of a study say of a claim."""
 
     word: str
-    measures: list  # of Measure
-    found: list  # of Estimate or None
-    settled: list  # how each is settled, in words
-
-    @property
-    def decisive(self):
-        """The measure that decides: the clearest against the claim, else the one that is the least clear for it."""
-        tests = [(chances(e, m.expected), m, e) for m, e in zip(self.measures, self.found, strict=True) if e]
-        against = [test for test, words in zip(tests, self.settled, strict=False) if words == "against"]
-        if not tests or self.word == NOT_RUN:
-            return "-"
-        _, measure, found = min(against, key=lambda t: t[0][1]) if against else max(tests, key=lambda t: t[0][0])
-        return f"{measure.words}: {found}"
+    found: dict  # {Measure: Estimate, None without runs}
+    settled: dict  # {Measure: how, in words}
+    decisive: str  # the measure that is the clearest against the claim, else the one that is the least clear for it
 
 
-def judge(number, arms):
-    """The Verdict on a claim; arms: {name: runs}."""
-    measures = CLAIMS[number][2]
-    found = [measured(measure, arms) for measure in measures]
-    ended = [each for measure, each in zip(measures, found, strict=True) if measure.terms[0][2] == END]
-    if number in TO_17_PERCENT and not any(ended):
-        measures = [measure for measure in measures if measure.terms[0][2] != END]
-        found = [measured(measure, arms) for measure in measures]
-    tests = [chances(e, m.expected) if e else (1.0, 1.0) for m, e in zip(measures, found, strict=True)]
-    holds, fails = [inside <= LEVEL for inside, _ in tests], holm([outside for _, outside in tests])
-    settled = ["as claimed" if yes else "against" if no else "open" for yes, no in zip(holds, fails, strict=True)]
-    if None in found:
-        word = NOT_RUN
-    elif all(each.seeds == 1 for each in found):
-        word, settled = SINGLE, ["not judged"] * len(found)
-    elif all(holds):
-        word = HOLDS
-    else:
-        word = (MIXED if any(holds) else FAILS) if any(fails) else FEW
-    settled = [words if each else NOT_RUN for words, each in zip(settled, found, strict=True)]
-    return Verdict(word, measures, found, settled)
+def judge(measures, arms):
+    """The Verdict on a claim with these measures; arms: {name: runs}."""
+    found = {measure: measured(measure, arms) for measure in measures}
+    tests = {measure: chances(each, measure.expected) for measure, each in found.items()}
+    fails = dict(zip(tests, holm([outside for _, outside in tests.values()]), strict=True))
+    holds = {measure: inside <= LEVEL for measure, (inside, _) in tests.items()}
+    settled = {m: "as claimed" if holds[m] else "against" if fails[m] else "open" for m in measures}
+    settled |= {measure: NOT_RUN for measure in measures if not found[measure]}
+    if None in found.values():
+        return Verdict(NOT_RUN, found, settled, "-")
+    if all(each.seeds == 1 for each in found.values()):
+        return Verdict(SINGLE, found, dict.fromkeys(measures, "not judged"), "-")
+    word = HOLDS if all(holds.values()) else FEW
+    if any(fails.values()):
+        word = MIXED if any(holds.values()) else FAILS
+    by = 1 if any(fails.values()) else 0
+    decisive = (min if by else max)(measures, key=lambda measure: tests[measure][by])
+    return Verdict(word, found, settled, f"{decisive.words}: {found[decisive]}")
 
 
 def verdicts(runs):
@@ -186,34 +173,35 @@ def verdicts(runs):
     arms = {name: pick(runs, **arm) for name, arm in ARMS.items()}
     steps = sorted({settings(run)["start"] for run in pick(runs, ["start"])} - {LAST})
     arms |= {name: pick(runs, start=step) for name, step in zip(EARLIER, [*steps, None, None], strict=False)}
-    return {number: judge(number, arms) for number in CLAIMS}
-
-
-# ---------------------------------------------------------------- telling
+    judged = {}
+    for number, (_, _, measures) in CLAIMS.items():
+        ends = [measure for measure in measures if measure.terms[0][2] == END]
+        if number in TO_17_PERCENT and not any(measured(measure, arms) for measure in ends):
+            measures = [measure for measure in measures if measure not in ends]
+        judged[number] = judge(measures, arms)
+    return judged
 
 
 def print_claims(runs, markdown):
-    """A row for each claim, then its measures; studies among the runs are told one after the other."""
+    """A row for each claim, then its measures; where the runs are of several studies, a row for each of these."""
     judged = {name: verdicts(group) for name, group in studies(runs).items()}
-    several = len(judged) > 1
-    rows, details = [], {}
-    for number, (claim, paper, _) in CLAIMS.items():
-        for study, verdict in ((name, each[number]) for name, each in judged.items()):
-            if several and not any(verdict.found):
-                continue
-            where = [study] * several
-            rows.append([f"{number}. {claim}", paper, *where, verdict.word, verdict.decisive])
-            for measure, found, settled in zip(verdict.measures, verdict.found, verdict.settled, strict=True):
-                cells = [str(found or "-"), str(found.seeds if found else 0), f"{RANGES[measure.expected]}: {settled}"]
-                details.setdefault(number, []).append([measure.words, *where, *cells])
-    where = ["study"] * several
-    print_table(["claim", "the paper", *where, "here", "what decides, nats"], rows, markdown)
-    heads = ["measure", *where, "difference [95 % interval]", "seeds", "claimed"]
-    for number, measures in details.items():
-        words = "; ".join(dict.fromkeys(row[-2] for row in rows if row[0].startswith(f"{number}. ")))
-        head = f"{number}. {CLAIMS[number][0]}: {words}"
-        print(f"<details><summary>{head}</summary>\n" if markdown else head)
-        measures = sorted(measures, key=lambda row: [m.words for m in CLAIMS[number][2]].index(row[0]))
-        print_table(heads, measures, markdown)
-        if markdown:
-            print("</details>\n")
+    several, rows, details = len(judged) > 1, [], {}
+    for number, (claim, paper, measures) in CLAIMS.items():
+        here = {name: each[number] for name, each in judged.items() if not several or any(each[number].found.values())}
+        for name, verdict in here.items():
+            rows.append([f"{number}. {claim}", paper, *[name] * several, verdict.word, verdict.decisive])
+        words = "; ".join(dict.fromkeys(verdict.word for verdict in here.values()))
+        table = details[f"{number}. {claim}: {words}"] = []
+        for measure in measures:
+            for name, verdict in here.items():
+                if measure in verdict.found:
+                    found, settled = verdict.found[measure], f"{RANGES[measure.expected]}: {verdict.settled[measure]}"
+                    seeds = str(found.seeds if found else 0)
+                    table.append([measure.words, *[name] * several, str(found or "-"), seeds, settled])
+    study = ["study"] * several
+    print_table(["claim", "the paper", *study, "here", "what decides, nats"], rows, markdown)
+    for head, table in details.items():
+        if table:
+            print(f"<details><summary>{head}</summary>\n" if markdown else head)
+            print_table(["measure", *study, "difference [95 % interval]", "seeds", "claimed"], table, markdown)
+            print("</details>\n" if markdown else "")

@@ -18,16 +18,7 @@ from model import SIZES, config_of
 from paper.arms import CONSTANT, SAME_DATA_TOKENS, SCHEDULE_TOKENS, SCRATCH
 from paper.jobs import ROOT, Job, side_by_side
 from schedule import SCHEDULES
-from train import (
-    SMALLEST,
-    Flags,
-    flags_to_go_on,
-    refuse_unused,
-    resolve_rates,
-    run_name,
-    starting_config,
-    upstream_flags,
-)
+from train import SMALLEST, Flags, flags_to_go_on, resolve_rates, run_name, starting_config, upstream_flags
 
 PYTHIA_STEPS, PYTHIA_BATCH = 143_000, 1024 * 2048  # updates of Pythia's pre-training, tokens in each
 # An arm is how a run departs from the base, in the words of arms.py; for Pythia 410M the peaks are the paper's 1.5e-4,
@@ -91,7 +82,7 @@ def experiment_runs(name, seeds, given):
             raise ValueError(f"an experiment plans its own runs; leave --{flag.replace('_', '-')} out")
     papers = PAPER if given.get("init", "upstream") != "upstream" else {}
     base, first = {"keep": 1} | papers | given, given.get("seed", 0)
-    runs, pretrainings, left_out = {}, {}, {}
+    runs, pretrainings, left_out = {}, {}, set()
     for seed in range(first, first + seeds):
         for experiment in EXPERIMENTS if name == "all" else [name]:
             for arm in (EXPERIMENTS | MORE)[experiment]:
@@ -99,7 +90,7 @@ def experiment_runs(name, seeds, given):
                     continue
                 flags, before = arm_flags(base | {"seed": seed}, arm)
                 if flags is None:
-                    left_out.setdefault(experiment, []).append(", ".join(f"{flag} {arm[flag]}" for flag in arm))
+                    left_out.add(", ".join(f"{name} {arm[name]}" for name in arm))
                     continue
                 if papers and "tokens" not in given and "length" not in arm:
                     flags |= {"tokens": SAME_DATA_TOKENS} if experiment == "same-data" else {}
@@ -107,13 +98,12 @@ def experiment_runs(name, seeds, given):
                     flags["stop_tokens"] = max(stop, runs.get(run_name(Flags(**flags)), {}).get("stop_tokens", 0))
                 out = run_name(Flags(**flags))
                 runs[out] = flags | {"out": out}
-                if before:
-                    pretrainings[before.out] = before
-    needs = "--init EleutherAI/pythia-SIZE, or no --init"
+                pretrainings |= {before.out: before} if before else {}
+    needs = "needs --init EleutherAI/pythia-SIZE, or no --init"
     if not runs:
-        raise ValueError(f"{name} needs {needs}")
-    for experiment, missing in left_out.items():
-        print(f"{experiment}: left out {'; '.join(dict.fromkeys(missing))} (needs {needs})", file=sys.stderr)
+        raise ValueError(f"{name} {needs}")
+    if left_out:
+        print(f"{name}: left out {'; '.join(sorted(left_out))} ({needs})", file=sys.stderr)
     return runs, pretrainings
 
 
@@ -177,7 +167,6 @@ def run(name, seeds, given, at_once=None, launcher=None):
     or killed, the same command goes on: whole runs are left alone, a cut one is resumed."""
     flags = Flags(**given)
     check_flags(flags)
-    refuse_unused(flags)
     names = named_corpora(flags.upstream, flags.downstream, flags.init, flags.revision, flags.resume, flags.dry_run)
     given = {flag: value for flag, value in given.items() if flag != "dry_run"} | dict(zip(SIDES, names, strict=True))
     runs, before = experiment_runs(name, seeds, given)
@@ -209,15 +198,11 @@ def planned_tokens(flags):
 
 
 def print_plan(plan, to_do):
-    """What most runs share, then a row for each run, then what is left to do."""
-    first = next((flags for flags in plan.values() if flags.init != "scratch"), next(iter(plan.values())))
-    print(f"start       {first.init.partition('/checkpoints/')[0]}")
-    print(f"text        {first.upstream} to {first.downstream}")
-    update = f"{first.batch_size:,} x {first.context:,} = {first.tokens_per_update:,} tokens"
-    print(f"an update   {update}; the schedule {first.updates:,} updates ({first.tokens / 1e9:,.6g}B tokens)")
-    print(f"{'schedule':<16}{'max LR':>8}{'warm-up':>9}{'updates':>11}{'stop':>11}  run")
+    """A row for each run, then what is left to do."""
+    print(f"{'schedule':<16}{'max LR':>8}{'warm-up':>9}{'updates':>11}{'stop':>11}{'batch':>12}  run")
     for out, flags in plan.items():
         numbers = f"{flags.max_lr:>8.2g}{flags.warmup_updates:>9,}{flags.updates:>11,}{flags.stop:>11,}"
-        print(f"{flags.schedule:<16}{numbers}  {out}{'' if out in to_do else ' (done)'}")
+        batch = f"{flags.batch_size:,}x{flags.context}"
+        print(f"{flags.schedule:<16}{numbers}{batch:>12}  {out}{'' if out in to_do else ' (done)'}")
     total = sum(planned_tokens(plan[out]) for out in to_do)
     print(f"{len(plan)} runs, {len(to_do)} to do: {total / 1e6:,.1f}M tokens")

@@ -6,17 +6,8 @@ python -m paper figure 4 runs/* --out figure-4.pdf
 from statistics import fmean
 
 import schedule
-from engine.figures import (
-    BEFORE,
-    COLOURS,
-    draw_arms,
-    draw_band,
-    in_tokens,
-    level_before,
-    new_figure,
-    over_seeds,
-    save_figure,
-)
+from engine import figures as curves
+from engine.figures import BEFORE, COLOURS, in_tokens, level_before, new_figure, over_seeds
 from engine.log import SIDES
 from paper.arms import CONSTANT, SCRATCH, arms, pick
 
@@ -47,17 +38,16 @@ def draw_figure(runs, number, out):
     if number in OURS:
         if not pick(runs):
             raise ValueError(f"figure {number}: the base arm is not here; see python -m paper run")
-        figure = OURS[number](runs)
-    else:
-        selection, sides, until = FIGURES[number]
-        chosen = [(words, arms(runs, free, **arm)) for words, free, arm in selection]
-        named = [(words + name, group) for words, found in chosen for name, group in found.items()]
-        groups = {name.replace("constant max LR", "constant"): group for name, group in named}
-        if len(groups) < 2:
-            raise ValueError(f"figure {number}: fewer than two of its arms are here; see python -m paper run")
-        until *= max(run["flags"]["tokens"] for group in groups.values() for run in group)
-        figure = draw_arms(groups, "loss", sides, until) if sides else draw_paths(groups, until)
-    save_figure(figure, out)
+        return curves.save_figure(OURS[number](runs), out)
+    (selection, sides, until), groups = FIGURES[number], {}
+    for words, free, arm in selection:
+        for name, group in arms(runs, free, **arm).items():
+            groups[f"{words}{name}".replace("constant max LR", "constant")] = group
+    if len(groups) < 2:
+        raise ValueError(f"figure {number}: fewer than two of its arms are here; see python -m paper run")
+    until *= max(run["flags"]["tokens"] for group in groups.values() for run in group)
+    figure = curves.draw_arms(groups, "loss", sides, until) if sides else draw_paths(groups, until)
+    curves.save_figure(figure, out)
 
 
 def draw_paths(groups, until):
@@ -92,14 +82,6 @@ def final(run, side):
     return run["eval"][-1][f"{side}_perplexity"]
 
 
-def final_range(groups, side):
-    """Final perplexities of arms: means over seeds, and how far from them the least and the most lie (2, arms)."""
-    finals = [[final(run, side) for run in group] for group in groups]
-    means = [fmean(values) for values in finals]
-    ranges = [(abs(mean - min(values)), abs(max(values) - mean)) for mean, values in zip(means, finals, strict=True)]
-    return means, list(zip(*ranges, strict=True))
-
-
 def draw_frontier(runs):
     """The trade-off: every arm's final perplexities, upstream against downstream; on the right, the crowded corner."""
     base = pick(runs)
@@ -113,26 +95,35 @@ def draw_frontier(runs):
     }
     figure, (whole, corner) = new_figure(7.2, 3.8, columns=2)
     for (kind, groups), colour, marker in zip(kinds.items(), COLOURS, "^oDsvP", strict=False):
-        groups = {name.removeprefix(f"{kind} "): group for name, group in groups.items() if group not in ([], base)}
-        if not groups:
-            continue
-        (x, dx), (y, dy) = final_range(groups.values(), "downstream"), final_range(groups.values(), "upstream")
-        for panel in (whole, corner):
-            panel.errorbar(x, y, dy, dx, color=colour, ls="", marker=marker, ms=5, elinewidth=0.6, label=kind)
-        if kind in ("replay", "max LR"):
-            below = -9 if kind == "replay" else 3  # points
-            for name, *place in zip(groups, x, y, strict=True):
-                corner.annotate(name, place, (5, below), textcoords="offset points", fontsize=7)
+        label = kind  # once
+        for name, group in groups.items():
+            if group in ([], base):
+                continue
+            (x, dx), (y, dy) = (middle_and_range(final(run, side) for run in group) for side in SIDES[::-1])
+            for panel in (whole, corner):
+                look = {"color": colour, "marker": marker, "ms": 5, "elinewidth": 0.6, "ls": "", "label": label}
+                panel.errorbar(x, y, dy, dx, **look)
+            label = None
+            if kind in ("replay", "max LR"):
+                offset = (5, -9 if kind == "replay" else 3)  # points
+                corner.annotate(name.removeprefix(f"{kind} "), (x, y), offset, textcoords="offset points", fontsize=7)
         if kind == "max LR":
             corner.axis(corner.axis())  # no further than what has been drawn
     for panel in (whole, corner):
-        panel.plot(*(final_range([base], side)[0] for side in SIDES[::-1]), "k*", ms=9, zorder=4, label="base")
+        panel.plot(*(fmean(final(run, side) for run in base) for side in SIDES[::-1]), "k*", ms=9, label="base")
         panel.axhline(level_before(base, "upstream_perplexity"), **BEFORE, label="upstream before")
     flags = base[0]["flags"]
     figure.supxlabel(f"final downstream perplexity ({flags['downstream']})", fontsize=9)
     figure.supylabel(f"final upstream perplexity ({flags['upstream']})", fontsize=9)
     figure.legend(*whole.get_legend_handles_labels(), loc="outside upper center", ncols=4)
     return figure
+
+
+def middle_and_range(values):
+    """The mean, and how far from it the least and the most lie, as errorbar() takes it."""
+    values = list(values)
+    mean = fmean(values)
+    return mean, [[abs(mean - min(values))], [abs(max(values) - mean)]]
 
 
 def draw_shares(groups, words, *panels):
@@ -142,7 +133,7 @@ def draw_shares(groups, words, *panels):
     for panel, (title, measures) in zip(drawn, panels, strict=True):
         for side, measure in measures.items():
             values = [[measure(run, side) for run in group] for group in groups.values()]
-            draw_band(panel, shares, values, marker="o", ms=4, color=COLOURS[SIDES.index(side)], label=side)
+            curves.draw_band(panel, shares, values, marker="o", ms=4, color=COLOURS[SIDES.index(side)], label=side)
         panel.set_xscale("symlog", linthresh=1)
         panel.set_xticks(shares, [f"{share:g}" for share in shares])
         panel.minorticks_off()

@@ -5,19 +5,18 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from engine.processes import Interruption
 
 ROOT = Path(__file__).parent.parent
 
 
-@dataclass(frozen=True)
-class Job:
+class Job(NamedTuple):
     """A command that makes a run."""
 
-    words: tuple[str, ...]  # after python, or what stands in its place
+    words: tuple  # after python, or what stands in its place
     out: str  # folder of the run
     whole: callable  # whether it got to its end
 
@@ -54,8 +53,8 @@ def side_by_side(jobs, at_once, launcher, bar):
                 future.result()  # raises what went wrong here
             bar.n = sum(tokens_done(job.out) for job in jobs)
             bar.refresh()
-            if faults or interruption.arrived:
-                for process in list(running.values()) if os.name == "posix" else ():  # elsewhere Ctrl-C reaches all
+            if (faults or interruption.arrived) and os.name == "posix":  # elsewhere Ctrl-C reaches all
+                for process in list(running.values()):
                     process.terminate()
     if faults and not interruption.arrived:
         raise RuntimeError(f"{faults[0]}; the same command resumes")

@@ -9,6 +9,7 @@ import itertools
 import math
 import re
 from statistics import fmean
+from typing import NamedTuple
 
 from engine.figures import BEFORE, COLOURS, level_before, new_figure
 from engine.log import SIDES
@@ -23,6 +24,44 @@ MARKERS = dict(zip(KINDS.values(), "o^s", strict=True))
 OLD, NEW = SIDES
 
 
+class Design(NamedTuple):
+    """Runs that differ in nothing but their peaks, which are multiples of the pre-training's, and in their seeds."""
+
+    length: float  # tokens, as a share of the pre-training's
+    batch: int
+    kind: str  # a value of KINDS
+    peaks: dict  # {peak: runs}
+    seeds: int
+    best: float  # the peak that ends best on new text
+    others: list  # those that t-tests paired by seed, with Holm's correction, do not tell from it
+    rates: float  # the sum of the best's learning rates, as a share of the pre-training's
+    root: float  # the square root of: tokens of an update, as a share of those of the pre-training
+
+
+def designs(runs):
+    """The Designs with two peaks and two seeds or more; ValueError for fewer than two lengths."""
+    groups, found = {}, []
+    for run in runs:
+        own, flags = settings(run), run["flags"]
+        kind = KINDS.get((own["schedule"].removesuffix("-clipped"), own["floor"]))
+        usual = all(own[key] == BASE[key] for key in ("scratch", "start", "overlap", "replay", "decay"))
+        if kind and usual and flags["warmup"] in ((0.0,) if kind == "held" else (0.01, 0.1)):
+            design = round(flags["tokens"] / pretraining(run)[1], 3), flags["batch_size"], kind
+            groups.setdefault(design, {}).setdefault(own["peak"], []).append(run)
+    for design in sorted(groups, key=lambda design: (design[0], -design[1], list(MARKERS).index(design[2]))):
+        peaks = dict(sorted(groups[design].items()))
+        losses = {p: {run["flags"]["seed"]: run["eval"][-1][f"{NEW}_loss"] for run in peaks[p]} for p in peaks}
+        seeds = set.intersection(*map(set, losses.values()))
+        if len(seeds) > 1 and len(peaks) > 1:
+            best, *others = sorted(peaks, key=lambda peak: fmean(losses[peak][seed] for seed in seeds))
+            worse = holm([estimate([losses[peak][s] - losses[best][s] for s in seeds]).above(0) for peak in others])
+            alike = sorted(peak for peak, apart in zip(others, worse, strict=True) if not apart)
+            found.append(Design(*design, peaks, len(seeds), best, alike, *sizes(peaks[best][0])))
+    if len({design.length for design in found}) < 2:
+        raise ValueError("fewer than two lengths with two seeds are here; see python -m paper run length")
+    return found
+
+
 def pretraining(run):
     """(updates, tokens) of the pre-training that a run continues."""
     flags = run["flags"]
@@ -32,104 +71,63 @@ def pretraining(run):
     return before.updates, before.tokens
 
 
-def designs(runs):
-    """{(share of the pre-training's tokens, batch, schedule): {peak: runs}} of the runs that differ in these alone.
-
-    ValueError for fewer than two lengths."""
-    found = {}
-    for run in runs:
-        own, flags = settings(run), run["flags"]
-        kind = KINDS.get((own["schedule"].removesuffix("-clipped"), own["floor"]))
-        usual = all(own[key] == BASE[key] for key in ("scratch", "start", "overlap", "replay", "decay"))
-        if kind and usual and flags["warmup"] in ((0.0,) if kind == "held" else (0.01, 0.1)):
-            design = round(flags["tokens"] / pretraining(run)[1], 3), flags["batch_size"], kind
-            found.setdefault(design, {}).setdefault(own["peak"], []).append(run)
-    if len({length for length, _, _ in found}) < 2:
-        raise ValueError("fewer than two lengths are here; see python -m paper run length")
-    order = sorted(found, key=lambda design: (design[0], -design[1], list(MARKERS).index(design[2])))
-    return {design: dict(sorted(found[design].items())) for design in order}
-
-
-def best_peaks(peaks):
-    """(how many seeds all peaks have, the peak that ends best on new text, the others that t-tests paired by seed, with
-    Holm's correction, do not tell from it); None where that cannot be said."""
-    losses = {p: {run["flags"]["seed"]: run["eval"][-1][f"{NEW}_loss"] for run in peaks[p]} for p in peaks}
-    seeds = set.intersection(*map(set, losses.values()))
-    if len(seeds) < 2 or len(peaks) < 2:
-        return None
-    best, *others = sorted(peaks, key=lambda peak: fmean(losses[peak][seed] for seed in seeds))
-    worse = holm([estimate([losses[peak][s] - losses[best][s] for s in seeds]).above(0) for peak in others])
-    return len(seeds), best, sorted(peak for peak, told in zip(others, worse, strict=True) if not told)
-
-
-def ends(group):
-    """Mean final losses of an arm, on new and on old text."""
-    return [fmean(run["eval"][-1][f"{side}_loss"] for run in group) for side in (NEW, OLD)]
-
-
-def rate_share(run):
-    """The sum of a run's learning rates, as a share of the pre-training's."""
-    flags, before, peak = run["flags"], pretraining(run)[0], run["pretraining_peak"]
-    updates = max(1, flags["tokens"] // (flags["batch_size"] * flags["context"]))
-    rates = [flags[name] for name in ("max_lr", "min_lr", "warmup", "schedule")]
+def sizes(run):
+    """`rates` and `root` of a Design, of one of its runs."""
+    flags, peak, (before, tokens) = run["flags"], run["pretraining_peak"], pretraining(run)
+    batch = flags["batch_size"] * flags["context"]
+    updates, rates = (
+        max(1, flags["tokens"] // batch),
+        [flags[name] for name in ("max_lr", "min_lr", "warmup", "schedule")],
+    )
     own = sum(learning_rate(update, updates, *rates) for update in range(1, updates + 1))
-    return own / sum(learning_rate(update, before, peak, 0.1 * peak) for update in range(1, before + 1))
+    whole = sum(learning_rate(update, before, peak, 0.1 * peak) for update in range(1, before + 1))
+    return own / whole, math.sqrt(round(batch * before / tokens, 2))
 
 
-def batch_root(run):
-    """The square root of the tokens of an update, as a share of those of the pre-training."""
-    updates, tokens = pretraining(run)
-    return math.sqrt(round(run["flags"]["batch_size"] * run["flags"]["context"] * updates / tokens, 2))
+def ends(runs):
+    """Mean final losses on new and on old text."""
+    return [fmean(run["eval"][-1][f"{side}_loss"] for run in runs) for side in (NEW, OLD)]
 
 
 def print_lengths(runs, markdown):
     """A row for each design: the best peak, those that cannot be told from it, and where it ends on both texts."""
-    rows, cosines = [], []  # cosines: (peak, share of tokens, sum of rates)
-    for (length, batch, kind), peaks in designs(runs).items():
-        if not (found := best_peaks(peaks)):
-            continue
-        seeds, best, others = found
-        run, rates = peaks[best][0], rate_share(peaks[best][0])
-        edge = ", the highest tried" if best == max(peaks) else ", the lowest tried" if best == min(peaks) else ""
+    rows, found = [], designs(runs)
+    for length, batch, kind, peaks, seeds, best, others, rates, root in found:
+        edge = {max(peaks): ", the highest tried", min(peaks): ", the lowest tried"}.get(best, "")
         alike = ", ".join(f"{peak:g}" for peak in others) or "none"
-        row = [f"{100 * length:.3g} %", str(batch), kind, str(seeds), f"{best:g}{edge}", alike]
-        row += [f"{best / batch_root(run):.2g}", f"{100 * rates:.3g} %", *(f"{loss:.3f}" for loss in ends(peaks[best]))]
-        rows.append(row)
-        cosines += [(best, length, rates)] if kind == "cosine" else []
+        row = [f"{100 * length:.3g} %", str(batch), kind, str(seeds), f"{best:g}{edge}", alike, f"{best / root:.2g}"]
+        rows.append([*row, f"{100 * rates:.3g} %", *(f"{loss:.3f}" for loss in ends(peaks[best]))])
     heads = ["length", "batch", "schedule", "seeds", "best peak", "not told from it", "best / √batch", "sum of rates"]
     print_table([*heads, "new text", "old text"], rows, markdown)
-    pairs = [pair for pair in itertools.combinations(cosines, 2) if pair[0][0] != pair[1][0]]
-    alike = [sum((a[0] - b[0]) * (a[by] - b[by]) > 0 for a, b in pairs) for by in (1, 2)]
-    print(f"Best peaks differ in {len(pairs)} pairs of cosines; tokens order {alike[0]} of them alike, ", end="")
-    print(f"the sum of rates {alike[1]}.")
+    pairs = itertools.combinations([design for design in found if design.kind == "cosine"], 2)
+    pairs = [(a, b) for a, b in pairs if a.best != b.best]
+    tokens, rates = (sum((a.best - b.best) * (a[by] - b[by]) > 0 for a, b in pairs) for by in (0, 7))
+    print(f"Best peaks differ in {len(pairs)} pairs of cosines; tokens order {tokens} of them alike, ", end="")
+    print(f"the sum of rates {rates}.")
 
 
 def draw_lengths(runs):
     """Best peaks against the share of tokens and the sum of rates; final losses of the cosines, new against old."""
     found = designs(runs)
-    batches = sorted({batch for _, batch, _ in found})
+    colours = dict(zip(sorted({design.batch for design in found}), COLOURS, strict=False))
     figure, (by_tokens, by_rates, front) = new_figure(7.5, 3.4, columns=3)
-    for (length, batch, kind), peaks in found.items():
-        if not (leaders := best_peaks(peaks)):
-            continue
-        _, best, others = leaders
-        look = {"color": COLOURS[batches.index(batch)], "ls": "", "marker": MARKERS[kind], "ms": 5}
-        root, beside = batch_root(peaks[best][0]), {"linear to zero": 1.15, "held": 1 / 1.15}.get(kind, 1)
-        for panel, place in ((by_tokens, length), (by_rates, rate_share(peaks[best][0]))):
-            place *= 100 * beside  # beside each other, not upon
-            panel.plot(place, best, **look)
-            panel.plot([place, place], [min([best, *others]), max([best, *others])], "-", color=look["color"], lw=0.8)
-            if kind == "cosine" and root != 1:
-                panel.plot(place, best / root, mfc="w", **look)
-    ticks = sorted({peak for peaks in found.values() for peak in peaks})
-    for panel, words in ((by_tokens, "tokens"), (by_rates, "sum of learning rates")):
+    for panel, words, measure in ((by_tokens, "tokens", "length"), (by_rates, "sum of learning rates", "rates")):
+        for design in found:
+            look = {"color": colours[design.batch], "ls": "", "marker": MARKERS[design.kind], "ms": 5}
+            beside = {"linear to zero": 1.15, "held": 1 / 1.15}.get(design.kind, 1)  # not upon each other
+            place, alike = 100 * beside * getattr(design, measure), [design.best, *design.others]
+            panel.plot(place, design.best, **look)
+            panel.plot([place, place], [min(alike), max(alike)], "-", color=look["color"], lw=0.8)
+            if design.kind == "cosine" and design.root != 1:
+                panel.plot(place, design.best / design.root, mfc="w", **look)
+        ticks = sorted({peak for design in found for peak in design.peaks})
         panel.set(xscale="log", yscale="log", xlabel=f"{words} (% of pre-training)", ylabel="best peak")
         panel.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
         panel.xaxis.set_major_formatter("{x:g}")
         panel.minorticks_off()
-    draw_front(front, {design: peaks for design, peaks in found.items() if design[2] == "cosine"}, batches)
-    for index, batch in enumerate(batches):
-        by_tokens.plot([], [], "o", color=COLOURS[index], ls="", label=f"batch {batch}")
+    draw_front(front, [design for design in found if design.kind == "cosine"])
+    for batch, colour in colours.items():
+        by_tokens.plot([], [], "o", color=colour, ls="", label=f"batch {batch}")
     for kind, marker in MARKERS.items():
         by_tokens.plot([], [], marker, color="0.4", ls="", label=kind)
     by_tokens.plot([], [], "o", color="0.4", mfc="w", ls="", label="best / √batch")
@@ -137,17 +135,16 @@ def draw_lengths(runs):
     return figure
 
 
-def draw_front(panel, cosines, batches):
+def draw_front(panel, cosines):
     """Final losses, new text against old, along the peaks of each length and batch; filled: the best on new text."""
-    lengths = sorted({length for length, _, _ in cosines})
-    for (length, batch, _), peaks in cosines.items():
-        look, usual = {"color": COLOURS[lengths.index(length)], "marker": "o"}, batch == batches[-1]
-        label = f"{100 * length:.3g} %" if usual else None
-        line = zip(*map(ends, peaks.values()), strict=True)
+    colours = dict(zip(dict.fromkeys(design.length for design in cosines), COLOURS, strict=False))
+    for design in cosines:
+        look, usual = {"color": colours[design.length], "marker": "o"}, design.root == 1
+        label = f"{100 * design.length:.3g} %" if usual else None
+        line = zip(*map(ends, design.peaks.values()), strict=True)
         panel.plot(*line, mfc="w", ms=3, lw=1, ls="-" if usual else ":", label=label, **look)
-        if leaders := best_peaks(peaks):
-            panel.plot(*ends(peaks[leaders[1]]), ms=5, **look)
-    every = [run for peaks in cosines.values() for group in peaks.values() for run in group]
+        panel.plot(*ends(design.peaks[design.best]), ms=5, **look)
+    every = [run for design in cosines for group in design.peaks.values() for run in group]
     panel.axhline(level_before(every, f"{OLD}_loss"), **BEFORE, label="before")
     panel.set(xlabel="new text, final loss (nats)", ylabel="old text, final loss (nats)")
     panel.legend(fontsize=7)

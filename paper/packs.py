@@ -12,9 +12,8 @@ from pathlib import Path
 from engine.files import write_whole
 from engine.folder import read_runs
 from model import SIZES
+from paper.arms import nearest
 from paper.experiments import SMALLEST, Flags, run_name, size_of
-
-NOT_CONFIG = ("folder", "train", "eval", "windows", "interpolation")
 
 
 def pack(folders, out, keep_names=False):
@@ -29,16 +28,10 @@ def pack(folders, out, keep_names=False):
         name = run["folder"].name if keep_names else name_of_run(run)
         if name in packed:
             raise ValueError(f"{run['folder']}: a second run named {name}; leave one out, or use --keep-names")
-        config = {
-            key: value
-            for key, value in run.items()
-            if key not in ("folder", "train", "eval", "windows", "interpolation")
-        }
-        train = {}  # by step
-        for evaluation in run["eval"] if run["train"] else ():
-            update = min(run["train"], key=lambda record: abs(record["step"] - evaluation["step"]))
-            train[update["step"]] = update
-        records = {"train": [*map(in_json, train.values())], "eval": [*map(in_json, run["eval"])]}
+        steps = [record["step"] for record in run["eval"]] if run["train"] else []
+        updates = {update["step"]: update for update in (nearest(run, step, "train", "step") for step in steps)}
+        records = {"train": [*map(in_json, updates.values())], "eval": [*map(in_json, run["eval"])]}
+        config = {key: value for key, value in run.items() if key not in ("folder", "train", "eval")}
         packed[name] = {"name": name, "config": config, "records": records}
     lines = "".join(json.dumps(run, separators=(",", ":")) + "\n" for run in packed.values()).encode()
     write_whole(out, gzip.compress(lines, mtime=0) if out.endswith(".gz") else lines)
@@ -52,15 +45,13 @@ def in_json(record):
 
 def name_of_run(run):
     """The name that a run has where none is given, made of what its flags change."""
-    flags = {name: value for name, value in run["flags"].items() if name in Flags.__dataclass_fields__}
-    known = Flags(**flags)
-    usual = {"max_lr": run["pretraining_peak"], "context": SIZES[size_of(known)][5], "model": SMALLEST}
-    usual |= {"upstream_tokens": Flags.tokens, "eval_every": max(1, known.stop // 10), "precision": known.precision}
-    changed = {name: value for name, value in flags.items() if value != usual.get(name)}
-    if math.isclose(known.min_lr, 0.1 * known.max_lr) or known.schedule == "constant":
-        changed.pop("min_lr", None)
-    if re.fullmatch(r"runs/upstream-[^/]*", known.init):
-        del changed["init"]
-    elif known.init != "scratch":
-        changed.pop("model", None)  # it is that of --init
-    return Path(run_name(Flags(**changed))).name
+    flags = Flags(**{name: value for name, value in run["flags"].items() if name in Flags.__dataclass_fields__})
+    usual = {"max_lr": run["pretraining_peak"], "context": SIZES[size_of(flags)][5], "model": SMALLEST}
+    usual |= {"upstream_tokens": Flags.tokens, "eval_every": max(1, flags.stop // 10), "precision": flags.precision}
+    if math.isclose(flags.min_lr, 0.1 * flags.max_lr) or flags.schedule == "constant":
+        usual["min_lr"] = flags.min_lr
+    if re.fullmatch(r"runs/upstream-[^/]*", flags.init):
+        usual["init"] = flags.init
+    elif flags.init != "scratch":
+        usual["model"] = flags.model  # it is that of --init
+    return Path(run_name(Flags(**{name: v for name, v in vars(flags).items() if v != usual.get(name)}))).name

@@ -2,21 +2,21 @@
 
 import functools
 import math
-from dataclasses import dataclass
 from statistics import fmean, stdev
+from typing import NamedTuple
 
 LEVEL = 0.025  # of each one-sided test: one tail of a 95 % interval
 
 
 def student_tail(t, freedom):
-    """P(T > t) of Student's t.
-
-    With t = sqrt(freedom) tan(angle) the density is cos(angle)^(freedom - 1), integrated by Simpson's rule."""
-    end, steps = math.atan(t / math.sqrt(freedom)), 1000
-    scale = math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)) / math.sqrt(math.pi)
-    values = [math.cos(end * i / steps) ** (freedom - 1) for i in range(steps + 1)]
-    simpson = values[0] + values[-1] + 4 * sum(values[1:-1:2]) + 2 * sum(values[2:-1:2])
-    return min(max(0.5 - scale * simpson * end / steps / 3, 0.0), 1.0)
+    """P(T > t) of Student's t with whole degrees of freedom (Abramowitz and Stegun, 26.7.3 and 26.7.4)."""
+    angle, odd = math.atan(t / math.sqrt(freedom)), freedom % 2
+    term, total = math.cos(angle) if odd else 1.0, 0.0
+    for k in range(1, (freedom - odd) // 2 + 1):
+        total += term
+        term *= math.cos(angle) ** 2 * (2 * k / (2 * k + 1) if odd else (2 * k - 1) / (2 * k))
+    within = math.sin(angle) * total  # P(-t < T < t)
+    return 0.5 - ((angle + within) / math.pi if odd else within / 2)
 
 
 @functools.cache
@@ -31,22 +31,19 @@ def student_quantile(tail, freedom):
     return high
 
 
-@dataclass(frozen=True)
-class Estimate:
+class Estimate(NamedTuple):
     """A mean difference in nats over seeds, on one validation text. From a single seed there is no error, and no test.
 
     Seeds differ in the order of the data, the random start and, where each has its own, the pre-training."""
 
     mean: float
     seeds: int
-    error: float | None  # standard error of the mean; None from a single seed
+    error: float | None  # standard error of the mean
 
     @property
     def interval(self):
         """The 95 % interval; without an error all numbers."""
-        if self.error is None:
-            return -math.inf, math.inf
-        half = student_quantile(LEVEL, self.seeds - 1) * self.error
+        half = student_quantile(LEVEL, self.seeds - 1) * self.error if self.error is not None else math.inf
         return self.mean - half, self.mean + half
 
     def above(self, value):
@@ -60,8 +57,7 @@ class Estimate:
         return Estimate(-self.mean, self.seeds, self.error).above(-value)
 
     def __str__(self):
-        interval = " [{:+.3f}, {:+.3f}]".format(*self.interval) if self.error is not None else ""
-        return f"{self.mean:+.3f}{interval}"
+        return f"{self.mean:+.3f}" + (" [{:+.3f}, {:+.3f}]".format(*self.interval) if self.error is not None else "")
 
 
 def estimate(differences):
