@@ -31,12 +31,11 @@ TEXTS = {OLD: "old text", NEW: "new text"}
 # When a loss is read. EARLY is where the paper stopped most runs, or where these stopped if that was before.
 BEFORE, WARM, SPIKE, EARLY, END = "before", "after the warm-up", "highest in the first 2 %", "at 17 %", "at the end"
 SPIKE_SHARE = 0.0205  # of the schedule
-# What a claim expects of a measure: the lowest and the highest that it admits.
-SAME = 0.01  # nats
-ABOVE, BELOW, WITHIN = (0.0, math.inf), (-math.inf, 0.0), (-SAME, SAME)
-NOT_BELOW, NOT_ABOVE = (-SAME, math.inf), (-math.inf, SAME)
-RANGES = {ABOVE: "above 0", BELOW: "below 0", WITHIN: f"within {SAME}"}
-RANGES |= {NOT_BELOW: f"not below -{SAME}", NOT_ABOVE: f"not above +{SAME}"}
+# What a claim expects of a measure: the lowest and the highest that it admits, in nats.
+ABOVE, BELOW, WITHIN = "above 0", "below 0", "within 0.01"
+NOT_BELOW, NOT_ABOVE = "not below -0.01", "not above +0.01"
+RANGES = {ABOVE: (0.0, math.inf), BELOW: (-math.inf, 0.0), WITHIN: (-0.01, 0.01)}
+RANGES |= {NOT_BELOW: (-0.01, math.inf), NOT_ABOVE: (-math.inf, 0.01)}
 
 
 class Measure(NamedTuple):
@@ -45,7 +44,7 @@ class Measure(NamedTuple):
     words: str
     side: str
     terms: tuple  # of (weight, arm, when it is read)
-    expected: tuple  # a key of RANGES
+    expected: str  # a key of RANGES
 
 
 def gap(side, arm, other, expected, when=END):
@@ -133,7 +132,7 @@ def chances(found, expected):
     """(p-value of the test that an Estimate lies in a range, that it lies outside); both 1 without an Estimate."""
     if found is None:
         return 1.0, 1.0
-    low, high = expected
+    low, high = RANGES[expected]
     sides = math.isfinite(low) + math.isfinite(high)  # tests of which the better one counts
     outside = min(1.0, sides * min(found.below(low), found.above(high)))
     return max(found.above(low), found.below(high)), outside
@@ -195,7 +194,7 @@ def print_claims(runs, markdown):
         for measure in measures:
             for name, verdict in here.items():
                 if measure in verdict.found:
-                    found, settled = verdict.found[measure], f"{RANGES[measure.expected]}: {verdict.settled[measure]}"
+                    found, settled = verdict.found[measure], f"{measure.expected}: {verdict.settled[measure]}"
                     seeds = str(found.seeds if found else 0)
                     table.append([measure.words, *[name] * several, str(found or "-"), seeds, settled])
     study = ["study"] * several

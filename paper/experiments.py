@@ -1,9 +1,10 @@
 """The paper's experiments, and what it leaves open: each a table of arms, each arm a run that anyone can start by hand.
 
-    python -m paper run max-lr --seeds 3            for a small model, pre-trained here
     python -m paper run all --dry-run --init EleutherAI/pythia-410m-deduped --upstream pile --downstream slimpajama
 
 Sections 4.1 to 4.5 of "How to (re)warm your model?" (arXiv 2308.04014), and its follow-up (arXiv 2403.08763).
+The study itself: run claims --seeds 8, run all --seeds 3, run far --seeds 5 --downstream headers, run length --seeds 5,
+run sweep --seeds 2 --downstream stdlib --seed 1000000.
 """
 
 import os

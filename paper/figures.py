@@ -95,35 +95,26 @@ def draw_frontier(runs):
     }
     figure, (whole, corner) = new_figure(7.2, 3.8, columns=2)
     for (kind, groups), colour, marker in zip(kinds.items(), COLOURS, "^oDsvP", strict=False):
-        label = kind  # once
         for name, group in groups.items():
-            if group in ([], base):
-                continue
-            (x, dx), (y, dy) = (middle_and_range(final(run, side) for run in group) for side in SIDES[::-1])
-            for panel in (whole, corner):
-                look = {"color": colour, "marker": marker, "ms": 5, "elinewidth": 0.6, "ls": "", "label": label}
-                panel.errorbar(x, y, dy, dx, **look)
-            label = None
-            if kind in ("replay", "max LR"):
-                offset = (5, -9 if kind == "replay" else 3)  # points
-                corner.annotate(name.removeprefix(f"{kind} "), (x, y), offset, textcoords="offset points", fontsize=7)
+            points = [[final(run, side) for run in group] for side in SIDES[::-1]]
+            for panel in (whole, corner) if group not in ([], base) else ():
+                panel.plot(*points, marker, color=colour, ms=2, alpha=0.4, ls="")  # each seed, then their mean
+                panel.plot(*map(fmean, points), marker, color=colour, ms=6, ls="", label=kind)
+            if group not in ([], base) and kind in ("replay", "max LR"):
+                look = {"textcoords": "offset points", "fontsize": 7}
+                offset = (5, -9 if kind == "replay" else 3)
+                corner.annotate(name.removeprefix(f"{kind} "), [*map(fmean, points)], offset, **look)
         if kind == "max LR":
             corner.axis(corner.axis())  # no further than what has been drawn
     for panel in (whole, corner):
-        panel.plot(*(fmean(final(run, side) for run in base) for side in SIDES[::-1]), "k*", ms=9, label="base")
+        panel.plot(*(fmean(final(run, side) for run in base) for side in SIDES[::-1]), "k*", ms=10, label="base")
         panel.axhline(level_before(base, "upstream_perplexity"), **BEFORE, label="upstream before")
     flags = base[0]["flags"]
     figure.supxlabel(f"final downstream perplexity ({flags['downstream']})", fontsize=9)
     figure.supylabel(f"final upstream perplexity ({flags['upstream']})", fontsize=9)
-    figure.legend(*whole.get_legend_handles_labels(), loc="outside upper center", ncols=4)
+    handles = dict(zip(*whole.get_legend_handles_labels()[::-1], strict=True))  # each name once
+    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=4)
     return figure
-
-
-def middle_and_range(values):
-    """The mean, and how far from it the least and the most lie, as errorbar() takes it."""
-    values = list(values)
-    mean = fmean(values)
-    return mean, [[abs(mean - min(values))], [abs(max(values) - mean)]]
 
 
 def draw_shares(groups, words, *panels):

@@ -10,7 +10,7 @@ from matplotlib.transforms import blended_transform_factory
 
 from engine.figures import COLOURS, new_figure
 from paper.arms import studies
-from paper.claims import CLAIMS, NOT_RUN, SINGLE, verdicts
+from paper.claims import CLAIMS, NOT_RUN, RANGES, SINGLE, verdicts
 
 LINEAR, LIMIT = 0.01, 1.0  # nats: the axis is linear within the one, logarithmic beyond, and ends at the other
 TICKS = (-1, -0.1, -0.01, 0, 0.01, 0.1, 1)
@@ -70,7 +70,7 @@ def draw_heading(panel, place, claim, here):
 
 def draw_measure(panel, place, measure, here):
     """The range that a claim expects; each study's mean and interval, a single run as an open marker without one."""
-    low, high = (min(max(end, -LIMIT), LIMIT) for end in measure.expected)
+    low, high = (min(max(end, -LIMIT), LIMIT) for end in RANGES[measure.expected])
     panel.barh(place, high - low, 1, low, color=CLAIMED, zorder=0)
     for index, found in enumerate(here):
         if found:
