@@ -5,9 +5,6 @@ python -m paper figure claims runs/* --out claims.pdf
 
 import math
 
-from matplotlib.offsetbox import AnnotationBbox, HPacker, TextArea
-from matplotlib.transforms import blended_transform_factory
-
 from engine.figures import COLOURS, new_figure
 from paper.arms import studies
 from paper.claims import CLAIMS, NOT_RUN, RANGES, SINGLE, verdicts
@@ -56,6 +53,9 @@ def draw_claims(runs):
 
 def draw_heading(panel, place, claim, here):
     """A claim above its measures, and its verdict in the colour of each study."""
+    from matplotlib.offsetbox import AnnotationBbox, HPacker, TextArea  # late: no other command waits for it
+    from matplotlib.transforms import blended_transform_factory
+
     panel.axhspan(place - 0.5, place + 0.5, color="w", zorder=2.5)
     across = blended_transform_factory(panel.figure.transFigure, panel.transData)
     heading = panel.text(0.005, place, claim, transform=across, va="center", weight="bold", size=7.5)

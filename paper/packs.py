@@ -46,7 +46,8 @@ def in_json(record):
 def name_of_run(run):
     """The name that a run has where none is given, made of what its flags change."""
     flags = Flags(**{name: value for name, value in run["flags"].items() if name in Flags.__dataclass_fields__})
-    usual = {"max_lr": run["pretraining_peak"], "context": SIZES[size_of(flags)][5], "model": SMALLEST}
+    context = SIZES[size_of(flags)][5] if size_of(flags) else flags.context
+    usual = {"max_lr": run["pretraining_peak"], "context": context, "model": SMALLEST}
     usual |= {"upstream_tokens": Flags.tokens, "eval_every": max(1, flags.stop // 10), "precision": flags.precision}
     if math.isclose(flags.min_lr, 0.1 * flags.max_lr) or flags.schedule == "constant":
         usual["min_lr"] = flags.min_lr

@@ -637,6 +637,8 @@ def test_runs_in_a_pack_are_named_by_their_flags(house):
     given = {"model": "tiny", "tokens": TOKENS}
     assert run_name(Flags(**given, max_lr=0.5 * PEAK, seed=1)) == f"runs/{names[3]}"
     assert f"runs/{names[0]}" == run_name(Flags(**given)) and len(set(names)) == len(names)
+    mine = made_up("mine", init="a/folder", model=None, upstream_tokens=None, tokens=2_000_000, eval_every=97)
+    assert name_of_run(mine) == "stdlib-to-torch-init-a-folder"
     twice = write([made_up("one"), made_up("two")])
     refused(call("paper", "pack", *twice, "--out", "p.jsonl"), "two", "--keep-names")
     assert call("paper", "pack", *twice, "--out", "p.jsonl", "--keep-names").returncode == 0
