@@ -1,7 +1,6 @@
 """Token files in, batches out: prepared corpora, the order of the data, mixtures, validation windows.
 
     python data.py stdlib                                   the standard library's Python source, as bytes
-    python data.py headers                                  torch's C++ headers, likewise
     python data.py mine a.jsonl.zst b.txt.gz notes/ --tokenizer neox --val-tokens 5e6
     python data.py mine a.jsonl.zst --tokenizer bytes       one's own text without any download
     python data.py pile --train-tokens 1e9                  from the hub, as Pythia saw it
@@ -9,24 +8,27 @@
 
 A prepared corpus is a folder data/NAME with train.bin and val.bin (token ids, uint16 little-endian, every document
 ended by <|endoftext|>, as the paper packs them), meta.json and the tokenizer.json that made the ids; corpora/ makes
-them from text.
+them from text. But the Pile's train.bin holds Pythia's rows, which are cut from packed documents: 2,048 tokens of each,
+so at context 2048 the last target of a window, one in 2,048, is the first token of an unrelated row.
 
 Section 3 of "How to (re)warm your model?" (arXiv 2308.04014): datasets, packing, sampling weights.
 """
 
+import json
 import math
 import os
 import signal
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from corpora.hub import DOMAINS, HUB, MIXTURES
-from corpora.prepare import EMBEDDED, EMBEDDED_VAL_SHARE, META, RECIPE, ROOT, SPLITS, VAL_SHARE, corpus_folder, prepare
+from corpora.prepare import COUNTS, EMBEDDED, RECIPE, ROOT, SPLITS, corpus_folder, prepare, prepare_once
 from corpora.tokenizer import Tokenizer, load_tokenizer
 from engine.faults import one_line, run_command
-from engine.files import check_fields, read_json, sample_hash
+from engine.files import sample_hash, value_of
 from engine.flags import OneLineParser, whole_number
 
 if TYPE_CHECKING:
@@ -36,37 +38,40 @@ if TYPE_CHECKING:
 
 
 class Corpus:
-    """A prepared corpus: memory-mapped train and val token ids, checked when opened.
+    """A prepared corpus: memory-mapped train and val token ids, checked when opened. Prepares an embedded one.
 
     Raises ValueError that names the file, the fault and the way out."""
 
     def __init__(self, name: str):
         self.name, self.folder = name, corpus_folder(name)
-        if not self.folder.is_dir() and name in EMBEDDED:
-            prepare(name)
-        elif not self.folder.is_dir():
+        if name in EMBEDDED:
+            prepare_once(name)
+        if not self.folder.is_dir():
             here = ", ".join(dict.fromkeys([*EMBEDDED, *sorted(p.parent.name for p in ROOT.glob("[!.]*/meta.json"))]))
-            way_out = next((f"{hub} --train-tokens 1e9" for hub in HUB if name.startswith(hub)), f"{name} FILES...")
-            way_out += " --by-domain" if name.startswith("slimpajama-") else ""
-            raise ValueError(f"no corpus {name} (here: {here}); prepare it with `python data.py {way_out}`")
+            words = f"NAME {name}" if Path(name).exists() else f"{name} FILES..."
+            words = next((f"{hub} --train-tokens 1e9" for hub in HUB if name.startswith(hub)), words)
+            words += " --by-domain" if name.startswith("slimpajama-") else ""
+            raise ValueError(f"no corpus {name} (here: {here}); prepare it with `python data.py {words}`")
         try:
-            self.meta = read_json(self.folder / "meta.json")
-            check_fields(self.meta, META, "meta.json")
-            self.vocab_size, self.tokenizer_sha256 = self.meta["vocab_size"], self.meta["tokenizer_sha256"]
+            self.meta = json.loads((self.folder / "meta.json").read_text(encoding="utf-8"))
+            self.vocab_size = value_of(self.meta, "vocab_size", high=2**16)
+            self.tokenizer_sha256 = value_of(self.meta, "tokenizer_sha256", str)
             self.splits = {split: self.mapped(split) for split in SPLITS}
-            if name in EMBEDDED and RECIPE not in self.meta.get("sources", ()):
+            if name in EMBEDDED and RECIPE not in self.meta["sources"]:
                 raise ValueError("prepared by an earlier version, in another way")
-        except (ValueError, OSError) as fault:
+        except (ValueError, OSError, KeyError, TypeError, AttributeError, RecursionError) as fault:
             raise self.damaged(one_line(fault)) from None
 
     def mapped(self, split: str) -> np.ndarray:
         """The token ids of a split, (tokens,) uint16, read only where they are used."""
-        file, says = self.folder / f"{split}.bin", self.meta[split]
-        if file.stat().st_size != 2 * says["tokens"]:
-            raise ValueError(f"{split}.bin has {file.stat().st_size} bytes, not 2 x {says['tokens']} tokens")
-        if says["largest_id"] >= self.vocab_size or sample_hash(file) != says["sample_sha256"]:
+        file, meta = self.folder / f"{split}.bin", self.meta[split]
+        tokens, _, _, largest_id = (value_of(meta, name, high=2**48) for name in COUNTS)
+        if file.stat().st_size != 2 * tokens:
+            raise ValueError(f"{split}.bin has {file.stat().st_size} bytes, not 2 x {tokens} tokens")
+        if largest_id >= self.vocab_size or sample_hash(file) != value_of(meta, "sample_sha256", str):
             raise ValueError(f"{split}.bin is not the file that was written")
-        return np.memmap(file, "<u2", "r") if says["tokens"] else np.empty(0, "<u2")
+        value_of(meta, "sha256", str)
+        return np.memmap(file, "<u2", "r") if tokens else np.empty(0, "<u2")
 
     def damaged(self, fault):
         return ValueError(f"{self.folder}: damaged corpus ({fault}); remove the folder and prepare it again")
@@ -157,20 +162,26 @@ class Mixture:
     """
 
     def __init__(self, shares: dict[Corpus, float], context: int, seed: int):
-        """shares: {Corpus: positive weight}, of any sum. ValueError for corpora of different vocabularies."""
+        """shares: {Corpus: positive weight}, of any sum. ValueError for a share below 2^-32 of the sum, and for corpora
+        of different vocabularies."""
         self.corpora, self.context, self.seed = list(shares), context, seed
         refuse_different_tokenizers(self.corpora)
         self.sizes = [corpus.windows("train", context) for corpus in self.corpora]
         weights = list(shares.values())
-        # The share of each in what the corpora before it leave, in units of 2^-32; the last takes all that is left.
+        if never := [corpus.name for corpus, weight in shares.items() if weight / sum(weights) < 2**-32]:
+            raise ValueError(f"the share of {never[0]} is below 2^-32, too small for it ever to come; leave it out")
+        # Each corpus takes its share of the positions that those before it leave. Of the weights 2, 1, 1 these are 1/2,
+        # then 1/2 of the rest, then all of that rest. They are whole numbers of 2^-32: 2^31, 2^31, 2^32. So the
+        # arithmetic below is exact at any position, which it is not with floats.
         self.thresholds = [round(2**32 * weight / sum(weights[i:])) for i, weight in enumerate(weights)]
 
     def locate(self, position: int) -> tuple[int, int]:
         """(number of the corpus, window of its train split) at a position of the stream."""
         for number, threshold in enumerate(self.thresholds):
-            # Of the first `position` places that earlier corpora leave, this one has taken `before`: they are evenly
-            # spread, and nothing has to be listed. Keys are hashes of hashes: a sum or an exclusive or of seed, number
-            # and epoch could be the same for two of them, which would then share an order.
+            # The corpus takes those positions at which position * share passes a whole number: evenly spread, nothing
+            # has to be listed, and it took `before` of those before this one. `offset` shifts where that happens.
+            # Keys are hashes of hashes: sums of seed, number and epoch could be the same for two of them, which would
+            # then share an order.
             key = hash64(hash64(self.seed) + number)
             offset = hash64(key - 1) & (2**32 - 1) if threshold < 2**32 else 0
             before = (position * threshold + offset) >> 32
@@ -240,14 +251,16 @@ def main(argv=None):
     add = parser.add_argument
     embedded, hub = ", ".join(EMBEDDED), " and ".join(HUB)
     add("name", metavar="NAME", help=f"corpus, written as data/NAME; {embedded} are embedded, {hub} on the hub")
-    add("files", metavar="FILES", nargs="*", help=".jsonl, .txt, .md, .rst, .tex, .py, also .gz or .zst, and folders")
+    add(
+        "files", metavar="FILES", nargs="*", help=".jsonl .ndjson .txt .md .rst .tex .py, also .gz or .zst, and folders"
+    )
     add("--train-tokens", type=whole_number, metavar="N", help="stop train.bin after the document that reaches N")
     add("--val-tokens", type=whole_number, metavar="N", help="likewise for val.bin")
-    add("--val-share", type=float, help=f"of documents for validation ({VAL_SHARE}; embedded: {EMBEDDED_VAL_SHARE})")
+    add("--val-share", type=float, help="of documents for validation (0.05; embedded corpora: 0.15)")
     add("--tokenizer", metavar="T", help="neox, bytes, a tokenizer.json or its folder (neox; of embedded ones: bytes)")
     add("--by-domain", action="store_true", help="one corpus NAME-DOMAIN for each domain that the rows name")
     add("--processes", type=int, default=os.cpu_count(), help="how many cores tokenize (all)")
-    add("--skip-bad-lines", action="store_true", help="count damaged lines instead of stopping at the first")
+    add("--skip-bad-lines", action="store_true", help="count bad lines and texts instead of stopping at the first")
     flags = parser.parse_args(argv)
     if flags.val_share is not None and not 0 < flags.val_share < 1:
         parser.error(f"--val-share {flags.val_share} is not between 0 and 1")

@@ -3,12 +3,11 @@
 import sys
 import time
 from fnmatch import fnmatch
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
-from corpora.readers import hash_share, read_documents
+from corpora.readers import WAY_OUT, hash_share, read_documents
 from engine.faults import hub_or_network, one_line
 
 # A pattern of file names, then datasets: if one does not answer, the next.
@@ -24,7 +23,7 @@ HUB = {
     },
 }
 VAL_TOKENS = 20_000_000  # of the official validation files, if --val-tokens does not say
-PYTHIA_ROW = 2049  # tokens in a row of the Pile as Pythia read it: a window of 2048 and one more target
+PYTHIA_ROW = 2049  # tokens in a row of the Pile as Pythia read it: a window of 2048, and the last one's target
 RANGE = 2**24  # bytes asked for at a time
 WAITS = (1, 4, 16, 64)  # seconds before a range is asked for again, each after the client's own five tries
 
@@ -57,72 +56,59 @@ def hub_files(datasets, pattern):
     raise ValueError(f"none of {', '.join(datasets)} is available; try later, or give FILES of your own")
 
 
-def open_hub(path):
-    """A file "owner/dataset/path" of the hub, of which only the ranges that are read are fetched."""
+def read_hub(path, bar):
+    """Yields the bytes of a file "owner/dataset/path" of the hub, range by range; nothing lands on the disk."""
     from huggingface_hub import HfFileSystem
 
-    return HfFileSystem().open(f"datasets/{Path(path).as_posix()}", "rb", cache_type="none")
-
-
-def read_hub(path, bar, file=None, start=0):
-    """Yields the bytes of a file of the hub from byte `start` on, range by range; nothing lands on the disk.
-
-    file: that of open_hub(path), if it is open already."""
-    file = file or open_hub(path)
-    for begin in range(start, file.size, RANGE):
+    file = HfFileSystem().open(f"datasets/{Path(path).as_posix()}", "rb", cache_type="none")
+    for begin in range(0, file.size, RANGE):
         block = read_range(path, file, begin, min(RANGE, file.size - begin))
         bar.update(len(block))
         yield block
 
 
 def read_range(path, file, begin, size):
-    """Bytes of an open file of the hub; if that fails, or too few come, it asks again after growing waits."""
+    """Bytes of an open file of the hub. If the client gives up, or too few bytes come, asks again after growing waits:
+    a preparation that stops begins again."""
     for wait in (*WAITS, None):
         try:
             file.seek(begin)
             block = file.read(size)
             if len(block) != size:
-                raise OSError(f"{path}: {len(block)} bytes came instead of {size}; the same command goes on")
+                raise OSError(f"{path}: {len(block)} bytes came instead of {size}; repeat the command")
             return block
         except Exception as fault:
-            status = getattr(getattr(fault, "response", None), "status_code", 500)
-            if wait is None or (status < 500 and status not in (408, 429)) or not hub_or_network(fault):
+            if wait is None or not hub_or_network(fault):
                 raise
             time.sleep(wait)
 
 
-def pythia_rows(paths, bar, skip):
-    """Token ids in the order in which Pythia saw them, no tokenizing, from row `skip` on.
+def pythia_rows(paths, bar):
+    """Token ids in the order in which Pythia saw them, a row of 2,048 after the other; no tokenizing.
 
-    The files of 30 GB are cuts of one: a row may begin in one and end in the next. A row's last token is only a
-    target; without it, windows of 2048 and a target fall on Pythia's own windows."""
-    size = 2 * PYTHIA_ROW  # bytes
-    start, rest = skip * size, b""
+    The files of 30 GB are cuts of one: a row may begin in one and end in the next. The last token of each row, which is
+    only a target, is left out: so windows of 2,048 fall on Pythia's own, but the target of a window's last token is the
+    first token of the next row."""
+    size, rest = 2 * PYTHIA_ROW, b""  # bytes
     for path in paths:
-        file = open_hub(path)
-        for block in read_hub(path, bar, file, start):
+        for block in read_hub(path, bar):
             rest += block
             whole = len(rest) // size * size
             for begin in range(0, whole, size):
                 yield np.frombuffer(rest, "<u2", PYTHIA_ROW - 1, begin)
             rest = rest[whole:]
-        start = max(0, start - file.size)  # what is left to pass over in the next file
 
 
-def hub_documents(name, split, begun, bar, skip_bad_lines):
-    """Yields (file, key, domain, text) of the official files of one split of one of the hub's corpora.
-
-    begun: {file: how many of its documents are written}; these are left out; files before the last are not read."""
+def hub_documents(name, split, sources, bar, skip_bad_lines):
+    """Yields (key, domain, text) of the official files of one split of one of the hub's corpora, and appends to
+    `sources` the files that it begins to read."""
     pattern, *datasets = HUB[name][split]
-    # Goes on with the dataset that it began with, whichever answers now.
-    datasets = [dataset for dataset in datasets if any(file.startswith(dataset) for file in begun)] or datasets
-    paths, done = hub_files(datasets, pattern), list(begun)[:-1]
+    paths = hub_files(datasets, pattern)
     if pattern.endswith(".bin"):
-        file = paths[0].as_posix()
-        yield from ((file, file, None, ids) for ids in pythia_rows(paths, bar, begun.get(file, 0)))
+        sources.append(paths[0].as_posix())
+        yield from ((name, None, ids) for ids in pythia_rows(paths, bar))
         return
     for path in paths:
-        if (file := path.as_posix()) not in done:
-            documents = read_documents([path], bar, skip_bad_lines, read_hub)
-            for domain, text in islice(documents, begun.get(file, 0), None):
-                yield file, text, domain, text
+        sources.append(path.as_posix())
+        for domain, text in read_documents([path], bar, skip_bad_lines, way_out=WAY_OUT, read=read_hub):
+            yield text, domain, text

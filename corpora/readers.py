@@ -4,38 +4,63 @@ machine has."""
 import hashlib
 import io
 import json
+import os
 import re
+import sys
 import sysconfig
 import zlib
+from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
 
 import zstandard
 
-DOCUMENT_LIMIT = 2**28  # bytes: a longer line or file is a mistake, or a decompression bomb
+ROW_LIMIT = 2**28  # bytes: a longer line is a mistake, or a decompression bomb
+PIECE, PIECES = 2**16, 200  # bytes of a piece of a text at most, and into how many a small text is cut at least
 EMBEDDED_BYTES = 8_000_000  # enough for a tiny model, read in seconds
 EMBEDDED_FILE_BYTES = 12_000  # of a longer file the beginning: no file makes up 2 % of a split
-KINDS = r"(?i)\.(jsonl|txt|md|rst|tex|py)(\.gz|\.zst)?$"  # names of files that hold text
+KINDS = r"(?i)\.(jsonl|ndjson|txt|md|rst|tex|py)(\.gz|\.zst)?$"  # names of files that hold text
+ROWS = r"(?i)\.(jsonl|ndjson)(\.gz|\.zst)?$"
+WAY_OUT = "mend or convert it, or pass --skip-bad-lines to data.py"  # of a preparation
 SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "__pycache__"}
 SKIPPED_FOLDERS |= {"encodings", "pydoc_data", "generated"}  # tables and pages of a manual, not code
+
+# ---------------------------------------------------------------- files
 
 
 def source_files(paths):
     """The files of a command line; of a folder those of KINDS inside it, sorted, without what is hidden.
 
-    Raises ValueError for a path that holds none."""
+    A line on stderr counts the other files of a folder. ValueError for a path without text."""
     files = []
-    for given in paths:
-        path = Path(given)
+    for path in map(Path, paths):
         if not path.exists():
-            raise ValueError(f"{given}: no such file or folder")
-        inside = sorted(p for p in path.rglob("[!.]*") if p.is_file()) if path.is_dir() else [path]
-        seen = [p for p in inside if not any(name.startswith(".") for name in p.relative_to(path).parts)]
-        found = [p for p in seen if re.search(KINDS, p.name)]
-        if not found:
-            raise ValueError(f"{path}: no .jsonl or .txt here (nor .md .rst .tex .py, nor these as .gz .zst)")
-        files += found
+            raise ValueError(f"{path}: no such file or folder")
+        seen = files_below(path) if path.is_dir() else [path]
+        texts = [file for file in seen if re.search(KINDS, file.name)]
+        endings = Counter(re.search(r"(\.\w+)?(\.(gz|zst|xz|bz2))?$", file.name)[0] for file in {*seen} - {*texts})
+        others = ", ".join(f"{count} {ending or 'without an ending'}" for ending, count in endings.most_common(9))
+        if not texts:
+            kinds = ".jsonl, .ndjson, .txt, .md, .rst, .tex or .py, nor these as .gz or .zst"
+            raise ValueError(f"{path}: no {kinds}{f'; not read: {others}' if others else ''}")
+        if others:
+            print(f"{path}: not read: {others}", file=sys.stderr)
+        files += texts
     return files
+
+
+def files_below(folder):
+    """The files in a folder and its sub-folders, sorted, without what is hidden. Links are followed, but no folder is
+    entered twice, so a loop of links ends."""
+    entered, files = set(), []
+    for path, folders, names in os.walk(folder, followlinks=True):
+        if os.path.realpath(path) in entered:
+            folders.clear()
+            continue
+        entered.add(os.path.realpath(path))
+        folders[:] = sorted(name for name in folders if name[0] != ".")
+        files += [Path(path, name) for name in names if name[0] != "."]
+    return sorted(file for file in files if file.is_file())
 
 
 def read_local(path, bar):
@@ -46,85 +71,112 @@ def read_local(path, bar):
             yield block
 
 
-def decompressed(blocks, suffix):
-    """Yields what the bytes of a .gz or .zst file hold, of other files the bytes. EOFError for a truncated file."""
-    kinds = {".gz": lambda: zlib.decompressobj(31), ".zst": zstandard.ZstdDecompressor().decompressobj}
-    new = kinds.get(suffix.lower())
-    if new is None:
+def decompressed(blocks, path):
+    """Yields what the bytes of a .gz or .zst file hold, of other files the bytes: all that `zstd -d --long=31` and
+    `gzip -d` read. EOFError for a truncated file."""
+    suffix, frame = path.suffix.lower(), None
+    if suffix not in (".gz", ".zst"):
         yield from blocks
         return
-    frame = None  # a file may hold several, one after the other
+    zstd = zstandard.ZstdDecompressor(max_window_size=2**31)
     for block in blocks:
         for start in range(0, len(block), 2048):  # small, so that a bomb that swells 30,000 times fills no memory
             bite = block[start : start + 2048]
             while bite:
-                frame = new() if frame is None or frame.eof else frame
+                if frame and frame.eof and suffix == ".gz" and bite[0] != 0x1F:  # no further member, but padding
+                    if bite[0]:
+                        print(f"{path}: what follows the compressed data is not read", file=sys.stderr)
+                    return
+                if not frame or frame.eof:  # a file may hold several, one after the other
+                    frame = zlib.decompressobj(31) if suffix == ".gz" else zstd.decompressobj()
                 yield frame.decompress(bite)
                 bite = frame.unused_data
     if frame and not frame.eof:
         raise EOFError("ends in the middle of a compressed frame")
 
 
-def joined(blocks, by_line):
-    """Yields the lines, or the whole, of bytes that come in blocks; early what is longer than DOCUMENT_LIMIT."""
-    document = bytearray()
-    for block in blocks:
-        for line in io.BytesIO(block) if by_line else [block]:
-            document += line
-            if (by_line and line.endswith(b"\n")) or len(document) > DOCUMENT_LIMIT:
-                yield document
-                document = bytearray()
-    if document:
-        yield document
+# ---------------------------------------------------------------- documents
 
 
-def read_documents(files, bar, skip_bad_lines=False, read=read_local):
-    """Yields (domain, text) of every document: the "text" of each row of a .jsonl file, or a whole file of text.
+def read_documents(files, bar, skip_bad_lines=False, way_out="mend or convert it", read=read_local):
+    """Yields (domain, text) of every document: the "text" of each row of a .jsonl or .ndjson file; other files in
+    pieces, of which a small text has PIECES too, for a validation split needs documents.
 
-    The domain is the row's meta.pile_set_name or meta.redpajama_set_name, if any. A damaged line or file raises
-    ValueError with its name and line; with skip_bad_lines a damaged line is counted in bar.bad instead.
+    The domain is the row's meta.pile_set_name or meta.redpajama_set_name, if any. What is damaged or not UTF-8 raises
+    ValueError with its file and line; with skip_bad_lines, bad rows and the bad rest of a text are counted in bar.bad.
     read(file, bar): what yields the bytes of a file."""
+    piece = max(2**8, min(PIECE, sum(path.stat().st_size for path in files if path.is_file()) // PIECES))
     for path in files:
-        kind, line = re.search(KINDS, path.name), 0
-        jsonl = kind and kind[1].lower() == "jsonl"
+        rows = re.search(ROWS, path.name)
+        where = f"{path}:1" if rows else path
+        blocks = decompressed(read(path, bar), path)
         try:
-            for document in joined(decompressed(read(path, bar), path.suffix), jsonl):
-                line += 1
-                if len(document) > DOCUMENT_LIMIT:
-                    raise ValueError(f"longer than {DOCUMENT_LIMIT >> 20} MiB")
-                if not jsonl:
-                    yield None, document.decode()
-                elif not document.isspace():
-                    try:
-                        yield parse_row(document)
-                    except (ValueError, RecursionError) as fault:
-                        if not skip_bad_lines:
-                            raise ValueError(f"{fault}; mend it, or pass --skip-bad-lines") from None
-                        bar.bad += 1
-        except (ValueError, EOFError, zlib.error, zstandard.ZstdError) as fault:
-            where = f"{path}:{max(line, 1)}" if jsonl else path
-            raise ValueError(f"{where}: damaged: {fault}") from None
+            for number, document in enumerate(lines(blocks) if rows else pieces(blocks, piece), 1):
+                where = f"{path}:{number}" if rows else path
+                if number == 1:
+                    document = document.removeprefix(b"\xef\xbb\xbf")  # a byte-order mark
+                try:
+                    if not rows:
+                        yield None, document.decode()
+                    elif row := document.strip():
+                        yield parse_row(row)
+                except (ValueError, RecursionError):
+                    if not skip_bad_lines:
+                        raise
+                    bar.bad += 1
+                    if not rows:
+                        break
+        except (EOFError, zlib.error, zstandard.ZstdError) as fault:
+            raise ValueError(f"{where}: damaged: {fault}; fetch or compress it again") from None
+        except UnicodeDecodeError as fault:
+            raise ValueError(f"{where}: the encoding is not UTF-8 ({fault}); {way_out}") from None
+        except (ValueError, RecursionError) as fault:
+            raise ValueError(f"{where}: damaged: {fault}; {way_out}") from None
 
 
-def cut(text, limit):
-    """Yields a text in pieces of at most so many characters, cut where a line ends: of a long text, validation gets a
-    sample."""
-    start = 0
-    while len(text) - start > limit:
-        end = text.rfind("\n", start, start + limit) + 1 or start + limit
-        yield text[start:end]
-        start = end
-    yield text[start:]
+def lines(blocks):
+    """Yields the lines of bytes that come in blocks; a part of one that is longer than ROW_LIMIT."""
+    line = bytearray()
+    for block in blocks:
+        for part in io.BytesIO(block):
+            line += part
+            if part.endswith(b"\n") or len(line) > ROW_LIMIT:
+                yield line
+                line = bytearray()
+    if line:
+        yield line
+
+
+def pieces(blocks, limit):
+    """Yields bytes that come in blocks in pieces of at most `limit`, cut where a line ends if there is one."""
+    text = bytearray()
+    for block in blocks:
+        text += block
+        while len(text) > limit:
+            end = text.rfind(b"\n", 0, limit) + 1 or limit
+            while end > limit - 3 and text[end] & 0xC0 == 0x80:  # not within a letter
+                end -= 1
+            yield text[:end]
+            del text[:end]
+    if text:
+        yield text
 
 
 def parse_row(line):
     """(domain, text) of one JSON row; ValueError says what is wrong with it."""
-    row = json.loads(line)
+    if len(line) > ROW_LIMIT:
+        raise ValueError(f"longer than {ROW_LIMIT >> 20} MiB")
+    row = None if line in (b"[", b"{") else json.loads(line)
+    if row is None or isinstance(row, list):
+        raise ValueError("not JSON Lines, with one object a line, but an array or an object over several lines")
     if not isinstance(row, dict) or not isinstance(row.get("text"), str):
         raise ValueError('no JSON object with a "text"')
     meta = row["meta"] if isinstance(row.get("meta"), dict) else {}
     domain = meta.get("pile_set_name") or meta.get("redpajama_set_name")
     return domain if isinstance(domain, str) else None, row["text"]
+
+
+# ---------------------------------------------------------------- source code
 
 
 def embedded_documents(library):

@@ -1,8 +1,8 @@
-"""The texts of a run: paths of one's own files become corpora, and what is not here yet is prepared.
+"""The corpora of a run, by name. Paths of one's own files become prepared corpora, and sides without a name get one.
 
     python train.py --init EleutherAI/pythia-70m-deduped --upstream pile --downstream notes/
 
-A file or folder gets the tokenizer of the model, and a name made of its own name and a hash of what it holds.
+The corpus of a file or folder is named after it and a hash of what it holds, and has the tokenizer of the model.
 """
 
 import functools
@@ -13,47 +13,44 @@ import sys
 from pathlib import Path
 
 from corpora.hub import HUB
-from corpora.prepare import META, ROOT, SPLITS, TOKENIZERS, corpus_folder, prepare, slug
+from corpora.prepare import ROOT, SPLITS, TOKENIZERS, corpus_folder, prepare_once, slug
 from corpora.readers import KINDS, source_files
 from corpora.tokenizer import load_tokenizer
 from engine import checkpoints, folder
-from engine.files import file_hash, locked, read_json
-from engine.log import SIDES
+from engine.files import blaming, file_hash, read_json, value_of
 from engine.weights import is_hub_id, model_folder
 
-RECIPE = 1  # version of how a path becomes a corpus: part of its name
-PIECE, PIECES = 2**13, 200  # characters of a document at most; fewer where a text would not give so many documents
-PATH_VAL_SHARE = 0.1  # of these documents: less would leave small texts without validation
+RECIPE = 2  # version of how a path becomes a corpus: part of its name
+PATH_VAL_SHARE = 0.1  # of its documents: less would leave small texts without validation
 HUB_TOKENS = 10**9  # of a corpus of the hub that a run prepares by itself, at most
+DEFAULTS = ("stdlib", "torch")  # upstream and downstream
 
 
-def with_texts(given, defaults):
-    """{name: value} of a command line's flags with names of corpora in place of paths, which are prepared if need be.
+def named_corpora(upstream=None, downstream=None, init="upstream", revision=None, resume=None, dry_run=False):
+    """(upstream, downstream) of a run: the name of a corpus, and that of another or a mixture NAME=WEIGHT,NAME=WEIGHT.
 
-    Where --init names a model and --upstream is missing, it is that of the run that made the model, else the downstream
-    text. defaults: {side: corpus}. ValueError for a path without text."""
-    given, init = dict(given), given.get("init", "upstream")
-    if given.get("resume") and not Path(given["resume"]).is_dir():
-        return given  # whose fault is told elsewhere
-    tokenizer = functools.cache(lambda: tokenizer_for(defaults | given))
-    for side in SIDES:
-        if side in given:
-            given[side] = ",".join(corpus_of(*entry, tokenizer) for entry in entries(given[side]))
-    if "upstream" in given or "resume" in given or init in ("upstream", "scratch"):
-        return given
+    A side is None or what the flag says. Its paths become names of corpora, which are prepared if need be, but not with
+    dry_run. A side that is None becomes the upstream of the run that made the model of `init`; else the default, for a
+    model of the hub in Pythia's tokens; or, where only the downstream is known, the same corpus. Of a run to resume it
+    stays None. Raises ValueError for a path without text, or a mixture where one corpus is needed."""
+    if resume and not Path(resume).is_dir():
+        return upstream, downstream  # train.py says what is wrong with it
+    tokenizer = functools.cache(lambda: tokenizer_for((upstream, downstream), resume or init, revision))
+    upstream = None if upstream is None else with_names(upstream, tokenizer, dry_run)
+    downstream = None if downstream is None else with_names(downstream, tokenizer, dry_run)
+    if resume is not None:
+        return upstream, downstream
+    neox = "-neox" if is_hub_id(init) else ""
+    new = DEFAULTS[1] + neox if downstream is None else downstream
+    if upstream is not None:
+        return upstream, new
+    if init in ("upstream", "scratch") or (neox and downstream is None):
+        return DEFAULTS[0] + neox, new
     if record := folder.record_behind(init):
-        return given | {"upstream": record["flags"].get("upstream", defaults["upstream"])}
-    if "downstream" not in given and is_hub_id(init):
-        return given | in_pythias_tokens(defaults)
-    downstream = given.get("downstream", defaults["downstream"])
-    if len(entries(downstream)) > 1:
+        return record["flags"].get("upstream") or DEFAULTS[0], new
+    if len(entries(new)) > 1:
         raise ValueError("--downstream is a mixture; give --upstream, one corpus to compare with")
-    return given | {"upstream": downstream}
-
-
-def in_pythias_tokens(texts):
-    """{side: corpus} of embedded corpora, in Pythia's tokens instead of bytes."""
-    return {side: f"{name}-neox" for side, name in texts.items()}
+    return new, new
 
 
 def entries(value):
@@ -75,17 +72,16 @@ def exists(path):
         return False
 
 
-def corpus_of(name, weight, tokenizer):
-    """NAME or NAME=WEIGHT of a corpus, from an entry that may have a path for its name; tokenizer(): for its text."""
-    if Path(name).parent == ROOT and (Path(name) / "meta.json").is_file():
-        return Path(name).name + weight  # data/NAME
-    if not is_path(name):
-        return name + weight
-    corpus = prepare_path(name, tokenizer())
-    meta = read_json(corpus_folder(corpus) / "meta.json", META)
-    counts = " and ".join(f"{meta[split]['tokens']:,} {split}" for split in SPLITS)
-    print(f"text        {name} is data/{corpus}: {counts} tokens", file=sys.stderr)
-    return corpus + weight
+def with_names(value, tokenizer, dry_run):
+    """A mixture with the names of corpora in place of paths; tokenizer(): for their text."""
+    named = []
+    for name, weight in entries(value):
+        if Path(name).parent == ROOT and (Path(name) / "meta.json").is_file():
+            name = Path(name).name  # data/NAME
+        elif is_path(name):
+            name = prepare_path(name, tokenizer(), dry_run)
+        named.append(name + weight)
+    return ",".join(named)
 
 
 def is_path(text):
@@ -96,7 +92,7 @@ def is_path(text):
     return not known and (bool(re.search(KINDS, text)) or exists(text))
 
 
-def prepare_path(path, tokenizer):
+def prepare_path(path, tokenizer, dry_run=False):
     """The name of the corpus made of the files at a path, which is prepared if it is not there yet.
 
     The name ends with a hash of the files and the tokenizer: what has changed is another corpus."""
@@ -105,48 +101,48 @@ def prepare_path(path, tokenizer):
     for file in files:
         content.update(os.fsencode(file.relative_to(path).as_posix()) + f" {file_hash(file)}\n".encode())
     name = f"{slug(Path(path).resolve().name)[:40] or 'text'}-{content.hexdigest()[:8]}"
-    longest = max(2**8, min(PIECE, sum(file.stat().st_size for file in files) // PIECES))
-    prepare_once(name, files=[path], tokenizer=tokenizer, longest=longest, val_share=PATH_VAL_SHARE)
+    if not dry_run:
+        prepare_once(name, files=files, tokenizer=tokenizer, val_share=PATH_VAL_SHARE)
+        meta = corpus_folder(name) / "meta.json"
+        with blaming(meta, "remove its folder"):
+            splits = [f"{value_of(read_json(meta)[split], 'tokens'):,} {split}" for split in SPLITS]
+        print(f"text        {path} is data/{name}: {' and '.join(splits)} tokens", file=sys.stderr)
     return name
 
 
-def prepare_once(name, **options):
-    """Prepares a corpus that is not here yet; if another process does, waits for it."""
-    if not corpus_folder(name).is_dir():
-        ROOT.mkdir(exist_ok=True)
-        with locked(ROOT / f".{name}.once.lock"):
-            if not corpus_folder(name).is_dir():
-                prepare(name, **options)
-
-
-def tokenizer_for(flags):
-    """The tokenizer for one's own text: that of --init or of the run to resume, else that of a corpus on either side,
-    else bytes."""
-    init = flags.get("resume") or flags.get("init", "upstream")
+def tokenizer_for(values, init, revision):
+    """The tokenizer for one's own text: that of the model or run `init`, else that of a named corpus, else bytes."""
     if init not in ("upstream", "scratch"):
-        source = model_folder(checkpoints.newest(init), flags.get("revision"), ["tokenizer.json"])
+        source = model_folder(checkpoints.newest(init), revision, ["tokenizer.json"])
         if not (source / "tokenizer.json").is_file():
             raise ValueError(f"{init} has no tokenizer.json; prepare the text with data.py and --tokenizer")
         return source
-    named = [name for side in SIDES for name, _ in entries(flags[side]) if not is_path(name)]
+    values = [value or default for value, default in zip(values, DEFAULTS, strict=True)]
+    named = [name for value in values for name, _ in entries(value) if not is_path(name)]
     here = [name for name in named if (corpus_folder(name) / "tokenizer.json").is_file()]
     return corpus_folder(here[0]) if here else next((TOKENIZERS[name] for name in named if name in TOKENIZERS), "bytes")
 
 
+def absent(values):
+    """The names in `values` of corpora that are not prepared yet."""
+    names = dict.fromkeys(name for value in values for name, _ in entries(value))
+    return [name for name in names if not corpus_folder(name).is_dir()]
+
+
 def prepare_hub(values, tokens):
     """Prepares the hub's corpora that are named but not yet here, with the most tokens that a run can read."""
-    for name in dict.fromkeys(name for value in values for name, _ in entries(value)):
-        if name in HUB and not corpus_folder(name).is_dir():
+    for name in absent(values):
+        if name in HUB:
             if tokens <= HUB_TOKENS:
                 print(f"text        preparing data/{name}: {tokens:,} tokens, once", file=sys.stderr)
             prepare_once(name, train_tokens=tokens if tokens <= HUB_TOKENS else None)
 
 
-def named_corpora(upstream, downstream, init, revision, resume, dry_run=False):
-    """Shim."""
-    values = {"upstream": upstream, "downstream": downstream, "init": init, "revision": revision, "resume": resume}
-    values = {name: value for name, value in values.items() if value is not None}
-    named = with_texts(values, {"upstream": "stdlib", "downstream": "torch"})
-    if resume is not None:
-        return named.get("upstream"), named.get("downstream")
-    return named.get("upstream", "stdlib"), named.get("downstream", "torch")
+# Until paper/ calls named_corpora.
+
+
+def with_texts(given, defaults):
+    sides = ("upstream", "downstream")
+    others = (given.get("init", "upstream"), given.get("revision"), given.get("resume"))
+    named = dict(zip(sides, named_corpora(*(given.get(side) for side in sides), *others), strict=True))
+    return given | {side: name for side, name in named.items() if name and (side in given or name != defaults[side])}

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import tiktoken
 
-from engine.files import write_file
+from engine.files import blaming, to_json, write_file
 
-END = "<|endoftext|>"
+END, PADDING = "<|endoftext|>", "<|padding|>"
 # GPT-2's split into words, possessive so that it never backtracks.
 GPT2_SPLIT = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 NEVER_IN_UTF8 = {bytes([b]) for b in (0xC0, 0xC1, *range(0xF5, 0x100))}  # GPT-NeoX's vocabulary lacks them
@@ -29,35 +29,39 @@ class Tokenizer:
     def __init__(self, spec):
         """Raises ValueError for a tokenizer that encode() would get wrong, KeyError and such for other contents."""
         refuse_other_kinds(spec)
-        added = {token["content"]: token["id"] for token in spec["added_tokens"]}
-        vocab = {token: i for token, i in spec["model"]["vocab"].items() if token not in added}
-        ranks = byte_ranks(vocab, spec["model"]["merges"])
-        self.space_runs = {run: i for run, i in added.items() if run.strip(" ") == ""}
-        if self.space_runs and {len(run) for run in self.space_runs} != set(range(2, 25)):
-            raise ValueError("its added tokens are not the runs of 2 to 24 spaces")
-        ids = [*ranks.values(), *added.values()]
-        if len(set(ids)) < len(ids) or not all(type(i) is int and 0 <= i < 2**24 for i in ids):
-            raise ValueError("its ids are not different whole numbers")
-
         self.spec, self.normalize = spec, spec.get("normalizer") is not None
-        self.bpe = tiktoken.Encoding("rewarm", pat_str=GPT2_SPLIT, mergeable_ranks=ranks, special_tokens=added)
-        self.eot, self.known, self.vocab_size = added[END], set(ids), 1 + max(ids)
-        identity = json.dumps([sorted(vocab.items()), sorted(added.items()), self.normalize])
-        self.sha256 = hashlib.sha256(identity.encode()).hexdigest()
+        vocab, entries = spec["model"]["vocab"], [entry for entry in spec["added_tokens"] if entry["content"]]
+        self.added = {entry["content"]: entry["id"] for entry in entries}
+        ranks = byte_ranks(vocab, spec["model"]["merges"], self.added)
+        refuse_other_ids(vocab, self.added)
+        self.bpe = tiktoken.Encoding("rewarm", pat_str=GPT2_SPLIT, mergeable_ranks=ranks, special_tokens=self.added)
+        self.eot, self.known = self.added[END], {*ranks.values(), *self.added.values()}
+        self.vocab_size = 1 + max(self.known)
+
+        # Added tokens are looked for in the text as it is, or in the normalized text.
+        late = [entry["content"] for entry in entries if entry["normalized"]]
+        self.early = {text: i for text, i in self.added.items() if text != END and text not in late}
+        self.late = {self.nfc(text): self.added[text] for text in late if text != END}
+        self.early_pattern, self.late_pattern = longest_of(self.early), longest_of(self.late)
+        words = sorted((token, i) for token, i in vocab.items() if token not in self.added)
+        identity = [words, sorted(self.added.items()), self.normalize]
+        if other := sorted(text for text in self.added if text.strip(" ") not in ("", END, PADDING)):
+            identity.append([other, sorted(late)])  # tokens that an earlier version took for words
+        self.sha256 = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+
+    def nfc(self, text):
+        return unicodedata.normalize("NFC", text) if self.normalize and not text.isascii() else text
 
     def encode(self, text):
-        # Two traps. Without NFC, decomposed accents get other ids. And the runs of spaces are split off *before*
-        # the words are: tiktoken could take them as special tokens, but its search is not leftmost-longest.
-        if self.normalize and not text.isascii():
-            text = unicodedata.normalize("NFC", text)
-        if not self.space_runs or "  " not in text:
-            return self.bpe.encode_ordinary(text)
+        # Two traps. Without NFC, decomposed accents get other ids. And added tokens, such as Pythia's runs of spaces,
+        # are split off *before* the words are: tiktoken's own search for special tokens is not leftmost-longest.
         ids = []
-        for index, stretch in enumerate(re.split("( {2,24})", text)):
-            if index % 2:
-                ids.append(self.space_runs[stretch])
-            elif stretch:
-                ids += self.bpe.encode_ordinary(stretch)
+        for stretch in self.early_pattern.split(text):
+            if stretch in self.early:
+                ids.append(self.early[stretch])
+                continue
+            for words in self.late_pattern.split(self.nfc(stretch)):
+                ids += [self.late[words]] if words in self.late else self.bpe.encode_ordinary(words)
         return ids
 
     def decode(self, ids):
@@ -72,9 +76,23 @@ class Tokenizer:
             lengths[i] = len(self.bpe.decode_single_token_bytes(i))
         return lengths
 
+    def to_json(self):
+        """The bytes of tokenizer.json."""
+        return json.dumps(self.spec, ensure_ascii=False).encode()
+
     def save(self, folder):
-        """Writes tokenizer.json into a folder, durably."""
-        write_file(Path(folder) / "tokenizer.json", json.dumps(self.spec, ensure_ascii=False).encode())
+        """Writes what AutoTokenizer needs into a model folder, durably: tokenizer.json and tokenizer_config.json."""
+        # The class takes tokenizer.json as it is. Of its own accord, transformers would choose by the model's type one
+        # that adds NFC and tokens without a row in the model.
+        config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+        config |= {"bos_token": END, "eos_token": END, "pad_token": PADDING if PADDING in self.added else END}
+        write_file(Path(folder) / "tokenizer.json", self.to_json())
+        write_file(Path(folder) / "tokenizer_config.json", to_json(config))
+
+
+def longest_of(texts):
+    """A pattern that finds any of the texts, the leftmost and longest first; without texts, nothing."""
+    return re.compile(f"({'|'.join(map(re.escape, sorted(texts, key=len, reverse=True)))})" if texts else "(?!)")
 
 
 def refuse_other_kinds(spec):
@@ -85,8 +103,9 @@ def refuse_other_kinds(spec):
     if split.get("type") != "ByteLevel" or split.get("add_prefix_space") or not split.get("use_regex", True):
         raise ValueError(f"its pre_tokenizer is {str(split)[:80]}, not plain ByteLevel")
     odd = [key for key, value in model.items() if value and key not in ("type", "vocab", "merges", "fuse_unk")]
+    odd += [rule for entry in spec["added_tokens"] for rule in ("lstrip", "rstrip", "single_word") if entry[rule]]
     if model["type"] != "BPE" or odd:
-        raise ValueError(f"its model is {model['type']} {' '.join(odd)}, not plain BPE")
+        raise ValueError(f"its model is {model['type']} with {' '.join(odd[:3])}, not plain BPE")
 
 
 def byte_alphabet():
@@ -96,19 +115,34 @@ def byte_alphabet():
     return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(rest)}
 
 
-def byte_ranks(vocab, merges):
+def byte_ranks(vocab, merges, added):
     """{bytes of a token: its id}, as tiktoken wants it. ValueError where tiktoken would merge in another order."""
     alphabet = byte_alphabet()
-    ranks = {bytes(alphabet[char] for char in token): i for token, i in vocab.items()}
-    single = {token for token in ranks if len(token) == 1}
-    if not {bytes([b]) for b in range(256)} - single <= NEVER_IN_UTF8:
-        raise ValueError("it lacks some bytes")
     # tiktoken merges the pair of lowest id first, tokenizer.json in the order of its list: must agree.
     pairs = [merge if isinstance(merge, list) else merge.split(" ") for merge in merges]
-    made = list(dict.fromkeys(vocab["".join(pair)] for pair in pairs))
-    if made != sorted(made) or len(ranks) != len(single) + len(made):
+    made = dict.fromkeys("".join(pair) for pair in pairs)
+    order = [vocab[token] for token in made]
+    tokens = [token for token in vocab if len(token) == 1 or token in made]
+    if order != sorted(order) or not vocab.keys() <= {*tokens, *added}:
         raise ValueError("its merges are not in the order of their ids")
+    ranks = {bytes(alphabet[char] for char in token): vocab[token] for token in tokens}
+    if not {bytes([b]) for b in range(256)} - ranks.keys() <= NEVER_IN_UTF8:
+        raise ValueError("it lacks some bytes")
     return ranks
+
+
+def refuse_other_ids(vocab, added):
+    """Raises ValueError unless the ids are different whole numbers, and those of added tokens what `tokenizers` makes
+    of them: it numbers tokens that its vocabulary lacks in their order, whatever the file says."""
+    ids = {*vocab.values(), *added.values()}
+    if len(ids) < len({*vocab, *added}) or not all(type(i) is int and 0 <= i < 2**24 for i in ids):
+        raise ValueError("its ids are not different whole numbers")
+    following = len(vocab)
+    for content, i in added.items():
+        expected = vocab.get(content, following)
+        if i != expected:
+            raise ValueError(f"its added token {content!r:.40} has id {i}; `tokenizers` makes it {expected}")
+        following = max(following, i + 1)
 
 
 def byte_tokenizer():
@@ -134,9 +168,5 @@ def load_tokenizer(name_or_path):
     path = path / "tokenizer.json" if path.is_dir() else path
     if not path.is_file():
         raise ValueError(f"{path}: no such tokenizer; give bytes, neox, a tokenizer.json or a folder with one")
-    try:
+    with blaming(path, "only a byte-level BPE like GPT-NeoX's can be read"):
         return Tokenizer(json.loads(path.read_text(encoding="utf-8")))
-    except (KeyError, TypeError, AttributeError, IndexError, RecursionError) as fault:
-        raise ValueError(f"{path}: not a byte-level BPE like GPT-NeoX's ({fault!r} fails)") from None
-    except ValueError as fault:
-        raise ValueError(f"{path}: {fault}; only a tokenizer.json like GPT-NeoX's can be read") from None

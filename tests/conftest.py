@@ -6,6 +6,7 @@ import io
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -40,17 +41,27 @@ def texts(kind, count, seed=0):
 
 
 def make_corpus(name, kind, count=200, tokenizer="bytes", seed=0):
-    documents = ((name, text, None, text) for text in texts(kind, count, seed))
+    documents = ((text, None, text) for text in texts(kind, count, seed))
     with corpus_writer(name, load_tokenizer(tokenizer), ["made up"], val_share=0.2) as writer:
         writer.write(documents)
 
 
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory):
+    """A folder with the prepared corpora `old` and `new` in data/, made once: copy what you change."""
+    folder = tmp_path_factory.mktemp("prepared")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        make_corpus("old", "old")
+        make_corpus("new", "new")
+    return folder
+
+
 @pytest.fixture
-def house(tmp_path, monkeypatch):
+def house(prepared, tmp_path, monkeypatch):
     """An empty working folder with the prepared corpora `old` and `new`."""
     monkeypatch.chdir(tmp_path)
-    make_corpus("old", "old")
-    make_corpus("new", "new")
+    shutil.copytree(prepared / "data", "data")
     return tmp_path
 
 

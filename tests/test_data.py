@@ -7,13 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import REAL, call, make_corpus, refused
+from conftest import REAL, call, make_corpus
 
 import data
 from corpora import readers
-from corpora.prepare import COUNTS, corpus_writer
-from corpora.tokenizer import load_tokenizer
-from model import GPTNeoX, config_of
+from corpora.prepare import COUNTS
 
 # ---------------------------------------------------------------- prepared corpora
 
@@ -102,19 +100,6 @@ def test_no_file_makes_up_more_than_2_percent_of_a_split_of_an_embedded_corpus(t
         assert corpus.meta["train"]["tokens"] > 2e6 and corpus.windows("val", 256) * 256 >= 131_072
 
 
-def test_perplexity_passes_over_domains_without_a_window(house):
-    GPTNeoX(config_of("tiny", 257)).save_pretrained("model")
-    for name in ("short", "shorter"):
-        documents = ((name, f"{name} {i}", None, "abc") for i in range(40))
-        with corpus_writer(name, load_tokenizer("bytes"), ["made up"], val_share=0.3) as writer:
-            writer.write(documents)
-    words = ["eval.py", "perplexity", "model", "--context", "200", "--eval-tokens", "400", "--json", "--data"]
-    done = call(*words, "short", "old")
-    assert done.returncode == 0 and [json.loads(row)["corpus"] for row in done.stdout.splitlines()] == ["old"]
-    assert len(done.stderr.splitlines()) == 1 and "data/short/val.bin" in done.stderr
-    refused(call(*words, "short", "shorter"), "short shorter", "--context")
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(not REAL.exists(), reason="REWARM_TEST_DATA is not set")
 def test_the_whole_way_on_real_text(tmp_path, monkeypatch):
@@ -141,11 +126,10 @@ def test_the_whole_way_on_real_text(tmp_path, monkeypatch):
         assert 10 < first[f"{side}_loss"] < 12 and last[f"{side}_loss"] < first[f"{side}_loss"] - 0.2
     assert Path("r/perplexity.png").stat().st_size > 10_000
     names = ["pile-sample", *domains["pile"], *domains["redpajama"]]
+    names = [name for name in names if len(data.Corpus(name).splits["val"]) > 128]
     done = call("eval.py", "perplexity", "r", "--context", "128", "--eval-tokens", "128", "--data", *names)
     assert done.returncode == 0, done.stderr
-    measured = [line.split()[0] for line in done.stdout.splitlines()[1:]]
-    passed_over = [line.split("/")[1] for line in done.stderr.splitlines()]
-    assert sorted(measured + passed_over) == sorted(names) and len(measured) > 15 and passed_over
+    assert [line.split()[0] for line in done.stdout.splitlines()[1:]] == names and len(names) > 15
 
 
 # ---------------------------------------------------------------- the order of the data

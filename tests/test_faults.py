@@ -32,7 +32,7 @@ from test_train import metrics, same_end
 import data
 import eval as evaluation
 import train
-from corpora import prepare, readers, tokenizer
+from corpora import readers, tokenizer
 from corpora.tokenizer import load_tokenizer
 from engine import checkpoints, files, folder, log, weights
 from engine.faults import run_command
@@ -200,8 +200,7 @@ def test_killed_again_and_again_at_random_instants(start):
     print(f"{kills} kills at random instants, {ends} runs that ended as the one that was never killed")
 
 
-def test_a_preparation_killed_again_and_again_at_random_instants(start, monkeypatch):
-    monkeypatch.setattr(prepare, "KEEP_SECONDS", 0)
+def test_a_preparation_killed_again_and_again_at_random_instants(start):
     text = {"text": "the river was long and the boat went down\n" * 40}
     Path("a.jsonl").write_text("".join(json.dumps(text | {"text": f"{i} {text['text']}"}) + "\n" for i in range(200)))
     words = ["a.jsonl", "--tokenizer", "bytes", "--processes", "2"]

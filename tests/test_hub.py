@@ -2,9 +2,6 @@
 
 import functools
 import json
-import os
-import subprocess
-import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -15,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 import zstandard
-from conftest import REAL, SHORT, command, refused, texts
-from test_corpora import DYING, small_spec, tokenizer_file
+from conftest import REAL, WHEREVER, command, refused, texts
+from test_corpora import small_spec, tokenizer_file
 from tqdm import tqdm
 
 import corpora.hub
@@ -153,7 +150,7 @@ def env(hub, folder, **more):
 
 
 def continue_from(hub, house, *words, name="me/small", **more):
-    words = [*SHORT, "--init", name, "--max-lr", "1e-3", *words]
+    words = [*WHEREVER, "--init", name, "--max-lr", "1e-3", *words]
     return command("train.py", *words, cwd=house, **env(hub, house, **more))
 
 
@@ -220,21 +217,21 @@ def test_neox_tokenizer_and_lambada_come_from_the_hub(repo, house):
     assert json.loads(done.stdout)["texts"] == 5 and torch.tensor(json.loads(done.stdout)["perplexity"]) > 1
 
 
-def test_a_checkpoint_of_the_hub_is_rewarmed_as_advised(repo, house, monkeypatch):
+def test_a_checkpoint_of_the_hub_continues_on_its_own_tokens(repo, house, monkeypatch):
     (house / "t.json").write_text(json.dumps(small_spec()))
-    monkeypatch.setattr(readers, "EMBEDDED_BYTES", 1_200_000)
+    monkeypatch.setattr(readers, "EMBEDDED_BYTES", 300_000)
     data.prepare("stdlib-neox", tokenizer="t.json")  # as the first use does with Pythia's tokenizer
     data.prepare("torch-neox", tokenizer="t.json")
-    files = files_of(house)
-    config = json.loads(files["config.json"]) | {"vocab_size": 300}
+    config = json.loads(repo.repos["me/small"]["main"]["config.json"]) | {"vocab_size": 300}
     GPTNeoX(GPTNeoXConfig.from_dict(config)).save_pretrained(house / "larger")
-    files |= {p.name: p.read_bytes() for p in (house / "larger").iterdir()}
+    files = {p.name: p.read_bytes() for p in (house / "larger").iterdir()}
     repo.repos["me/small"] = {"main": files | {"tokenizer.json": (house / "t.json").read_bytes()}}
-    done = command("train.py", "--init", "me/small", "--max-lr", "1e-3", "--dry-run", cwd=house, **env(repo, house))
+    words = ["--init", "me/small", "--max-lr", "1e-3", "--tokens", "512", "--eval-tokens", "64"]
+    done = command("train.py", *words, "--out", "r", cwd=house, **env(repo, house))
     assert done.returncode == 0, done.stderr
-    flags = json.loads(done.stdout)
-    assert (flags["upstream"], flags["downstream"], flags["overlap"]) == ("stdlib-neox", "torch-neox", 0.0)
-    assert (flags["replay"], flags["warmup"], flags["schedule"], flags["min_lr"]) == (0.0, 0.01, "cosine", 1e-4)
+    flags = json.loads((house / "r/config.json").read_text())["flags"]
+    assert (flags["upstream"], flags["downstream"]) == ("stdlib-neox", "torch-neox")
+    assert (flags["replay"], flags["warmup"], flags["schedule"], flags["min_lr"]) == (0, 0.01, "cosine", 1e-4)
 
 
 @pytest.mark.parametrize("tokens", [10**6, 10**12])
@@ -338,43 +335,6 @@ def test_slimpajama_falls_back_and_is_split_by_domain(corpora_hub, tmp_path, mon
     domain = corpora_hub.pajama[0]["meta"]["redpajama_set_name"]
     assert (tmp_path / f"data/slimpajama-{domain.lower()}/meta.json").exists()
     assert not list((tmp_path / "cache").rglob("*.zst"))  # shards are read, not kept
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("corpus", ["pile --val-tokens 3000", "slimpajama --by-domain --processes 2"])
-def test_a_killed_preparation_goes_on_where_it_was_to_the_same_bytes(corpora_hub, tmp_path, corpus):
-    words = [*corpus.split(), "--train-tokens", str(60 * 2048)]
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    whole.mkdir()
-    cut.mkdir()
-    settings = env(corpora_hub, tmp_path)
-    assert command("data.py", *words, cwd=whole, **settings).returncode == 0
-    for deaths in (3, 20, 30, 0):
-        dying = [sys.executable, "-c", DYING, str(deaths), *words]
-        assert subprocess.run(dying, cwd=cut, env=os.environ | settings, capture_output=True).returncode == 9
-    assert not list((cut / "data").glob("[!.]*"))
-    progress = next((cut / "data").glob(".*.partial")) / "progress"
-    corpora_hub.downloads.clear()
-    other = zstandard.compress(b'{"text": "x"}')
-    other = {f"{split}/chunk1.jsonl.zst": other for split in ("train", "validation")}
-    corpora_hub.repos["cerebras/SlimPajama-627B"] = {"main": other}  # answers again: too late
-    done = command("data.py", *words, cwd=cut, **settings)
-    assert done.returncode == 0, done.stderr
-    first = "val.jsonl" if "pile" in words else "validation/chunk1.jsonl.zst"
-    assert first not in corpora_hub.downloads and not progress.exists()  # nothing is read twice but the last file
-    files = [p.relative_to(whole) for p in (whole / "data").glob("[!.]*/*")]
-    assert len(files) > 3 and all((whole / p).read_bytes() == (cut / p).read_bytes() for p in files)
-
-
-def test_other_options_remove_no_progress_and_damaged_notes_of_it_are_not_believed(corpora_hub, tmp_path):
-    words = ["pile", "--train-tokens", "9e4", "--val-tokens", "3000"]
-    settings = env(corpora_hub, tmp_path)
-    subprocess.run([sys.executable, "-c", DYING, "9", *words], cwd=tmp_path, env=os.environ | settings)
-    progress = tmp_path / "data/.pile.partial/progress"
-    refused(command("data.py", "pile", "--train-tokens", "9e3", cwd=tmp_path, **settings), "other options")
-    progress.write_bytes(progress.read_bytes().replace(b'"documents": 8', b'"documents": 9'))
-    assert command("data.py", *words, cwd=tmp_path, **settings).returncode == 0
-    assert not progress.exists() and (tmp_path / "data/pile/train.bin").stat().st_size == 2 * 44 * 2048
 
 
 def test_a_corpus_that_the_hub_does_not_have(hub, tmp_path):
