@@ -7,9 +7,9 @@
     python data.py slimpajama --train-tokens 1e9 --by-domain
 
 A prepared corpus is a folder data/NAME with train.bin and val.bin (token ids, uint16 little-endian, every document
-ended by <|endoftext|>, as the paper packs them), meta.json and the tokenizer.json that made the ids; corpora/ makes
-them from text. But the Pile's train.bin holds Pythia's rows, which are cut from packed documents: 2,048 tokens of each,
-so at context 2048 the last target of a window, one in 2,048, is the first token of an unrelated row.
+ended by <|endoftext|>, as the paper packs them), meta.json and the tokenizer.json that made the ids. Only the Pile's
+train.bin holds rows cut from packed documents, Pythia's own, 2,048 tokens of each: the last target of a window at
+context 2048 is the first token of an unrelated row.
 
 Section 3 of "How to (re)warm your model?" (arXiv 2308.04014): datasets, packing, sampling weights.
 """
@@ -19,13 +19,12 @@ import math
 import os
 import signal
 from collections.abc import Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from corpora.hub import DOMAINS, HUB, MIXTURES
-from corpora.prepare import COUNTS, EMBEDDED, RECIPE, ROOT, SPLITS, corpus_folder, prepare, prepare_once
+from corpora.prepare import COUNTS, EMBEDDED, RECIPE, SPLITS, corpus_folder, how_to_prepare, prepare, prepare_once
 from corpora.tokenizer import Tokenizer, load_tokenizer
 from engine.faults import one_line, run_command
 from engine.files import sample_hash, value_of
@@ -47,11 +46,7 @@ class Corpus:
         if name in EMBEDDED:
             prepare_once(name)
         if not self.folder.is_dir():
-            here = ", ".join(dict.fromkeys([*EMBEDDED, *sorted(p.parent.name for p in ROOT.glob("[!.]*/meta.json"))]))
-            words = f"NAME {name}" if Path(name).exists() else f"{name} FILES..."
-            words = next((f"{hub} --train-tokens 1e9" for hub in HUB if name.startswith(hub)), words)
-            words += " --by-domain" if name.startswith("slimpajama-") else ""
-            raise ValueError(f"no corpus {name} (here: {here}); prepare it with `python data.py {words}`")
+            raise ValueError(f"no corpus {name}; {how_to_prepare(name)}")
         try:
             self.meta = json.loads((self.folder / "meta.json").read_text(encoding="utf-8"))
             self.vocab_size = value_of(self.meta, "vocab_size", high=2**16)
@@ -111,14 +106,10 @@ class Corpus:
 def open_corpora(names: Iterable[str]) -> dict[str, Corpus]:
     """{name: Corpus}; ValueError if they were made with different tokenizers."""
     corpora = {name: Corpus(name) for name in dict.fromkeys(names)}
-    refuse_different_tokenizers(corpora.values())
+    if len({(corpus.vocab_size, corpus.tokenizer_sha256) for corpus in corpora.values()}) > 1:
+        folders = " and ".join(str(corpus.folder) for corpus in corpora.values())
+        raise ValueError(f"{folders} have different tokenizers; prepare them anew with one")
     return corpora
-
-
-def refuse_different_tokenizers(corpora):
-    if len({(corpus.vocab_size, corpus.tokenizer_sha256) for corpus in corpora}) > 1:
-        names = " and ".join(str(corpus.folder) for corpus in corpora)
-        raise ValueError(f"{names} have different tokenizers; prepare them anew with one")
 
 
 # ---------------------------------------------------------------- the order of the data
@@ -156,32 +147,26 @@ def permute(index: int, size: int, key: int) -> int:
 class Mixture:
     """A training stream drawn from several corpora in fixed shares.
 
-    Position p holds one window of one corpus, computed from p, the seed and the shares alone: so the batch is a
-    function of the update, and a resumed run has no state of the data to restore. No window of a corpus comes again
-    before all of them have come.
-    """
+    Position p holds one window of one corpus, computed from p, the seed and the shares alone: so a resumed run has no
+    state of the data to restore. No window of a corpus comes again before all of them have come."""
 
     def __init__(self, shares: dict[Corpus, float], context: int, seed: int):
-        """shares: {Corpus: positive weight}, of any sum. ValueError for a share below 2^-32 of the sum, and for corpora
-        of different vocabularies."""
+        """shares: {Corpus: positive weight}, of any sum. ValueError for a share below 2^-32."""
         self.corpora, self.context, self.seed = list(shares), context, seed
-        refuse_different_tokenizers(self.corpora)
         self.sizes = [corpus.windows("train", context) for corpus in self.corpora]
         weights = list(shares.values())
         if never := [corpus.name for corpus, weight in shares.items() if weight / sum(weights) < 2**-32]:
             raise ValueError(f"the share of {never[0]} is below 2^-32, too small for it ever to come; leave it out")
-        # Each corpus takes its share of the positions that those before it leave. Of the weights 2, 1, 1 these are 1/2,
-        # then 1/2 of the rest, then all of that rest. They are whole numbers of 2^-32: 2^31, 2^31, 2^32. So the
-        # arithmetic below is exact at any position, which it is not with floats.
+        # Each takes a share of the positions that those before it leave, in units of 2^-32, exact at any position: of
+        # the weights 2, 1, 1 these are 2^31 of all (a half), 2^31 of what is left, and 2^32 of the rest (all of it).
         self.thresholds = [round(2**32 * weight / sum(weights[i:])) for i, weight in enumerate(weights)]
 
     def locate(self, position: int) -> tuple[int, int]:
         """(number of the corpus, window of its train split) at a position of the stream."""
         for number, threshold in enumerate(self.thresholds):
-            # The corpus takes those positions at which position * share passes a whole number: evenly spread, nothing
-            # has to be listed, and it took `before` of those before this one. `offset` shifts where that happens.
-            # Keys are hashes of hashes: sums of seed, number and epoch could be the same for two of them, which would
-            # then share an order.
+            # A corpus takes the positions at which position * share + offset passes a whole number, evenly spread, and
+            # took `before` of those before this one. Keys are hashes of hashes: sums of seed, number and epoch could be
+            # the same for two of them, which would then share an order.
             key = hash64(hash64(self.seed) + number)
             offset = hash64(key - 1) & (2**32 - 1) if threshold < 2**32 else 0
             before = (position * threshold + offset) >> 32
@@ -203,18 +188,18 @@ def parse_shares(text: str) -> dict[str, float]:
     ValueError for anything else."""
     if text in MIXTURES:
         return {f"slimpajama-redpajama{d}": w for d, w in zip(DOMAINS, MIXTURES[text], strict=True)}
-    shares, entries = {}, text.split(",")
-    for entry in entries:
+    shares = {}
+    for entry in text.split(","):
         name, equals, weight = entry.strip().partition("=")
         corpus_folder(name)  # ValueError for what is no name
+        if name in shares:
+            raise ValueError(f"{text}: {name} is named twice")
         try:
             shares[name] = float(weight) if equals else 1.0
         except ValueError:
             raise ValueError(f"{entry!r}: the weight is no number; write NAME=WEIGHT,NAME=WEIGHT") from None
         if not 0 < shares[name] < 1e9:
             raise ValueError(f"{entry!r}: a weight must be above 0 and below 1e9")
-    if len(shares) != len(entries):
-        raise ValueError(f"{text}: a corpus is named twice")
     return shares
 
 
@@ -249,11 +234,9 @@ def as_tensor(windows: Iterable[np.ndarray]) -> "torch.Tensor":
 def main(argv=None):
     parser = OneLineParser(description=__doc__)
     add = parser.add_argument
-    embedded, hub = ", ".join(EMBEDDED), " and ".join(HUB)
-    add("name", metavar="NAME", help=f"corpus, written as data/NAME; {embedded} are embedded, {hub} on the hub")
-    add(
-        "files", metavar="FILES", nargs="*", help=".jsonl .ndjson .txt .md .rst .tex .py, also .gz or .zst, and folders"
-    )
+    known = f"{', '.join(EMBEDDED)} are embedded, {' and '.join(HUB)} on the hub"
+    add("name", metavar="NAME", help=f"corpus, written as data/NAME; {known}")
+    add("files", nargs="*", metavar="FILES", help=".jsonl, .txt and other text, also as .gz or .zst, and folders")
     add("--train-tokens", type=whole_number, metavar="N", help="stop train.bin after the document that reaches N")
     add("--val-tokens", type=whole_number, metavar="N", help="likewise for val.bin")
     add("--val-share", type=float, help="of documents for validation (0.05; embedded corpora: 0.15)")
@@ -264,16 +247,12 @@ def main(argv=None):
     flags = parser.parse_args(argv)
     if flags.val_share is not None and not 0 < flags.val_share < 1:
         parser.error(f"--val-share {flags.val_share} is not between 0 and 1")
-    if flags.processes < 1:
-        parser.error(f"--processes {flags.processes} is less than 1")
-    if 0 in (flags.train_tokens, flags.val_tokens):
-        parser.error("--train-tokens and --val-tokens must be positive")
+    if flags.processes < 1 or 0 in (flags.train_tokens, flags.val_tokens):
+        parser.error("--processes, --train-tokens and --val-tokens start at 1")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     for name in prepare(**vars(flags)):
-        meta = Corpus(name).meta
-        for split in SPLITS:
-            tokens, documents = meta[split]["tokens"], meta[split]["documents"]
-            print(f"data/{name}/{split}.bin {tokens:>14,} tokens {documents:>10,} documents")
+        for split, counts in ((split, Corpus(name).meta[split]) for split in SPLITS):
+            print(f"data/{name}/{split}.bin {counts['tokens']:>14,} tokens {counts['documents']:>10,} documents")
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ SPLITS = ("train", "val")
 COUNTS = ("tokens", "documents", "bytes_of_text", "largest_id")  # of a split
 VAL_SHARE = 0.05  # of one's own documents
 EMBEDDED_VAL_SHARE = 0.15  # of the embedded corpora's
-BATCH = 32  # documents that a thread tokenizes at a time
+BATCH = 8  # documents that a thread tokenizes at a time
 
 
 def corpus_folder(name):
@@ -249,3 +249,12 @@ def refuse_what_does_not_fit(name, files, tokenizer, options):
         raise ValueError(f"{name} is an embedded corpus, which takes no files; choose another name for yours")
     elif name not in EMBEDDED and not files:
         raise ValueError(f"no FILES for {name}: `python data.py {name} FILES...`; embedded: {', '.join(EMBEDDED)}")
+
+
+def how_to_prepare(name):
+    """What to say where a corpus is not here."""
+    here = dict.fromkeys([*EMBEDDED, *sorted(meta.parent.name for meta in ROOT.glob("[!.]*/meta.json"))])
+    words = f"NAME {name}" if Path(name).exists() else f"{name} FILES..."
+    words = next((f"{hub} --train-tokens 1e9" for hub in HUB if name.startswith(hub)), words)
+    words += " --by-domain" if name.startswith("slimpajama-") else ""
+    return f"prepare it with `python data.py {words}`, or name one of {', '.join(here)}"

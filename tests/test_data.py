@@ -70,34 +70,57 @@ def test_a_token_id_without_a_row_is_named_before_it_meets_the_model(house):
     meta = json.loads(Path("data/new/meta.json").read_text())
     Path("data/new/meta.json").write_text(json.dumps(meta | {"vocab_size": 9999}))
     with pytest.raises(ValueError, match="data/new"):
-        data.Mixture({data.Corpus("old"): 1, data.Corpus("new"): 1}, 32, seed=0)
+        data.open_corpora(["old", "new"])
 
 
-def test_embedded_corpora_are_real_text(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(readers, "EMBEDDED_BYTES", 2_000_000)
-    for name, words in {"stdlib": ("def ", "import "), "torch": ("def ", "import "), "headers": ("#include",)}.items():
-        corpus = data.Corpus(name)
-        text = corpus.tokenizer().decode(corpus.splits["train"][:100_000])
-        assert all(word in text for word in words) and "@generated" not in text
-        assert 1_000_000 < corpus.meta["train"]["tokens"] < 2_000_000 and corpus.meta["val"]["tokens"] > 150_000
-        meta = corpus.meta | {"sources": ["Python 3"]}
-        Path(f"data/{name}/meta.json").write_text(json.dumps(meta))
-        with pytest.raises(ValueError, match="earlier version.*remove the folder"):
+@pytest.fixture(scope="module")
+def embedded(tmp_path_factory):
+    """A folder with the embedded corpora of bytes."""
+    folder = tmp_path_factory.mktemp("embedded")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for name in ("stdlib", "torch", "headers"):
             data.Corpus(name)
-        Path(f"data/{name}/meta.json").write_text(json.dumps(corpus.meta))
-        assert np.array_equal(data.Corpus(name).splits["val"], corpus.splits["val"])  # opened, not made anew
+    return folder
 
 
-def test_no_file_makes_up_more_than_2_percent_of_a_split_of_an_embedded_corpus(tmp_path, monkeypatch):
+@pytest.mark.parametrize("name, words", [("stdlib", "def import"), ("torch", "def import"), ("headers", "#include")])
+def test_embedded_corpora_are_real_text_of_many_files(embedded, name, words, monkeypatch):
+    monkeypatch.chdir(embedded)
+    corpus = data.Corpus(name)
+    text = corpus.tokenizer().decode(corpus.splits["train"][:100_000])
+    assert all(word in text for word in words.split()) and "@generated" not in text
+    for split in ("train", "val"):  # no file makes up 2 %
+        longest = np.diff(np.flatnonzero(corpus.splits[split] == 256), prepend=-1).max()
+        assert longest <= readers.EMBEDDED_FILE_BYTES + 1 and longest < 0.02 * len(corpus.splits[split])
+    assert corpus.meta["train"]["tokens"] > 2e6 and corpus.windows("val", 256) * 256 >= 131_072
+
+
+def test_an_embedded_corpus_is_prepared_once_and_not_taken_from_an_earlier_version(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for name in ("stdlib", "torch", "headers"):
-        corpus = data.Corpus(name)
-        for split in ("train", "val"):
-            ends = np.flatnonzero(corpus.splits[split] == 256)
-            longest = np.diff(ends, prepend=-1).max()
-            assert longest <= readers.EMBEDDED_FILE_BYTES + 1 and longest < 0.02 * len(corpus.splits[split])
-        assert corpus.meta["train"]["tokens"] > 2e6 and corpus.windows("val", 256) * 256 >= 131_072
+    monkeypatch.setattr(readers, "EMBEDDED_BYTES", 200_000)
+    corpus, file = data.Corpus("headers"), Path("data/headers/meta.json")
+    content = file.read_text()
+    file.write_text(json.dumps(corpus.meta | {"sources": ["Python 3"]}))
+    with pytest.raises(ValueError, match="earlier version.*remove the folder"):
+        data.Corpus("headers")
+    file.write_text(content)
+    written = Path("data/headers/val.bin").stat().st_mtime_ns
+    assert np.array_equal(data.Corpus("headers").splits["val"], corpus.splits["val"])
+    assert Path("data/headers/val.bin").stat().st_mtime_ns == written  # opened, not made anew
+
+
+def test_a_corpus_that_is_not_here_says_how_to_prepare_it(house):
+    Path("short.jsonl").write_text('{"text": "a"}')
+    for name, words in [
+        ("mine", "`python data.py mine FILES...`"),
+        ("short.jsonl", "`python data.py NAME short.jsonl`"),
+        ("pile", "`python data.py pile --train-tokens 1e9`"),
+        ("slimpajama-redpajamac4", "`python data.py slimpajama --train-tokens 1e9 --by-domain`"),
+    ]:
+        with pytest.raises(ValueError) as caught:
+            data.Corpus(name)
+        assert words in str(caught.value) and "stdlib" in str(caught.value) and "old" in str(caught.value)
 
 
 @pytest.mark.slow
@@ -247,3 +270,20 @@ def test_the_last_corpus_takes_every_position_that_is_left(house):
     """With these weights a share computed from running differences falls short by a rounding."""
     shares = {data.Corpus("old"): weight for weight in (25.187, 966.241, 628.238, 0.001)}
     assert data.Mixture(shares, 32, seed=0).thresholds[-1] == 2**32
+
+
+def test_a_share_that_would_never_come_is_refused(house):
+    old, new = data.Corpus("old"), data.Corpus("new")
+    for shares in ({old: 1e8, new: 0.001}, {new: 1e-4, old: 9e8}):
+        with pytest.raises(ValueError, match="the share of new is below 2\\^-32"):
+            data.Mixture(shares, 32, seed=0)
+    rare = data.Mixture({old: 1.0, new: 2**-31}, 32, seed=0)
+    assert rare.thresholds == [2**32 - 2, 2**32]
+
+
+def test_the_order_of_the_data_is_for_ever(house):
+    """Runs that began with these batches resume with them."""
+    stream = data.Mixture({data.Corpus("old"): 0.75, data.Corpus("new"): 0.25}, 32, seed=7)
+    assert [stream.locate(p) for p in (0, 1, 2, 3, 10**6, 10**12)] == [
+        (1, 495), (0, 455), (0, 34), (0, 1082), (1, 1193), (1, 148)
+    ]  # fmt: skip
