@@ -3,81 +3,12 @@
 import contextlib
 import hashlib
 import json
-import math
 import os
-from collections.abc import Collection
-from dataclasses import dataclass
 from pathlib import Path
 
 import filelock
 
 # ---------------------------------------------------------------- what a file may hold
-
-
-@dataclass(frozen=True)
-class Field:
-    """What one value may be: its type (float admits whole numbers), its range or the values to choose from."""
-
-    type: type
-    low: float = -math.inf
-    high: float = math.inf
-    among: Collection = ()
-    optional: bool = False  # None will do
-    nan: bool = False  # so will a number that is none
-
-    def __str__(self):
-        if self.among:
-            return f"one of {', '.join(map(str, self.among))}"
-        if self.type in (int, float):
-            kind = "a whole number" if self.type is int else "a number"
-            return f"{kind} from {self.low:g} to {self.high:g}"
-        return {bool: "true or false", str: "text", dict: "an object", list: "a list"}[self.type]
-
-    def admits(self, value):
-        if value is None:
-            return self.optional
-        if type(value) is not self.type and not (self.type is float and type(value) is int):
-            return False
-        if self.among:
-            return value in self.among
-        return self.type not in (int, float) or self.low <= value <= self.high or (self.nan and value != value)
-
-
-def count(low=0, high=10**15, **options):
-    """A Field for a whole number."""
-    return Field(int, low, high, **options)
-
-
-def check_value(value, field, name):
-    """Raises ValueError, naming the value, if the field does not admit it."""
-    if not field.admits(value):
-        raise ValueError(f"{name} is {value!r:.60}; expected {field}")
-
-
-def check_fields(content, table, where):
-    """Raises ValueError for the first value in `content` that is not as `table` says: {name: Field, or a table}.
-
-    A name that is missing counts as None. What the table does not name may be anything."""
-    if not isinstance(content, dict):
-        raise ValueError(f"{where}: holds no JSON object")
-    for name, field in table.items():
-        if isinstance(field, dict):
-            check_fields(content.get(name), field, f"{where}: {name}")
-        else:
-            check_value(content.get(name), field, f"{where}: {name}")
-
-
-def read_json(file, table=None, way_out="restore it or choose another folder"):
-    """The contents of a JSON file, checked against a table. ValueError or OSError names the file and the fault."""
-    try:
-        content = json.loads(Path(file).read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as fault:
-        raise ValueError(f"{file}: not JSON ({fault}); {way_out}") from None
-    try:
-        check_fields(content, table or {}, file)
-    except ValueError as fault:
-        raise ValueError(f"{fault}; {way_out}") from None
-    return content
 
 
 KINDS = {
@@ -111,6 +42,15 @@ def blaming(file, way_out="restore it or choose another folder"):
         raise ValueError(f"{file}: no {fault}; {way_out}") from None
     except (ValueError, TypeError, AttributeError, IndexError, OverflowError, RecursionError) as fault:
         raise ValueError(f"{file}: {fault}; {way_out}") from None
+
+
+def read_json(file, way_out="restore it or choose another folder"):
+    """The object that a JSON file holds. ValueError or OSError names the file and the fault."""
+    with blaming(file, way_out):
+        content = json.loads(Path(file).read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("holds no JSON object")
+    return content
 
 
 # ---------------------------------------------------------------- durable files
