@@ -227,8 +227,7 @@ def run(flags: Flags) -> int:
                 processes.send_gradients(forward, number == len(micro_batches))
                 rows = machine.sent(rows, device)
                 with machine.autocast(device, flags.precision):
-                    # Weighted by size: the gradients of micro-batches sum to that of the batch's mean loss. Processes
-                    # have batches of one size, so averaging theirs is exact.
+                    # Weighted by size, so that the gradients of micro-batches sum to that of the batch's mean loss.
                     weighted = forward(rows[:, :-1], rows[:, 1:]) * (len(rows) / len(batch))
                 scaler.scale(weighted).backward()
                 loss += weighted.detach()
@@ -392,12 +391,13 @@ def resolve_rates(flags: Flags, config: GPTNeoXConfig) -> Flags:
     return replace(flags, context=context, max_lr=max_lr, min_lr=min_lr)
 
 
-@functools.cache
 def starting_config(init: str, revision: str | None, size: str | None) -> GPTNeoXConfig:
-    """The config of the model that a run starts from, of which nothing else is fetched; of a random one the vocabulary
-    is open."""
-    if init in ("upstream", "scratch"):
-        return config_of(size)
+    """The config of the model that a run starts from; of a random one the vocabulary is open."""
+    return config_of(size) if init in ("upstream", "scratch") else stored_config(init, revision)
+
+
+@functools.cache  # a plan asks for each arm, and a hub id is a round trip
+def stored_config(init: str, revision: str | None) -> GPTNeoXConfig:
     file = model_folder(checkpoints.newest(init), revision, ["config.json"]) / "config.json"
     return GPTNeoXConfig.from_dict(read_json(file), file)
 
