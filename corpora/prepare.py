@@ -145,6 +145,7 @@ class CorpusWriter:
         for file in self.files.values():
             file.flush()
             os.fsync(file.fileno())
+            file.close()  # Windows renames nothing that is open
         for corpus in self.counts:
             self.describe(corpus, sources)
         for corpus in self.counts:
