@@ -136,13 +136,3 @@ def prepare_hub(values, tokens):
             if tokens <= HUB_TOKENS:
                 print(f"text        preparing data/{name}: {tokens:,} tokens, once", file=sys.stderr)
             prepare_once(name, train_tokens=tokens if tokens <= HUB_TOKENS else None)
-
-
-# Until paper/ calls named_corpora.
-
-
-def with_texts(given, defaults):
-    sides = ("upstream", "downstream")
-    others = (given.get("init", "upstream"), given.get("revision"), given.get("resume"))
-    named = dict(zip(sides, named_corpora(*(given.get(side) for side in sides), *others), strict=True))
-    return given | {side: name for side, name in named.items() if name and (side in given or name != defaults[side])}
