@@ -424,7 +424,7 @@ def test_a_folder_says_what_it_leaves_out_and_follows_links_once(tmp_path, capsy
     found = readers.source_files([folder])
     assert [str(path.relative_to(folder)) for path in found] == ["a.ndjson", "again/d.md", "b.ndjson.gz", "sub/c.TXT"]
     said = capsys.readouterr().err
-    assert said.startswith(f"{folder}: not read: 2 .parquet, 2 .json, 1 ") and said.count("\n") == 1
+    assert said.startswith(f"{folder}: not read: 2 .json, 2 .parquet, 1 ") and said.count("\n") == 1
     assert {*said[len(f"{folder}: not read: ") : -1].split(", ")} >= {"1 .json.gz", "1 .txt.xz", "1 without an ending"}
     for path in read[:2]:
         (folder / path).unlink()
