@@ -43,8 +43,7 @@ SIZES = {
     "12b": (36, 5120, 40, 1.2e-4, 50688, 2048),
 }
 
-# Pythia was trained with tanh GELU, but its config.json says "gelu": the exact erf form, as everyone runs it. The two
-# differ by less than 5e-4.
+# Pythia was trained with tanh GELU; its config.json says "gelu", the erf form that everyone runs (within 5e-4).
 ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu}
 ACTIVATIONS |= dict.fromkeys(("gelu_new", "gelu_fast", "gelu_pytorch_tanh"), lambda x: F.gelu(x, approximate="tanh"))
 
@@ -123,11 +122,9 @@ class GPTNeoXConfig:
     def to_dict(self) -> dict:
         """The published spelling, which every version of transformers reads."""
         own = asdict(self)
-        ids = {"bos_token_id": 0, "eos_token_id": 0} | own.pop("extra")
+        ids = {"bos_token_id": 0, "eos_token_id": 0} | own.pop("extra")  # transformers' default eos is 2
         fixed = {"architectures": ["GPTNeoXForCausalLM"], "model_type": "gpt_neox", "tie_word_embeddings": False}
-        # This program has no dropout, as in the paper, so it writes none.
-        dropout = {"attention_dropout": 0.0, "hidden_dropout": 0.0}
-        return ids | own | fixed | dropout
+        return ids | own | fixed | {"attention_dropout": 0.0, "hidden_dropout": 0.0}  # none, as in the paper
 
     @property
     def rotary_size(self) -> int:
@@ -158,13 +155,15 @@ def config_of(size: str, vocab_size: int | None = None) -> GPTNeoXConfig:
 
 
 def pretraining_peak(config: GPTNeoXConfig, name: str | None = None) -> float | None:
-    """The peak learning rate of the pre-training of this shape. A shape not in SIZES gives None, or ValueError if the
-    model's `name` is given, for the message."""
+    """The peak learning rate of the pre-training of this shape. One that is not in SIZES gives None, or ValueError with
+    the model's `name`."""
     shape = (config.num_hidden_layers, config.hidden_size, config.num_attention_heads, config.max_position_embeddings)
-    peak = {(*row[:3], row[5]): row[3] for row in SIZES.values()}.get(shape)
-    if name and not peak:
+    for layers, width, heads, peak, _, context in SIZES.values():
+        if (layers, width, heads, context) == shape:
+            return peak
+    if name:
         raise ValueError(f"{name} is none of Pythia's sizes, so its pre-training peak is unknown; give --max-lr")
-    return peak
+    return None
 
 
 # ---------------------------------------------------------------- the network
@@ -191,7 +190,7 @@ class Attention(nn.Module):
 
 def attention(query, key, value):  # 3 x (B, H, T, D/H) -> (B, H, T, D/H)
     """softmax(Q K^T / sqrt(D/H)) V, each token seeing itself and those before it."""
-    if kernels.FAST and query.is_cpu and query.dtype.itemsize == 2:
+    if kernels.FAST and query.is_cpu and query.dtype.itemsize == 2:  # where torch's own is slow
         return kernels.attention(query, key, value)
     return F.scaled_dot_product_attention(query, key, value, is_causal=True)
 
@@ -240,6 +239,14 @@ class Layer(nn.Module):
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
+def cross_entropy(hidden, weight, targets):  # (B, T, D), (V, D), (B, T) -> (), (B, T)
+    """-log softmax(W h) of each target in nats: the mean, and all of them."""
+    if kernels.FAST:  # where all logits never exist at once
+        return kernels.linear_cross_entropy(hidden, weight, targets)
+    losses = F.cross_entropy(F.linear(hidden, weight).mT, targets, reduction="none")
+    return losses.mean(), losses
+
+
 # ---------------------------------------------------------------- the model
 
 
@@ -254,9 +261,7 @@ class Body(nn.Module):
 
 
 class GPTNeoX(nn.Module):
-    """A GPT-NeoX language model, built from a GPTNeoXConfig with random weights, or with from_pretrained.
-
-    empty=True allocates no memory; load_weights() does."""
+    """A GPT-NeoX language model with initial weights; with empty=True it has shapes alone, until load_weights()."""
 
     def __init__(self, config: GPTNeoXConfig, seed: int = 0, empty: bool = False):
         super().__init__()
@@ -271,8 +276,7 @@ class GPTNeoX(nn.Module):
     def forward(self, tokens: Tensor, targets: Tensor | None = None, per_token: bool = False) -> Tensor:
         """Logits (B, T, V) of token ids (B, T); with targets (B, T), their mean cross-entropy in nats, a scalar.
 
-        per_token=True gives the loss of each target instead, (B, T), without a gradient.
-        """
+        per_token=True gives the loss of each target instead, (B, T), without a gradient."""
         x = self.gpt_neox.embed_in(tokens)  # (B, T, D)
         exact = torch.promote_types(x.dtype, torch.float32)
         cos, sin = rotary_tables(tokens.shape[1], self.config, x.device, exact)  # (T, R)
@@ -284,16 +288,11 @@ class GPTNeoX(nn.Module):
         x = self.gpt_neox.final_layer_norm(x)
         if targets is None:
             return self.embed_out(x)
-        if kernels.FAST:  # the same, but all logits never exist at once
-            mean, losses = kernels.linear_cross_entropy(x, self.embed_out.weight, targets)
-        else:
-            losses = F.cross_entropy(self.embed_out(x).mT, targets, reduction="none")  # (B, T)
-            mean = losses.mean()
+        mean, losses = cross_entropy(x, self.embed_out.weight, targets)
         return losses if per_token else mean
 
     def initial_weights(self, seed: int = 0):
-        """Yields (name, tensor) of Pythia's initial weights: "small init" going in, "Wang init" going out of each
-        branch."""
+        """Yields (name, tensor) of Pythia's initial weights: "small init" into each branch, "Wang init" out of it."""
         width, layers = self.config.hidden_size, self.config.num_hidden_layers
         generator = torch.Generator().manual_seed(seed)
         for name, parameter in self.named_parameters():

@@ -1,11 +1,12 @@
-"""How fast a step is: ours against transformers' GPTNeoXForCausalLM with torch's fused AdamW. And how fast text is
-tokenized: ours against the tokenizers package.
+"""How fast a step is: ours against transformers' GPTNeoXForCausalLM with torch's fused AdamW. How fast text is
+tokenized: ours against the tokenizers package. How fast training is beside another busy process.
 
     python tests/bench.py                            tiny 8 x 256, 70m 4 x 512 and 160m 4 x 512 on the CPU
-    python tests/bench.py --sizes 70m:2x256 --precision bf16 --compile
+    python tests/bench.py --device cuda --compile --sizes 160m:8x2048 410m:8x2048    eager, then compiled, on a GPU
     python tests/bench.py --short                    does it still run? (a few steps of tiny)
     python tests/bench.py --sizes 70m:4x512 --profile    where the time of our step goes, by torch.profiler
     python tests/bench.py --text FILE.jsonl tokenizer.json --threads 2
+    python tests/bench.py --busy                     nano and tiny, quiet and beside a busy process in turn
 
 Two processes, one each, take steps in turn on the same batch, in the same precision: so both see the same machine, and
 the median of the ratios is steadier than either time. Needs requirements-dev.txt. Asserts nothing about time.
@@ -21,49 +22,35 @@ import sys
 import tempfile
 import time
 from collections import deque
-from contextlib import nullcontext
 from pathlib import Path
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-import data
 import train
-from engine.machine import AUTOCAST, product_rate
+from engine.machine import AUTOCAST, autocast, pick_precision, product_rate, share_of_peak
 from model import GPTNeoX, config_of
 
+ROOT = Path(train.__file__).parent
 BYTES = dict.fromkeys(("nano", "micro", "tiny"), 257)  # these are timed as they are trained, on bytes
 
-
-class Text:
-    """A corpus of random ids in a memory-mapped file: what data.Mixture needs of one."""
-
-    def __init__(self, file, vocab_size, tokens=2**22):
-        np.random.default_rng(0).integers(0, vocab_size, tokens, dtype="<u2").tofile(file)
-        self.ids, self.vocab_size, self.tokenizer_sha256 = np.memmap(file, "<u2", "r"), vocab_size, None
-
-    def windows(self, split, context):
-        return (len(self.ids) - 1) // context
-
-    def window(self, split, index, context):
-        return self.ids[index * context : (index + 1) * context + 1]
+# ---------------------------------------------------------------- steps
 
 
-def ours(config, compiled):
-    network = GPTNeoX(config).train()
+def ours(config, device, compiled):
+    network = GPTNeoX(config).to(device).train()
     if compiled:
         for layer in network.gpt_neox.layers:
             layer.forward = torch.compile(layer.forward)
     return network, network, train.AdamW(train.parameter_groups(network), lr=1e-4)
 
 
-def theirs(config, compiled):
+def theirs(config, device, compiled):
     import transformers
 
-    known = {k: v for k, v in config.to_dict().items() if k not in ("architectures", "torch_dtype")}
-    network = transformers.GPTNeoXForCausalLM(transformers.GPTNeoXConfig(**known, use_cache=False)).train()
+    known = {name: value for name, value in config.to_dict().items() if name != "architectures"}
+    network = transformers.GPTNeoXForCausalLM(transformers.GPTNeoXConfig(**known, use_cache=False)).to(device).train()
     forward = torch.compile(network) if compiled else network
 
     def loss(tokens, targets):
@@ -73,53 +60,51 @@ def theirs(config, compiled):
     return network, loss, torch.optim.AdamW(groups, lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
 
 
-def worker(flags):
-    """Takes a step for each line on stdin, and answers with the seconds it took."""
+def worker(who, size, shape, flags):
+    """Takes a step for each line on stdin, and answers with the seconds it took and the most memory so far, in GiB."""
     torch.set_num_threads(flags.threads)
-    size, sequences, context = flags.worker[1], *map(int, flags.worker[2].split("x"))
-    config = config_of(size, BYTES.get(size))
-    dtype = AUTOCAST[flags.precision]
-    autocast = (lambda: torch.autocast("cpu", dtype)) if dtype else nullcontext
-    network, loss, optimizer = {"ours": ours, "theirs": theirs}[flags.worker[0]](config, flags.compile)
-    with tempfile.NamedTemporaryFile() as file:
-        mixture = data.Mixture({Text(file.name, config.vocab_size): 1.0}, context, seed=0)
+    sequences, context = map(int, shape.split("x"))
+    config, device = config_of(size, BYTES.get(size)), torch.device(flags.device)
+    network, loss, optimizer = {"ours": ours, "theirs": theirs}[who](config, device, flags.compile)
 
-        def step(number):
-            """(loss, seconds to read the batch) of an update."""
-            start = time.perf_counter()
-            rows = mixture.batch(number, sequences)
-            read = time.perf_counter() - start
-            with autocast():
-                value = loss(rows[:, :-1], rows[:, 1:])
-            value.backward()
-            torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
-            return value, read
+    def step(number):
+        generator = torch.Generator().manual_seed(number)
+        rows = torch.randint(0, config.vocab_size, (sequences, context + 1), generator=generator).to(device)
+        with autocast(device, flags.precision):
+            value = loss(rows[:, :-1], rows[:, 1:])
+        value.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+            return torch.cuda.max_memory_allocated() / 2**30
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts in KiB
 
-        if flags.profile:
-            step(0)
-            with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
-                for number in range(1, 4):
-                    step(number)
-            print(profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=25, max_name_column_width=40))
-            return
-        for number, _ in enumerate(sys.stdin):
-            start = time.perf_counter()
-            value, read = step(number)
-            seconds = time.perf_counter() - start
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # GiB; Linux counts in KiB
-            print(json.dumps({"seconds": seconds, "read": read, "peak": peak, "loss": value.item()}), flush=True)
+    if flags.profile:
+        step(0)
+        with torch.profiler.profile() as profiler:
+            for number in range(1, 4):
+                step(number)
+        order = f"self_{device.type}_time_total"
+        print(profiler.key_averages().table(sort_by=order, row_limit=25, max_name_column_width=40))
+        return
+    for number, _ in enumerate(sys.stdin):
+        start = time.perf_counter()
+        peak = step(number)
+        print(json.dumps({"seconds": time.perf_counter() - start, "peak": peak}), flush=True)
 
 
-def compare(size, shape, flags):
+def compare(size, shape, flags, compiled):
     """A line of the table."""
-    options = ["--precision", flags.precision, "--threads", str(flags.threads), *["--compile"] * flags.compile]
-    words = {who: [sys.executable, __file__, *options, "--worker", who, size, shape] for who in ("ours", "theirs")}
+    options = ["--device", flags.device, "--precision", flags.precision, "--threads", str(flags.threads)]
+    options += ["--compile"] * compiled
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     env = os.environ | {"OMP_NUM_THREADS": str(flags.threads)}
-    arms = {who: subprocess.Popen(command, env=env, **pipes) for who, command in words.items()}
-    steps, rates = {who: [] for who in arms}, []
+    arms, steps, rates = {}, {"ours": [], "theirs": []}, []
+    for who in steps:
+        command = [sys.executable, __file__, *options, "--worker", who, size, shape]
+        arms[who] = subprocess.Popen(command, env=env, **pipes)
     for turn in range(flags.pairs + 2):  # the first two allocate, and compile
         for who, process in arms.items():
             process.stdin.write("step\n")
@@ -127,22 +112,26 @@ def compare(size, shape, flags):
             answer = json.loads(process.stdout.readline())
             if turn >= 2:
                 steps[who].append(answer)
-        rates.append(product_rate("cpu", AUTOCAST[flags.precision] or torch.float32))  # the other processes wait
+        # The other processes wait meanwhile.
+        rates.append(product_rate(flags.device, AUTOCAST[flags.precision] or torch.float32))
     for process in arms.values():
         process.stdin.close()
         process.wait()
-    middle = {who: statistics.median(s["seconds"] for s in answers) for who, answers in steps.items()}
-    ratio = statistics.median(b["seconds"] / a["seconds"] for a, b in zip(*steps.values(), strict=True))
     sequences, context = map(int, shape.split("x"))
-    flops = sequences * context * config_of(size, BYTES.get(size)).flops_per_token(context)
-    share = statistics.median(flops / s["seconds"] for s in steps["ours"]) / statistics.median(rates)
+    seconds = {who: statistics.median(s["seconds"] for s in answers) for who, answers in steps.items()}
+    ratio = statistics.median(b["seconds"] / a["seconds"] for a, b in zip(*steps.values(), strict=True))
     memory = {who: answers[-1]["peak"] for who, answers in steps.items()}
-    read = statistics.median(s["read"] / s["seconds"] for s in steps["ours"])
+    flops = config_of(size, BYTES.get(size)).flops_per_token(context)
+    rate = sequences * context / seconds["ours"]
     print(
-        f"{size:<6}{shape:>7}{middle['ours']:>10.3f}{middle['theirs']:>10.3f}{ratio:>8.2f}{memory['ours']:>9.2f}"
-        f"{memory['theirs']:>9.2f}{memory['ours'] / memory['theirs']:>8.2f}{share:>9.0%}{read:>8.2%}",
+        f"{size:<6}{shape:>8}{'compiled' if compiled else 'eager':>10}{seconds['ours']:>9.3f}{seconds['theirs']:>10.3f}"
+        f"{ratio:>9.2f}{memory['ours']:>9.2f}{memory['theirs']:>10.2f}{flops * rate / statistics.median(rates):>11.0%}"
+        f"{share_of_peak(torch.device(flags.device), flags.precision, flops, rate)}",
         flush=True,
     )
+
+
+# ---------------------------------------------------------------- text, and busy machines
 
 
 def compare_tokenizers(file, tokenizer, threads, pairs):
@@ -172,30 +161,61 @@ def compare_tokenizers(file, tokenizer, threads, pairs):
     )
 
 
+def beside_a_busy_process(size, pairs):
+    """The rate of a short training beside a process that is always busy, as a share of the rate without one."""
+    rates = {"quiet": [], "busy": []}
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, ROOT / "train.py", "--init", "scratch", "--model", size, "--tokens", "100e3"]
+        command += ["--eval-every", "1000", "--eval-tokens", "2048"]
+        for number in range(pairs):
+            for kind in rates:
+                out = f"{kind}-{number}"
+                busy = subprocess.Popen([sys.executable, "-c", "while True: pass"]) if kind == "busy" else None
+                try:
+                    subprocess.run([*command, "--out", out], cwd=folder, check=True, stdout=subprocess.DEVNULL)
+                finally:
+                    if busy:
+                        busy.kill()
+                        busy.wait()
+                lines = Path(folder, out, "metrics.jsonl").read_text().splitlines()
+                updates = [json.loads(line) for line in lines if '"train"' in line]
+                rates[kind].append(statistics.median(update["tokens_per_second"] for update in updates))
+    shares = [busy / quiet for quiet, busy in zip(*rates.values(), strict=True)]
+    told = ", ".join(f"{share:.0%}" for share in shares)
+    print(f"{size:<6}{statistics.median(rates['quiet']):>8.0f} tokens/s; beside a busy process {told}", flush=True)
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     default = ["tiny:8x256", "70m:4x512", "160m:4x512"]
     parser.add_argument("--sizes", nargs="+", default=default, metavar="SIZE:BxT", help=" ".join(default))
-    parser.add_argument("--precision", default="fp32", choices=AUTOCAST)
-    parser.add_argument("--compile", action="store_true", help="both")
-    parser.add_argument("--pairs", type=int, default=7, help="pairs of steps that count (%(default)s)")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--precision", default="auto", choices=("auto", *AUTOCAST))
+    parser.add_argument("--compile", action="store_true", help="time both compiled as well")
+    parser.add_argument("--pairs", type=int, default=7, help="pairs of steps, or of runs, that count (%(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="of steps and tokenizers (%(default)s)")
     parser.add_argument("--short", action="store_true")
     parser.add_argument("--profile", action="store_true", help="of the first of --sizes, instead of timing pairs")
     parser.add_argument("--text", nargs=2, metavar=("FILE", "TOKENIZER"), help="compare tokenizers, not steps")
+    parser.add_argument("--busy", action="store_true", help="train beside a busy process, instead of timing steps")
     parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
     flags = parser.parse_args()
-    if flags.profile:
-        flags.worker = ["ours", *flags.sizes[0].split(":")]
+    flags.precision = pick_precision(flags.precision, torch.device(flags.device))
     if flags.text:
         compare_tokenizers(*flags.text, flags.threads, flags.pairs)
+    elif flags.busy:
+        for size in ("nano", "tiny"):
+            beside_a_busy_process(size, flags.pairs)
+    elif flags.profile:
+        worker("ours", *flags.sizes[0].split(":"), flags)
     elif flags.worker:
-        worker(flags)
+        worker(*flags.worker, flags)
     else:
         if flags.short:
             flags.sizes, flags.pairs = ["tiny:2x64"], 1
-        print(f"torch {torch.__version__}, {flags.threads} thread(s), {flags.precision}, compiled: {flags.compile}")
-        print("size     batch   ours s  theirs s  theirs/  ours     theirs   ours/   of matmul  reading")
-        print("                                     ours   GiB        GiB  theirs     rate     data")
+        print(f"torch {torch.__version__}, {flags.device}, {flags.precision}, {flags.threads} thread(s)")
+        print("size     batch                ours s  theirs s  theirs/     ours    theirs  of matmul")
+        print("                                                   ours      GiB       GiB       rate")
         for each in flags.sizes:
-            compare(*each.split(":"), flags)
+            for compiled in (False, True)[: 1 + flags.compile]:
+                compare(*each.split(":"), flags, compiled)
