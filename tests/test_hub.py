@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import zstandard
-from conftest import REAL, WHEREVER, command, refused, texts
+from conftest import REAL, WHEREVER, call, command, refused, texts
 from test_corpora import small_spec, tokenizer_file
 from tqdm import tqdm
 
@@ -163,9 +163,9 @@ def test_a_revision_is_resolved_downloaded_and_continued(repo, house):
     start = json.loads((house / "r/metrics.jsonl").read_text().splitlines()[0])
     assert start["upstream_loss"] == pytest.approx(loss, rel=1e-6)
     # And again from the cache, with the server gone or the hub switched off.
-    for number, offline in enumerate(({"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"})):
-        words = ["--revision", "step10", "--out", f"again{number}"]
-        done = continue_from(repo, house, *words, **offline)
+    for offline in ({"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}):
+        words = ["eval.py", "sample", "me/small", "--revision", "step10", "--tokens", "1"]
+        done = command(*words, cwd=house, **env(repo, house, **offline))
         assert done.returncode == 0, done.stderr
 
 
@@ -234,20 +234,20 @@ def test_a_checkpoint_of_the_hub_continues_on_its_own_tokens(repo, house, monkey
     assert (flags["replay"], flags["warmup"], flags["schedule"], flags["min_lr"]) == (0, 0.01, "cosine", 1e-4)
 
 
-@pytest.mark.parametrize("tokens", [10**6, 10**12])
-def test_the_defaults_are_the_papers_whatever_a_model_is_called(repo, house, tokens):
+def test_the_defaults_are_the_papers_whatever_a_model_is_called(repo, house):
     """The peak of its size's pre-training, 1 % warm-up, cosine to a tenth, no replay: by id or in a folder."""
     shape = {"vocab_size": 300, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
     shape |= {"intermediate_size": 256, "max_position_embeddings": 256}  # that of nano
     GPTNeoX(GPTNeoXConfig(**shape)).save_pretrained(house / "pythia-410m")
     files = {p.name: p.read_bytes() for p in Path(house, "pythia-410m").iterdir()}
     repo.repos["EleutherAI/pythia-410m"] = {"main": files}
-    for init in ("EleutherAI/pythia-410m", "pythia-410m"):
-        words = ["--upstream", "old", "--downstream", "new", "--tokens", tokens, "--dry-run"]
-        done = command("train.py", "--init", init, *words, cwd=house, **env(repo, house))
-        flags = json.loads(done.stdout)
-        assert (flags["max_lr"], flags["min_lr"], flags["warmup"], flags["replay"]) == (8e-3, 8e-4, 0.01, 0.0)
-        assert flags["schedule"] == "cosine"
+    words = ["train.py", "--upstream", "old", "--downstream", "new", "--dry-run", "--tokens"]
+    for tokens in (10**6, 10**12):
+        by_id = command(*words, tokens, "--init", "EleutherAI/pythia-410m", cwd=house, **env(repo, house))
+        for done in (by_id, call(*words, tokens, "--init", "pythia-410m")):
+            flags = json.loads(done.stdout)
+            assert (flags["max_lr"], flags["min_lr"], flags["warmup"], flags["replay"]) == (8e-3, 8e-4, 0.01, 0.0)
+            assert flags["schedule"] == "cosine"
 
 
 # ---------------------------------------------------------------- the paper's corpora
@@ -342,8 +342,8 @@ def test_a_corpus_that_the_hub_does_not_have(hub, tmp_path):
     words = ["data.py", "slimpajama", "--train-tokens", "1e6"]
     done = command(*words, cwd=tmp_path, **env(hub, tmp_path))
     assert "is available" in last_line(done) and "venketh/SlimPajama-62B" in last_line(done)
-    refused(command("data.py", "pile", cwd=tmp_path), "--train-tokens")
-    refused(command("data.py", "pile", "a.jsonl", "--train-tokens", "9", cwd=tmp_path), "FILES")
+    refused(call("data.py", "pile"), "--train-tokens")
+    refused(call("data.py", "pile", "a.jsonl", "--train-tokens", "9"), "FILES")
     assert not list((tmp_path / "data").glob("[!.]*"))
 
 

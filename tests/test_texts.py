@@ -1,11 +1,11 @@
 """One's own text by its path: prepared once, named by what it holds, in the tokens of the model."""
 
 import json
-from concurrent.futures import ThreadPoolExecutor
+import multiprocessing
 from pathlib import Path
 
 import pytest
-from conftest import SHORT, call, command, refused, texts
+from conftest import SHORT, call, refused, texts
 from test_corpora import small_spec
 
 from corpora.texts import absent, entries, is_path, named_corpora, prepare_path
@@ -121,10 +121,9 @@ def test_a_small_text_has_a_validation_text(house, bytes_of_text):
 
 
 def test_two_at_once_prepare_one_corpus(notes):
-    words = [*BRIEF, "--init", "scratch", "--upstream", "old", "--downstream", notes]
-    with ThreadPoolExecutor(2) as pool:
-        done = list(pool.map(lambda out: command("train.py", *words, "--out", out), ("a", "b")))
-    assert [each.returncode for each in done] == [0, 0], [each.stderr for each in done]
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        names = pool.starmap(prepare_path, [(notes, "bytes")] * 2, chunksize=1)
+    assert names[0] == names[1] and Corpus(names[0]).windows("val", 32)
 
 
 def test_a_run_is_resumed_with_its_text_named_by_its_path(notes):
