@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import zstandard
-from conftest import REAL, WHEREVER, call, command, refused, texts
+from conftest import FORKS, REAL, WHEREVER, call, command, refused, texts
 from test_corpora import small_spec, tokenizer_file
 from tqdm import tqdm
 
@@ -149,6 +150,18 @@ def env(hub, folder, **more):
     return {"HF_ENDPOINT": hub.url, "HF_HOME": str(folder / "cache"), "HF_HUB_DISABLE_TELEMETRY": "1"} | more
 
 
+def calls(commands, cwd, **env):
+    """The finished commands, one after the other in one process of its own: the client reads its settings once."""
+    with FORKS.Pool(1, initializer=start_in, initargs=(str(cwd), env)) as pool:
+        return pool.starmap(call, commands)
+
+
+def start_in(cwd, env):
+    os.chdir(cwd)
+    os.environ |= env
+    torch.set_num_threads(1)
+
+
 def continue_from(hub, house, *words, name="me/small", **more):
     words = [*WHEREVER, "--init", name, "--max-lr", "1e-3", *words]
     return command("train.py", *words, cwd=house, **env(hub, house, **more))
@@ -179,18 +192,19 @@ def test_what_can_go_wrong_is_one_line(repo, house, tmp_path):
     repo.gated.add("me/gated")
     bin_only = {k: v for k, v in repo.repos["me/small"]["main"].items() if k != "model.safetensors"}
     repo.repos["me/pickled"] = {"main": bin_only}
-    for name, words, says in [
-        ("me/missing", [], "no such repository"),
-        ("me/gated", [], "gated"),
-        ("me/small", ["--revision", "step99"], "no such revision"),
-        ("me/pickled", [], "never read"),
-    ]:
-        assert says in last_line(continue_from(repo, house, *words, name=name))
-    done = continue_from(repo, house, name="me/small", HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path / "empty"))
-    assert "me/small: no folder of this name here" in last_line(done) and "cannot be reached" in last_line(done)
-    done = continue_from(repo, house, name="me/small", HF_ENDPOINT="http://127.0.0.1:9")
-    assert "me/small: no folder of this name here" in last_line(done) and "cannot be reached" in last_line(done)
-    refused(continue_from(repo, house, name="me/small/x"), "me/small/x")
+    cases = {
+        "no such repository": ["me/missing"],
+        "gated": ["me/gated"],
+        "no such revision": ["me/small", "--revision", "step99"],
+        "never read": ["me/pickled"],
+        "me/small/x": ["me/small/x"],
+    }
+    commands = [["train.py", *WHEREVER, "--max-lr", "1e-3", "--init", *words] for words in cases.values()]
+    for says, done in zip(cases, calls(commands, house, **env(repo, house)), strict=True):
+        assert says in last_line(done)
+    for more in ({"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "empty")}, {"HF_ENDPOINT": "http://127.0.0.1:9"}):
+        done = continue_from(repo, house, **more)
+        assert "me/small: no folder of this name here" in last_line(done) and "cannot be reached" in last_line(done)
     assert not (house / "runs").exists() and "pytorch_model.bin" not in repo.downloads
 
 
@@ -208,12 +222,11 @@ def test_a_download_that_is_cut_short_goes_on(repo, house):
 def test_neox_tokenizer_and_lambada_come_from_the_hub(repo, house):
     repo.repos["EleutherAI/pythia-410m-deduped"] = {"main": {"tokenizer.json": json.dumps(small_spec()).encode()}}
     (house / "a.jsonl").write_text("".join(json.dumps({"text": f"the thing {i}"}) + "\n" for i in range(99)))
-    done = command("data.py", "mine", "a.jsonl", cwd=house, **env(repo, house))
-    assert done.returncode == 0, done.stderr
     texts = "".join(json.dumps({"text": f"over {i} and under the river"}) + "\n" for i in range(5)).encode()
     repo.repos["EleutherAI/lambada_openai"] = {"main": {"data/lambada_test_en.jsonl": texts}}
-    done = command("eval.py", "lambada", "me/small", "--json", cwd=house, **env(repo, house))
-    assert done.returncode == 0, done.stderr
+    commands = [["data.py", "mine", "a.jsonl"], ["eval.py", "lambada", "me/small", "--json"]]
+    prepared, done = calls(commands, house, **env(repo, house))
+    assert prepared.returncode == done.returncode == 0, (prepared.stderr, done.stderr)
     assert json.loads(done.stdout)["texts"] == 5 and torch.tensor(json.loads(done.stdout)["perplexity"]) > 1
 
 
@@ -351,9 +364,8 @@ def test_a_run_prepares_what_the_hub_has_and_ones_own_text_in_its_tokens(corpora
     (tmp_path / "notes.txt").write_text("".join(texts("new", 400)))
     words = ["train.py", "--init", "scratch", "--model", "nano", "--context", "64", "--device", "cpu"]
     words += ["--upstream", "pile", "--downstream", "notes.txt", "--eval-tokens", "128"]
-    done = command(*words, "--tokens", "2e9", cwd=tmp_path, **env(corpora_hub, tmp_path))
-    assert done.returncode == 2 and "`python data.py pile --train-tokens" in last_line(done)
-    done = command(*words, "--tokens", "4096", cwd=tmp_path, **env(corpora_hub, tmp_path))
+    too_long, done = calls([[*words, "--tokens", n] for n in ("2e9", "4096")], tmp_path, **env(corpora_hub, tmp_path))
+    assert too_long.returncode == 2 and "`python data.py pile --train-tokens" in last_line(too_long)
     assert done.returncode == 0, done.stderr
     assert "preparing data/pile: 4,096 tokens" in done.stderr and "upstream " in done.stdout
     assert json.loads((tmp_path / "data/pile/meta.json").read_text())["train"]["tokens"] == 4096
