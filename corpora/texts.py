@@ -123,16 +123,10 @@ def tokenizer_for(values, init, revision):
     return corpus_folder(here[0]) if here else next((TOKENIZERS[name] for name in named if name in TOKENIZERS), "bytes")
 
 
-def absent(values):
-    """The names in `values` of corpora that are not prepared yet."""
-    names = dict.fromkeys(name for value in values for name, _ in entries(value))
-    return [name for name in names if not corpus_folder(name).is_dir()]
-
-
 def prepare_hub(values, tokens):
     """Prepares the hub's corpora that are named but not yet here, with the most tokens that a run can read."""
-    for name in absent(values):
-        if name in HUB:
+    for name in dict.fromkeys(name for value in values for name, _ in entries(value)):
+        if name in HUB and not corpus_folder(name).is_dir():
             if tokens <= HUB_TOKENS:
                 print(f"text        preparing data/{name}: {tokens:,} tokens, once", file=sys.stderr)
             prepare_once(name, train_tokens=tokens if tokens <= HUB_TOKENS else None)
