@@ -7,9 +7,9 @@
     python data.py slimpajama --train-tokens 1e9 --by-domain
 
 A prepared corpus is a folder data/NAME with train.bin and val.bin (token ids, uint16 little-endian, every document
-ended by <|endoftext|>, as the paper packs them), meta.json and the tokenizer.json that made the ids. Only the Pile's
-train.bin holds rows cut from packed documents, Pythia's own, 2,048 tokens of each: the last target of a window at
-context 2048 is the first token of an unrelated row.
+ended by <|endoftext|>, as the paper packs them), meta.json and the tokenizer.json that made the ids. One exception:
+the Pile's train.bin holds rows of 2,048 tokens cut from packed documents, as Pythia saw them, so at context 2048 the
+last target of a window is the first token of an unrelated row.
 
 Section 3 of "How to (re)warm your model?" (arXiv 2308.04014): datasets, packing, sampling weights.
 """
@@ -88,7 +88,7 @@ class Corpus:
     def window(self, split: str, index: int, context: int) -> np.ndarray:
         """Window number `index`, (context + 1,) token ids: all but the last are inputs, all but the first targets."""
         tokens = self.splits[split][index * context : (index + 1) * context + 1]
-        if tokens.max() >= self.vocab_size:  # on a GPU, an id out of range is a crash without a name
+        if tokens.max() >= self.vocab_size:  # an id out of range crashes a GPU with an obscure error
             raise self.damaged(f"{split}.bin holds token id {tokens.max()}, of {self.vocab_size}")
         return tokens
 

@@ -49,7 +49,7 @@ ACTIVATIONS |= dict.fromkeys(("gelu_new", "gelu_fast", "gelu_pytorch_tanh"), lam
 
 # Buffers that old checkpoints carry in each layer: the causal mask, its filler, the rotary frequencies.
 OLD_BUFFERS = re.compile(r"gpt_neox\.layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)")
-# What else of a config.json stays true when its model is written again: the ids with a meaning in its vocabulary.
+# Entries of a config.json that are kept when its model is written again: the special token ids.
 SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 # ---------------------------------------------------------------- the config
@@ -146,8 +146,8 @@ class GPTNeoXConfig:
 
 
 def config_of(size: str, vocab_size: int | None = None) -> GPTNeoXConfig:
-    """GPTNeoXConfig of a key of SIZES. Pythia's tokenizer gets as many embedding rows as Pythia has, one with another
-    `vocab_size` as many as it needs."""
+    """GPTNeoXConfig of a key of SIZES, with `vocab_size` embedding rows; for Pythia's own tokenizer, or an unknown one,
+    with Pythia's padded number of rows."""
     layers, width, heads, _, rows, context = SIZES[size]
     rows = rows if vocab_size in (None, 0, PYTHIA_IDS) else vocab_size
     # vocabulary, width, layers, heads, inner width
@@ -342,7 +342,7 @@ class GPTNeoX(nn.Module):
         Raises ValueError or OSError, naming the file and the fault; for a hub id also huggingface_hub's errors."""
         folder = model_folder(id_or_folder, revision)
         config = GPTNeoXConfig.from_dict(read_json(folder / "config.json"), folder / "config.json")
-        # A config.json can ask for terabytes: nothing is allocated before every shape is what a file holds.
+        # All shapes are checked before anything is allocated: a config.json can ask for terabytes.
         stored = list_tensors(folder, OLD_BUFFERS)
         if config.num_hidden_layers > len(stored):
             raise ValueError(f"{folder}: {len(stored)} tensors; config.json asks for {config.num_hidden_layers} layers")

@@ -63,7 +63,7 @@ def evaluation_steps(updates: int, stop: int, peak: int, every: int) -> set[int]
 
 
 # ---------------------------------------------------------------- the decays
-# n: updates since the end of the warm-up, from 1 to N; N: length of the decay in updates.
+# n: updates since the end of the warm-up, from 1 to N; N: length of the decay in updates (of cosine_clipped: of all).
 
 
 def cosine(n, N, max_lr, min_lr):

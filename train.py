@@ -8,7 +8,7 @@
     python train.py --help                           every flag
 
 Sections 3 and 4 of "How to (re)warm your model?" (arXiv 2308.04014): AdamW (betas 0.9 / 0.95, eps 1e-8, weight
-decay 0.1, clip 1.0), fresh optimiser state, a linear warm-up, a decay, and two validation sets in one run.
+decay 0.1, clip 1.0), fresh optimizer state, a linear warm-up, a decay, and two validation sets in one run.
 The paper's experiments, each a set of such runs, are in paper/.
 """
 
@@ -40,7 +40,7 @@ from model import SIZES, GPTNeoX, GPTNeoXConfig, config_of, pretraining_peak, ro
 BETAS, EPS, WEIGHT_DECAY, CLIP = (0.9, 0.95), 1e-8, 0.1, 1.0  # Pythia's and the paper's
 MIN_LR_SHARE = 0.1  # min = 0.1 x max
 TEXTS, SMALLEST = ("stdlib", "torch"), "nano"  # what a run without flags takes
-PRETRAINING_SEED = 10**6  # added: with a continuation's own seed, replay would repeat the pre-training's batches
+PRETRAINING_SEED = 10**6  # added to --seed: a continuation on the same text would repeat the pre-training's batches
 
 # ---------------------------------------------------------------- the flags
 
@@ -60,7 +60,7 @@ class Flags:
     schedule: str = flag("cosine", "shape of the decay", choices=schedule.SCHEDULES, group="Learning rate")
     max_lr: float | None = flag(None, "peak; default: that of the pre-training of a model of this size", 1e-30, 1e9)
     min_lr: float | None = flag(None, "end of the decay; default: a tenth of the peak", 0, 1e9)
-    weight_decay: float = flag(WEIGHT_DECAY, "share taken off a weight, times the learning rate", 0, 1e9)
+    weight_decay: float = flag(WEIGHT_DECAY, "decoupled weight decay, multiplied by the learning rate", 0, 1e9)
     decay_to_start: bool = flag(False, "weight decay pulls towards the starting weights instead of zero")
     warmup: float = flag(0.01, "share of --tokens over which the rate rises from zero", 0, 1)
     tokens: int = flag(2_000_000, "length of the schedule")
@@ -106,7 +106,7 @@ class Flags:
 MACHINE_FLAGS = ("device", "compile", "shard", "micro_batch_size", "activation_checkpointing")
 RESUMABLE_FLAGS = (*MACHINE_FLAGS, "resume", "out", "save_every", "keep", "stop_tokens", "dry_run")
 
-# ---------------------------------------------------------------- the optimiser
+# ---------------------------------------------------------------- the optimizer
 
 
 class AdamW(torch.optim.Optimizer):
@@ -166,9 +166,9 @@ def parameter_groups(model: torch.nn.Module) -> list[dict]:
 def train(flags: Flags, given: dict | None = None) -> bool:
     """What the command does: finds or prepares the texts, pre-trains for --init upstream, then run().
 
-    given: {name: value} of the flags that were set, where these are more than those that differ from the defaults.
-    Returns whether the run got to its end. Raises ValueError or OSError for bad input, before the run's folder is
-    written; RuntimeError for a failure on the way."""
+    given: {name: value} of the flags that were set; without it, of those that differ from the defaults. Returns
+    whether the run got to its end. Raises ValueError or OSError for bad input, before the run's folder is written;
+    RuntimeError for a failure on the way."""
     given = changed_flags(flags) if given is None else given
     with processes.rank_0_first():
         flags = resolve(flags, given)
@@ -176,18 +176,29 @@ def train(flags: Flags, given: dict | None = None) -> bool:
             print(json.dumps(asdict(flags), indent=2))
             return False
         prepare_hub((flags.upstream, flags.downstream), max(flags.tokens, flags.upstream_tokens or 0))
-        texts_of(flags)  # what is wrong with them is said before minutes are spent on a pre-training
+        corpora, *_ = texts_of(flags)  # what is wrong with them is said before minutes are spent on a pre-training
     if flags.init == "upstream":
         before = upstream_flags(flags)
         if not checkpoints.reached(before.out, before.stop):
             print(f"pre-training {before.model} on {before.upstream} (once; cached in {before.out})")
-            if not train(Flags(**flags_to_go_on(before))):
+            words = flags_to_go_on(before)
+            if not finished(resolve(Flags(**words), words), "the same command resumes it"):
                 return False
+        folder.refuse_other_data(Path(before.out), {before.upstream: corpora[before.upstream].hashes}, data.ORDER)
         flags = replace(flags, init=before.out)
+    whole = finished(flags, f"resume with: python train.py --resume {flags.out}")
+    if whole:
+        say_what_next(flags, given)
+    return whole
+
+
+def finished(flags: Flags, way_on: str) -> bool:
+    """A run and its report. Returns whether it got to its end; where a signal stopped it, prints how to go on."""
     step = run(flags)
     if processes.rank() == 0:
         report(Path(flags.out), step, flags.stop)
-        say_what_next(flags, given, step)
+    if step < flags.stop:
+        print(f"stopped at update {step} of {flags.stop}; {way_on}")
     return step == flags.stop
 
 
@@ -203,14 +214,14 @@ def run(flags: Flags) -> int:
     saves = {flags.warmup_updates, flags.stop, *range(flags.save_every, flags.stop, flags.save_every)}
     record = record_of(flags, corpora, model.config)
     with folder.opened(out, record, flags.resume), log_of(flags, model, state) as log, Interruption() as interruption:
-        lr, stopping = 0.0, False
+        lr, stopping = flags.learning_rate(start) if start else 0.0, False
         for step in range(start, flags.stop + 1):  # `step` updates are done
-            if step in evaluations and (step > start or not checkpoint):
+            if step in evaluations and (step > start or not state.get("evaluated", checkpoint)):
                 losses = evaluate(model, windows, flags.upstream, distribution, flags.micro_batch_size, dtype)
                 log.evaluation(step, lr, losses)
             if (step in saves and step > start) or stopping:
-                state = {"metrics_bytes": log.durable_size(), "skipped": skipped, "skipped_in_a_row": overflows}
-                state["scaler"] = scaler.state_dict()
+                state = {"metrics_bytes": log.durable_size(), "evaluated": step in evaluations}
+                state |= {"skipped": skipped, "skipped_in_a_row": overflows, "scaler": scaler.state_dict()}
                 checkpoints.save(out, step, model, optimizer, corpora[flags.upstream].tokenizer(), state)
             if step in saves or stopping or step == start:
                 checkpoints.prune(out, step, flags.keep, flags.warmup_updates)
@@ -224,18 +235,18 @@ def run(flags: Flags) -> int:
             batch = mixture.batch(step, flags.batch_size, processes.rank(), processes.count())  # (B / ranks, T + 1)
             loss, micro_batches = 0.0, batch.split(flags.micro_batch_size)
             for number, rows in enumerate(micro_batches, 1):
-                processes.send_gradients(forward, number == len(micro_batches))
+                processes.sync_gradients(forward, on=number == len(micro_batches))
                 rows = machine.sent(rows, device)
                 with machine.autocast(device, flags.precision):
                     # Weighted by size, so that the gradients of micro-batches sum to that of the batch's mean loss.
                     weighted = forward(rows[:, :-1], rows[:, 1:]) * (len(rows) / len(batch))
                 scaler.scale(weighted).backward()
                 loss += weighted.detach()
-            scaler.unscale_(optimizer)  # the trap: before it, clipping would see gradients times the loss scale
+            scaler.unscale_(optimizer)  # before clipping: else the norm would include the loss scale
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP).item()
             loss, signals = processes.sums(loss / processes.count(), interruption.arrived)
             stopping = signals > 0  # all processes stop after the same update
-            overflows = machine.refuse_non_finite(loss, norm, scaler, overflows, step + 1, lr, out)
+            overflows = machine.check_finite(loss, norm, scaler, overflows, step + 1, lr, out)
             skipped += overflows > 0
             log.update(step + 1, lr, loss, norm, skipped if scaler.is_enabled() else None)
             scaler.step(optimizer)
@@ -289,7 +300,7 @@ def checkpoint_to_resume(flags: Flags, corpora: dict) -> tuple[Path | None, dict
 
 
 def ready_to_train(flags: Flags, corpora: dict, device: torch.device, checkpoint: Path | None, state: dict):
-    """(model, what computes its loss, optimiser, fp16's loss scaler), restored from a checkpoint if there is one.
+    """(model, what computes its loss, optimizer, fp16's loss scaler), restored from a checkpoint if there is one.
 
     The weights are fp32 in every precision: small updates would vanish in 16 bits."""
     with processes.rank_0_first():  # it fetches what the others then find
@@ -331,9 +342,9 @@ def record_of(flags: Flags, corpora: dict, config: GPTNeoXConfig) -> dict:
 
 def resolve(flags: Flags, given: dict) -> Flags:
     """The flags with a value in place of every None that stands for one, checked. ValueError or OSError for what is
-    wrong with them. Of a model, reads config.json alone.
+    wrong with them. Reads only the model's config.json.
 
-    given: {name: value} of those that were set; of a run to resume all others are what they were."""
+    given: {name: value} of those that were set; when resuming, all others keep their recorded values."""
     check_flags(flags)
     names = named_corpora(flags.upstream, flags.downstream, flags.init, flags.revision, flags.resume, flags.dry_run)
     flags = replace(flags, upstream=names[0], downstream=names[1])
@@ -396,7 +407,7 @@ def starting_config(init: str, revision: str | None, size: str | None) -> GPTNeo
     return config_of(size) if init in ("upstream", "scratch") else stored_config(init, revision)
 
 
-@functools.cache  # a plan asks for each arm, and a hub id is a round trip
+@functools.cache  # an experiment's plan asks once for each run
 def stored_config(init: str, revision: str | None) -> GPTNeoXConfig:
     file = model_folder(checkpoints.newest(init), revision, ["config.json"]) / "config.json"
     return GPTNeoXConfig.from_dict(read_json(file), file)
@@ -445,18 +456,17 @@ def parse_flags(argv: list[str] | None) -> dict:
     return given_flags(parser.parse_args(argv), Flags)
 
 
-def say_what_next(flags: Flags, given: dict, step: int) -> None:
-    """Prints the next command worth typing: to resume; or the paper's comparison with a constant rate; or a sample."""
-    if step < flags.stop:
-        print(f"stopped at update {step} of {flags.stop}; resume with: python train.py --resume {flags.out}")
-    elif flags.resume or flags.init == "scratch" or flags.schedule == "constant":
+def say_what_next(flags: Flags, given: dict) -> None:
+    """Prints the next command worth typing: the paper's comparison with a constant rate, or a sample."""
+    if flags.resume or flags.init == "scratch" or flags.schedule == "constant":
         print(f"next        python eval.py sample {shlex.quote(flags.out)}")
-    else:
-        peak = folder.read_record(flags.out)["pretraining_peak"]  # pre-training ended at a tenth of it
-        baseline = {"max_lr": float(f"{peak * MIN_LR_SHARE:.6g}"), "schedule": "constant", "warmup": 0.0}
-        baseline = {name: value for name, value in given.items() if name not in ("out", "min_lr")} | baseline
-        print(f"next        python train.py {shlex.join(as_words(baseline))}")
-        print(f"then        python eval.py plot {shlex.quote(flags.out)} {run_name(Flags(**baseline))}")
+        return
+    peak = folder.read_record(flags.out)["pretraining_peak"]  # pre-training ended at a tenth of it
+    baseline = {"max_lr": float(f"{peak * MIN_LR_SHARE:.6g}"), "schedule": "constant", "warmup": 0.0}
+    baseline = {name: value for name, value in given.items() if name not in ("out", "min_lr")} | baseline
+    other = run_name(replace(Flags(**baseline), upstream=flags.upstream, downstream=flags.downstream))
+    print(f"next        python train.py {shlex.join(as_words(baseline))}")
+    print(f"then        python eval.py plot {shlex.quote(flags.out)} {other}")
 
 
 def main(argv=None):

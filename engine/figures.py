@@ -9,8 +9,8 @@ from statistics import fmean
 
 from engine.log import SIDES, in_units
 
-# Okabe and Ito's colours, told apart with every kind of colour vision; line styles repeat the difference.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
+# Okabe and Ito's colors, told apart with every kind of color vision; line styles repeat the difference.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 DASHES = ("-", (0, (5, 1)), "-.", (0, (1, 1)), (0, (8, 2)), (0, (3, 1, 1, 1, 1, 1)), (0, (2, 2)), (0, (8, 2, 2, 2)))
 STYLE = {
     "font.size": 9, "axes.titlesize": 9, "axes.titleweight": "bold", "axes.titlelocation": "left",
@@ -29,7 +29,7 @@ def new_figure(width, height, rows=1, columns=1, **grid):
     from matplotlib.figure import Figure
 
     matplotlib.rcParams.update(STYLE)
-    matplotlib.rcParams["axes.prop_cycle"] = matplotlib.cycler(color=COLOURS, linestyle=DASHES)
+    matplotlib.rcParams["axes.prop_cycle"] = matplotlib.cycler(color=COLORS, linestyle=DASHES)
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, list(figure.subplots(rows, columns, squeeze=False, **grid).flat)
 

@@ -103,7 +103,7 @@ def loss_scaler(device, precision):
     return torch.amp.GradScaler(device.type, growth_interval=1000, enabled=precision == "fp16")
 
 
-def refuse_non_finite(loss, norm, scaler, overflows, step, lr, out):
+def check_finite(loss, norm, scaler, overflows, step, lr, out):
     """How many updates in a row have overflowed fp16, from the number before this one.
 
     Raises RuntimeError, in all processes, before a loss or a gradient norm that is not finite reaches the weights. An

@@ -109,12 +109,12 @@ def placed(model, layers, weights, device, shard):
     return torch.nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)
 
 
-def send_gradients(forward, now):
-    """Of several micro-batches only the last sends gradients; those before add up where they are."""
+def sync_gradients(forward, on):
+    """Whether the next backward pass averages gradients over the processes: that of a batch's last micro-batch does."""
     if isinstance(forward, torch.nn.parallel.DistributedDataParallel):
-        forward.require_backward_grad_sync = now
+        forward.require_backward_grad_sync = on
     elif hasattr(forward, "set_requires_gradient_sync"):
-        forward.set_requires_gradient_sync(now)
+        forward.set_requires_gradient_sync(on)
 
 
 def reshard(model):

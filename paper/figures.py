@@ -7,7 +7,7 @@ from statistics import fmean
 
 import schedule
 from engine import figures as curves
-from engine.figures import BEFORE, COLOURS, in_tokens, level_before, new_figure, over_seeds
+from engine.figures import BEFORE, COLORS, in_tokens, level_before, new_figure, over_seeds
 from engine.log import SIDES
 from paper.arms import CONSTANT, SCRATCH, arms, pick
 
@@ -51,7 +51,7 @@ def draw_figure(runs, number, out):
 
 
 def draw_paths(groups, until):
-    """Upstream against downstream perplexity, coloured by tokens, as in figures 4 and 6."""
+    """Upstream against downstream perplexity, colored by tokens, as in figures 4 and 6."""
     figure, (panel,) = new_figure(5.5, 4)
     warm = []  # where the warm-ups end
     for marker, (label, group) in zip("osD^vP", groups.items(), strict=False):
@@ -94,12 +94,12 @@ def draw_frontier(runs):
         "decay to the start": arms(runs, ["decay"]),
     }
     figure, (whole, corner) = new_figure(7.2, 3.8, columns=2)
-    for (kind, groups), colour, marker in zip(kinds.items(), COLOURS, "^oDsvP", strict=False):
+    for (kind, groups), color, marker in zip(kinds.items(), COLORS, "^oDsvP", strict=False):
         for name, group in groups.items():
             points = [[final(run, side) for run in group] for side in SIDES[::-1]]
             for panel in (whole, corner) if group not in ([], base) else ():
-                panel.plot(*points, marker, color=colour, ms=2, alpha=0.4, ls="")  # each seed, then their mean
-                panel.plot(*map(fmean, points), marker, color=colour, ms=6, ls="", label=kind)
+                panel.plot(*points, marker, color=color, ms=2, alpha=0.4, ls="")  # each seed, then their mean
+                panel.plot(*map(fmean, points), marker, color=color, ms=6, ls="", label=kind)
             if group not in ([], base) and kind in ("replay", "max LR"):
                 look = {"textcoords": "offset points", "fontsize": 7}
                 offset = (5, -9 if kind == "replay" else 3)
@@ -124,7 +124,7 @@ def draw_shares(groups, words, *panels):
     for panel, (title, measures) in zip(drawn, panels, strict=True):
         for side, measure in measures.items():
             values = [[measure(run, side) for run in group] for group in groups.values()]
-            curves.draw_band(panel, shares, values, marker="o", ms=4, color=COLOURS[SIDES.index(side)], label=side)
+            curves.draw_band(panel, shares, values, marker="o", ms=4, color=COLORS[SIDES.index(side)], label=side)
         panel.set_xscale("symlog", linthresh=1)
         panel.set_xticks(shares, [f"{share:g}" for share in shares])
         panel.minorticks_off()

@@ -5,7 +5,7 @@ python -m paper figure claims runs/* --out claims.pdf
 
 import math
 
-from engine.figures import COLOURS, new_figure
+from engine.figures import COLORS, new_figure
 from paper.arms import studies
 from paper.claims import CLAIMS, NOT_RUN, RANGES, SINGLE, verdicts
 
@@ -15,7 +15,7 @@ CLAIMED, MARKERS = "0.92", "oDs^vPX*"
 
 
 def draw_claims(runs):
-    """A forest plot of all measures that have runs: a row each, grouped by claim; a colour and a marker each study."""
+    """A forest plot of all measures that have runs: a row each, grouped by claim; a color and a marker each study."""
     judged = {name: verdicts(group) for name, group in studies(runs).items()}
     judged = {name: each for name, each in judged.items() if any(any(v.found.values()) for v in each.values())}
     rows = []  # (number of a claim, measure; None for its heading)
@@ -34,7 +34,7 @@ def draw_claims(runs):
     for index, (name, each) in enumerate(judged.items()):
         single = all(verdict.word in (SINGLE, NOT_RUN) for verdict in each.values())
         look = {"mfc": "w", "ls": "", "label": f"{name} (one run)"} if single else {"ls": "-", "label": name}
-        panel.plot([], [], MARKERS[index], color=COLOURS[index], ms=4, lw=1.2, **look)
+        panel.plot([], [], MARKERS[index], color=COLORS[index], ms=4, lw=1.2, **look)
     panel.bar([0], [0], color=CLAIMED, label="claimed")
     figure.legend(loc="outside upper center", ncols=3)
     panel.set(xlim=(-LIMIT, LIMIT), ylim=(len(rows) - 0.5, -0.5))
@@ -52,15 +52,15 @@ def draw_claims(runs):
 
 
 def draw_heading(panel, place, claim, here):
-    """A claim above its measures, and its verdict in the colour of each study."""
+    """A claim above its measures, and its verdict in the color of each study."""
     from matplotlib.offsetbox import AnnotationBbox, HPacker, TextArea  # late: no other command waits for it
     from matplotlib.transforms import blended_transform_factory
 
     panel.axhspan(place - 0.5, place + 0.5, color="w", zorder=2.5)
     across = blended_transform_factory(panel.figure.transFigure, panel.transData)
     heading = panel.text(0.005, place, claim, transform=across, va="center", weight="bold", size=7.5)
-    words = [(v.word.removesuffix(" to tell"), COLOURS[i]) for i, v in enumerate(here) if any(v.found.values())]
-    words = [TextArea(word, textprops={"color": colour, "size": 7}) for word, colour in words if word != SINGLE]
+    words = [(v.word.removesuffix(" to tell"), COLORS[i]) for i, v in enumerate(here) if any(v.found.values())]
+    words = [TextArea(word, textprops={"color": color, "size": 7}) for word, color in words if word != SINGLE]
     box = HPacker(children=words, pad=0, sep=8)
     verdict = AnnotationBbox(box, (0.995, place), xycoords=across, box_alignment=(1, 0.5), frameon=False, pad=0)
     panel.add_artist(verdict)
@@ -74,8 +74,8 @@ def draw_measure(panel, place, measure, here):
     panel.barh(place, high - low, 1, low, color=CLAIMED, zorder=0)
     for index, found in enumerate(here):
         if found:
-            at, look = place + 0.7 * ((index + 0.5) / len(here) - 0.5), {"color": COLOURS[index], "zorder": 4}
-            fill, mean = COLOURS[index] if found.error else "w", min(max(found.mean, -LIMIT), LIMIT)
+            at, look = place + 0.7 * ((index + 0.5) / len(here) - 0.5), {"color": COLORS[index], "zorder": 4}
+            fill, mean = COLORS[index] if found.error else "w", min(max(found.mean, -LIMIT), LIMIT)
             panel.plot(mean, at, MARKERS[index], mfc=fill, ms=3.5, ls="", **look)
             ends = found.interval if found.error else ()
             panel.plot([min(max(end, -LIMIT), LIMIT) for end in ends], [at] * len(ends), "-", lw=1.2, **look)

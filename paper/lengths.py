@@ -11,7 +11,7 @@ import re
 from statistics import fmean
 from typing import NamedTuple
 
-from engine.figures import BEFORE, COLOURS, level_before, new_figure
+from engine.figures import BEFORE, COLORS, level_before, new_figure
 from engine.log import SIDES
 from paper.arms import BASE, settings
 from paper.experiments import PYTHIA_BATCH, PYTHIA_STEPS, Flags, upstream_flags
@@ -109,11 +109,11 @@ def print_lengths(runs, markdown):
 def draw_lengths(runs):
     """Best peaks against the share of tokens and the sum of rates; final losses of the cosines, new against old."""
     found = designs(runs)
-    colours = dict(zip(sorted({design.batch for design in found}), COLOURS, strict=False))
+    colors = dict(zip(sorted({design.batch for design in found}), COLORS, strict=False))
     figure, (by_tokens, by_rates, front) = new_figure(7.5, 3.4, columns=3)
     for panel, words, measure in ((by_tokens, "tokens", "length"), (by_rates, "sum of learning rates", "rates")):
         for design in found:
-            look = {"color": colours[design.batch], "ls": "", "marker": MARKERS[design.kind], "ms": 5}
+            look = {"color": colors[design.batch], "ls": "", "marker": MARKERS[design.kind], "ms": 5}
             beside = {"linear to zero": 1.15, "held": 1 / 1.15}.get(design.kind, 1)  # not upon each other
             place, alike = 100 * beside * getattr(design, measure), [design.best, *design.others]
             panel.plot(place, design.best, **look)
@@ -126,8 +126,8 @@ def draw_lengths(runs):
         panel.xaxis.set_major_formatter("{x:g}")
         panel.minorticks_off()
     draw_front(front, [design for design in found if design.kind == "cosine"])
-    for batch, colour in colours.items():
-        by_tokens.plot([], [], "o", color=colour, ls="", label=f"batch {batch}")
+    for batch, color in colors.items():
+        by_tokens.plot([], [], "o", color=color, ls="", label=f"batch {batch}")
     for kind, marker in MARKERS.items():
         by_tokens.plot([], [], marker, color="0.4", ls="", label=kind)
     by_tokens.plot([], [], "o", color="0.4", mfc="w", ls="", label="best / √batch")
@@ -137,9 +137,9 @@ def draw_lengths(runs):
 
 def draw_front(panel, cosines):
     """Final losses, new text against old, along the peaks of each length and batch; filled: the best on new text."""
-    colours = dict(zip(dict.fromkeys(design.length for design in cosines), COLOURS, strict=False))
+    colors = dict(zip(dict.fromkeys(design.length for design in cosines), COLORS, strict=False))
     for design in cosines:
-        look, usual = {"color": colours[design.length], "marker": "o"}, design.root == 1
+        look, usual = {"color": colors[design.length], "marker": "o"}, design.root == 1
         label = f"{100 * design.length:.3g} %" if usual else None
         line = zip(*map(ends, design.peaks.values()), strict=True)
         panel.plot(*line, mfc="w", ms=3, lw=1, ls="-" if usual else ":", label=label, **look)

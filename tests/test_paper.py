@@ -520,7 +520,7 @@ def test_every_figure(house, monkeypatch):
     assert names[:5] == ["max LR 1e-3", "max LR 2e-3", "max LR 4e-3", "constant 2e-4", "from scratch"]
     assert kept["2"].axes[0].get_ylim()[1] < 3  # not stretched by the random start
     path = kept["4"].axes[0]
-    assert path.collections[1].get_array()[-1] == TOKENS  # coloured by tokens
+    assert path.collections[1].get_array()[-1] == TOKENS  # colored by tokens
     assert {"start", "end of warm-up"} <= {text.get_text() for text in path.get_legend().get_texts()}
     assert [line.get_label() for line in kept["7"].axes[0].lines][:3] == ["step 23", "step 61", "last checkpoint"]
     assert list(kept["replay"].axes[0].lines[0].get_xdata()) == [0, 5, 50]

@@ -191,6 +191,7 @@ def test_init_upstream_pretrains_once_and_continues(house):
     assert second.returncode == 0 and "pre-training" not in second.stdout
     runs = sorted(p for p in Path("runs").iterdir() if p != before)
     assert len(runs) == 2
+    assert "eval.py plot runs/old-to-new" in first.stdout and first.stdout.count("next  ") == 1
     starts = [metrics(run, "eval")[0] for run in runs]
     assert starts[0]["upstream_loss"] == starts[1]["upstream_loss"] == metrics(before, "eval")[-1]["upstream_loss"]
     refused(call("train.py", *words), "already holds a run", "--resume")
@@ -320,6 +321,16 @@ def test_a_checkpoint_of_an_older_version_is_resumed(house):
     shutil.rmtree(old / "resume")
     train.main(["--resume", "cut"])
     same_end("whole", "cut")
+
+
+def test_a_run_that_is_resumed_to_stop_where_a_signal_stopped_it_is_evaluated_there(house):
+    train.main([*SHORT, "--out", "r", "--eval-every", "20", "--stop-tokens", str(7 * 128)])
+    train.main([*SHORT, "--out", "cut", "--eval-every", "20", "--save-every", "7"])
+    for step in (14, 20):
+        shutil.rmtree(f"cut/checkpoints/step_{step:08d}")  # as after a signal: saved after 7 updates, not evaluated
+    train.main(["--resume", "cut", "--stop-tokens", str(7 * 128)])
+    assert metrics("cut", "eval")[-1]["step"] == 7
+    assert metrics("cut", "eval") == metrics("r", "eval")
 
 
 def test_keep_prunes_but_never_the_peak_or_the_last(house):
