@@ -177,7 +177,7 @@ def draw_arms(groups, measure, sides, until, rates=False):
     in_tokens(panels[-1].xaxis)
     handles, labels = panels[0].get_legend_handles_labels()
     widths = [len(label) + 9 for label in labels]  # in characters; a handle is as wide as nine
-    columns = len(labels) if sum(widths) <= 90 else max(1, 85 // max(widths))
+    columns = len(labels) if sum(widths) <= 90 else max(1, 90 // max(widths))
     rows = math.ceil(len(labels) / columns)
     figure.set_figheight(figure.get_figheight() + 0.18 * max(0, rows - 3))  # a long legend is not at the panels' cost
     figure.legend(handles, labels, loc="outside upper center", ncols=columns)

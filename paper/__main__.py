@@ -39,9 +39,9 @@ def redraw(flags):
     """Draws every figure of the pages from the packs beside this file, and, unless into another folder, makes the
     tables of the pages anew."""
     out, packs = flags.out or HERE / "figures", {file.name.partition(".")[0]: file for file in HERE.glob("results/*")}
-    runs = read_runs([packs["nano"]])
-    for number in (*FIGURES, *OURS):
-        draw_figure(runs, number, out / f"figure-{number}.png")
+    runs, older = read_runs([packs["nano"]]), read_runs([packs["arms"]])
+    for number in (*FIGURES, *OURS):  # the first four need no arm that older runs alone have
+        draw_figure(runs if number in "1234" else older, number, out / f"figure-{number}.png")
     save_figure(draw_lengths(read_runs([packs["lengths"]])), out / "figure-length.png")
     save_figure(draw_claims(read_runs(packs[name] for name in CLAIMED if name in packs)), out / "figure-claims.png")
     first = [run for arm in ({"peak": 0.5}, {}, {"peak": 2.0}, CONSTANT) for run in pick(runs, **arm)]

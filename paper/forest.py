@@ -36,7 +36,7 @@ def draw_claims(runs):
         look = {"mfc": "w", "ls": "", "label": f"{name} (one run)"} if single else {"ls": "-", "label": name}
         panel.plot([], [], MARKERS[index], color=COLORS[index], ms=4, lw=1.2, **look)
     panel.bar([0], [0], color=CLAIMED, label="claimed")
-    figure.legend(loc="outside upper center", ncols=3)
+    figure.legend(loc="outside upper center", ncols=2)
     panel.set(xlim=(-LIMIT, LIMIT), ylim=(len(rows) - 0.5, -0.5))
     panel.set_xscale("symlog", linthresh=LINEAR, linscale=0.8)
     panel.set_xticks(TICKS, [f"{tick:+g}" if tick else "0" for tick in TICKS], fontsize=8)
