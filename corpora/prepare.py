@@ -35,7 +35,7 @@ SPLITS = ("train", "val")
 COUNTS = ("tokens", "documents", "bytes_of_text", "largest_id")  # of a split
 VAL_SHARE = 0.05  # of one's own documents
 EMBEDDED_VAL_SHARE = 0.15  # of the embedded corpora's
-BATCH = 8  # documents that a thread tokenizes at a time
+BATCH = 16  # documents that a thread tokenizes at a time
 
 
 def corpus_folder(name):
