@@ -24,7 +24,6 @@ import torch
 
 import data
 import schedule
-from corpora.prepare import slug
 from corpora.texts import named_corpora, prepare_hub
 from engine import checkpoints, folder, machine, processes
 from engine.faults import memory_explained, run_command
@@ -362,6 +361,8 @@ def resolve(flags: Flags, given: dict) -> Flags:
         missing = [name for name in (*SIDES, "context", "max_lr", "min_lr") if getattr(flags, name) is None]
         if missing:
             raise ValueError(f"{out}/config.json: no {flag_name(missing[0])}; restore it, or begin a new run")
+    if given.get("stop_tokens", 0) > flags.tokens:
+        raise ValueError(f"--stop-tokens {flags.stop_tokens} is beyond --tokens {flags.tokens}, where the run ends")
     flags = machine.resolve(flags)
     if flags.init in ("upstream", "scratch"):
         flags = replace(flags, model=flags.model or SMALLEST)
@@ -383,11 +384,10 @@ def refuse_unused(flags: Flags) -> None:
         ("revision", is_hub_id(flags.init), start),
         ("upstream_tokens", flags.init == "upstream", start),
         ("min_lr", flags.schedule != "constant", f"--schedule {flags.schedule}"),
+        *((name, flags.upstream != flags.downstream, "one text on both sides") for name in ("overlap", "replay")),
     ):
-        if getattr(flags, name) is not None and not used:
+        if getattr(flags, name) != getattr(Flags, name) and not used:
             raise ValueError(f"{flag_name(name)} has no effect with {why}; leave it out")
-    if flags.stop_tokens and flags.stop_tokens > flags.tokens:
-        raise ValueError(f"--stop-tokens {flags.stop_tokens} is beyond --tokens {flags.tokens}, where the run ends")
 
 
 def resolve_rates(flags: Flags, config: GPTNeoXConfig) -> Flags:
@@ -415,7 +415,7 @@ def stored_config(init: str, revision: str | None) -> GPTNeoXConfig:
 
 def run_name(flags: Flags) -> str:
     """A folder made of the flags that decide the result and are not the defaults."""
-    sides = (slug(side or text) for side, text in zip((flags.upstream, flags.downstream), TEXTS, strict=True))
+    sides = (side or text for side, text in zip((flags.upstream, flags.downstream), TEXTS, strict=True))
     changed = {name: value for name, value in changed_flags(flags).items() if name not in (*RESUMABLE_FLAGS, *SIDES)}
     return Path("runs", folder.name_from("-to-".join(dict.fromkeys(sides)), changed)).as_posix()
 
@@ -424,11 +424,12 @@ def upstream_flags(flags: Flags) -> Flags:
     """The flags of the pre-training behind --init upstream: an ordinary run from scratch, cached under runs/. Each seed
     has its own; all checkpoints are kept, because section 4.5 starts from earlier ones."""
     size, text, tokens = flags.model or SMALLEST, flags.upstream or TEXTS[0], flags.upstream_tokens or Flags.tokens
-    usual_precision = machine.pick_precision("auto", machine.pick_device(flags.device))
-    name = f"upstream-{size}-{slug(text)}"
+    precision = machine.pick_precision(flags.precision, machine.pick_device(flags.device))
+    usual_precision = machine.pick_precision("auto", machine.pick_device("auto"))
+    name = f"upstream-{size}-{text}"
     name += f"-tokens-{tokens}" if tokens != Flags.tokens else ""
     name += f"-seed-{flags.seed}" if flags.seed else ""
-    name += f"-{flags.precision}" if flags.precision not in ("auto", usual_precision) else ""
+    name += f"-{precision}" if precision != usual_precision else ""
     before = Flags(
         init="scratch", model=size, upstream=text, downstream=text, tokens=tokens, context=SIZES[size][5],
         seed=PRETRAINING_SEED + flags.seed, precision=flags.precision, out=f"runs/{name}",

@@ -249,7 +249,7 @@ def refuse_what_does_not_fit(name, files, tokenizer, options):
     elif name in EMBEDDED and files:
         raise ValueError(f"{name} is an embedded corpus, which takes no files; choose another name for yours")
     elif name not in EMBEDDED and not files:
-        raise ValueError(f"no FILES for {name}: `python data.py {name} FILES...`; embedded: {', '.join(EMBEDDED)}")
+        raise ValueError(f"no FILES for {name}; {how_to_prepare(name)}")
 
 
 def how_to_prepare(name):

@@ -167,9 +167,9 @@ def parse_row(line):
     """(domain, text) of one JSON row; ValueError says what is wrong with it."""
     if len(line) > ROW_LIMIT:
         raise ValueError(f"longer than {ROW_LIMIT >> 20} MiB")
-    row = None if line in (b"[", b"{") else json.loads(line)
-    if row is None or isinstance(row, list):
+    if line.startswith(b"[") or line == b"{":
         raise ValueError("not JSON Lines, with one object a line, but an array or an object over several lines")
+    row = json.loads(line)
     if not isinstance(row, dict) or not isinstance(row.get("text"), str):
         raise ValueError('no JSON object with a "text"')
     meta = row["meta"] if isinstance(row.get("meta"), dict) else {}

@@ -1,5 +1,6 @@
 """Every fault in one line: what was asked for, what is wrong, the way out. A traceback is a bug."""
 
+import errno
 import os
 import re
 import sys
@@ -80,8 +81,9 @@ def run_command(main, program=None):
         print(f"{program}: stopped; {str(stopped) or 'the same command begins again'}", file=sys.stderr)
         sys.exit(130)
     except Exception as fault:
-        bad_input = isinstance(fault, ValueError) or hub_or_network(fault)
-        if not bad_input and not isinstance(fault, (RuntimeError, MemoryError)):
+        full = isinstance(fault, OSError) and fault.errno in (errno.ENOSPC, errno.EDQUOT)
+        bad_input = isinstance(fault, ValueError) or (hub_or_network(fault) and not full)
+        if not bad_input and not isinstance(fault, (RuntimeError, MemoryError, OSError)):
             raise  # a bug, of which the traceback helps
         print(f"{program}: {'' if bad_input else 'failed: '}{one_line(fault)}", file=sys.stderr)
         sys.exit(2 if bad_input else 1)

@@ -75,8 +75,10 @@ def flags_to_resume(dataclass, given, out, changeable):
 
 
 def name_from(words, flags, limit=150):
-    """A folder's name from words and {flag: value}: exact, and shortened, with a hash, where it would be too long."""
-    name = words
+    """A folder's name from words and {flag: value}: exact, and shortened, with a hash, where it would be too long.
+
+    Names of corpora stay as they are, so that no two of them make one name."""
+    name = re.sub(r"[^\w.+-]+|\.\.+", "-", words).strip("-.")
     for flag, value in flags.items():
         name += f"-{flag.replace('_', '-')}-{re.sub(r'[^A-Za-z0-9.+-]+', '-', str(value)).strip('-.')}"
     if len(name) > limit:

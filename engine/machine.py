@@ -120,7 +120,8 @@ def check_finite(loss, norm, scaler, overflows, step, lr, out):
         fault = f"loss {loss} and gradient norm {norm} at update {step} (lr {lr:.2e}); the weights were left alone"
         way_out = "--precision fp32"
     good = newest(out) if newest(out) != out else "none"
-    raise RuntimeError(f"{fault}; last good checkpoint: {good}; try a lower --max-lr or {way_out}")
+    first = "another --init" if step == 1 else "a lower --max-lr"  # no rate has acted before the first update
+    raise RuntimeError(f"{fault}; last good checkpoint: {good}; try {first} or {way_out}")
 
 
 def compile_layers(layers, inputs, device, precision):

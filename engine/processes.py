@@ -27,7 +27,7 @@ patient_group = None  # of all processes, for rank_0_first alone
 def joined():
     """Under torchrun, joins the group of its processes, of which only rank 0 prints and writes."""
     global patient_group
-    if int(os.environ.get("WORLD_SIZE") or 1) == 1:
+    if os.environ.get("WORLD_SIZE", "") in ("", "1"):
         yield
         return
     try:  # what the processes agree on travels through gloo, gradients between GPUs through nccl
@@ -154,7 +154,9 @@ class Interruption:
         self.arrived = False  # here; see sums() for whether it arrived anywhere
 
     def __enter__(self):
-        numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as under nohup
+            numbers.append(signal.SIGHUP)
         if threading.current_thread() is not threading.main_thread():
             numbers = []
         self.before = {number: signal.signal(number, self.note) for number in numbers}

@@ -108,7 +108,7 @@ def main(argv=None):
     drawing.set_defaults(command=figure)
 
     for name, tell in TABLES.items():
-        telling = commands.add_parser(name, help=tell.__doc__.partition("\n")[0])
+        telling = commands.add_parser(name, help=(tell.__doc__ or "").partition("\n")[0])
         telling.add_argument("runs", **runs)
         telling.add_argument("--markdown", action="store_true", help="as tables for a page")
         telling.set_defaults(command=table, table=name)

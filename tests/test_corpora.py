@@ -321,6 +321,7 @@ BAD = {
     "deep.jsonl": (b'{"text":' + b"[" * 100_000 + b"\n", ":1: damaged: "),
     "array.jsonl": (b'[{"text": "a"}, {"text": "b"}]', ":1: damaged: not JSON Lines"),
     "array.ndjson": (b'[\n{"text": "a"},\n{"text": "b"}\n]', ":1: damaged: not JSON Lines"),
+    "array of lines.jsonl": (b'[{"text": "a"},\n{"text": "b"}]', ":1: damaged: not JSON Lines"),
     "pretty.jsonl": (b'{\n  "text": "a"\n}\n', ":1: damaged: not JSON Lines"),
     "latin.jsonl": ('{"text": "a"}\n{"text": "café"}'.encode("latin1"), ":2: the encoding is not UTF-8"),
     "latin.txt": ("café".encode("latin1"), ": the encoding is not UTF-8"),
@@ -540,7 +541,8 @@ def test_bad_input_of_the_command_line(tmp_path, monkeypatch):
     for words, says in [
         (["../x", "a.jsonl", "--tokenizer", "bytes"], "../x"),
         ([".hidden", "a.jsonl", "--tokenizer", "bytes"], ".hidden"),
-        (["mine"], "FILES"),
+        (["mine"], "`python data.py mine FILES...`"),
+        (["a.jsonl"], "`python data.py NAME a.jsonl`"),
         (["stdlib", "a.jsonl"], "embedded"),
         (["mine", "nothing.jsonl"], "nothing.jsonl"),
         (["mine", "empty.jsonl", "--tokenizer", "bytes"], "no document"),

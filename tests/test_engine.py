@@ -138,6 +138,31 @@ def test_a_fault_of_one_process_ends_all(house):
     assert complained[0].count("\n") == 1 and not Path("t").exists()
 
 
+@pytest.mark.parametrize("size", ["", "1"])
+def test_one_process_needs_no_launcher(monkeypatch, size):
+    monkeypatch.setenv("WORLD_SIZE", size)
+    with processes.joined():
+        assert processes.count() == 1
+
+
+@pytest.mark.parametrize("size", ["x", "2"])
+def test_an_environment_without_a_launcher_is_one_line(monkeypatch, size):
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WORLD_SIZE", size)
+    with pytest.raises(SystemExit, match="start it with torchrun"), processes.joined():
+        pass
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="no SIGHUP here")
+def test_a_terminal_that_closes_is_an_interruption_unless_under_nohup():
+    for before, noted in ((signal.SIG_DFL, True), (signal.SIG_IGN, False)):
+        kept = signal.signal(signal.SIGHUP, before)
+        with processes.Interruption() as interruption:
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert interruption.arrived == noted and signal.signal(signal.SIGHUP, kept) == before
+
+
 def test_an_unknown_flag_ends_all_processes_at_once(house):
     codes, _, complained = together(2, "--no-such-flag")
     assert codes == [2, 2] and complained[0].count("\n") == 1 and "--no-such-flag" in complained[0]

@@ -192,3 +192,11 @@ def test_so_does_its_log(tmp_path, monkeypatch, stdout):
 def test_another_command_ends_in_silence(stdout, code, capfd):
     assert exit_code_with(stdout, print) == code
     assert capfd.readouterr().err == ""
+
+
+def at_once():
+    print("a line", flush=True)  # as every print with PYTHONUNBUFFERED=1
+
+
+def test_a_full_console_is_no_bad_input():
+    assert exit_code_with("/dev/full", at_once) == 1

@@ -127,6 +127,16 @@ def test_an_experiment_runs_and_resumes_and_leaves_whole_runs_alone(house, monke
     assert done.returncode == 0, done.stderr
 
 
+def test_help_without_docstrings(monkeypatch, capsys):  # python -OO leaves them out
+    from paper import __main__ as command_line
+
+    for tell in command_line.TABLES.values():
+        monkeypatch.setattr(tell, "__doc__", None)
+    with pytest.raises(SystemExit, match="0"):
+        command_line.main(["--help"])
+    assert "claims" in capsys.readouterr().out
+
+
 def test_bad_experiments(house):
     refused(call("paper", "run", "warm-up"), "warmup-length")
     refused(call("paper", "run", "max-lr", "--out", "r"), "--out")

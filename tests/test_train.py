@@ -20,7 +20,7 @@ import train
 from engine import checkpoints
 from engine.files import locked
 from engine.flags import as_words, changed_flags
-from model import GPTNeoX, config_of
+from model import SIZES, GPTNeoX, config_of
 from schedule import learning_rate
 
 TRAIN_KEYS = {"kind", "step", "tokens", "lr", "loss", "grad_norm", "tokens_per_second"}
@@ -363,7 +363,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights(house):
     network.save_pretrained("bad")
     done = call("train.py", *WHEREVER, "--init", "bad", "--max-lr", "1", "--out", "r")
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    for words in ("update 1", "lr 2.50e-01", "last good checkpoint"):
+    for words in ("update 1", "lr 2.50e-01", "last good checkpoint", "try another --init"):
         assert words in done.stderr
     assert not list(Path("r/checkpoints").glob("*"))
 
@@ -431,6 +431,7 @@ def test_a_run_is_never_overwritten_nor_changed(house):
     refused(call("train.py", *SHORT, "--out", "r"), "already holds a run", "--resume")
     refused(call("train.py", "--resume", "r", "--tokens", "99999"), "--tokens", "--init")
     refused(call("train.py", "--resume", "r", "--downstream", "old"), "--downstream")
+    refused(call("train.py", "--resume", "r", "--stop-tokens", "99999"), "--stop-tokens")
     assert Path("r/metrics.jsonl").read_bytes() == before
     shutil.rmtree("data/new")
     make_corpus("new", "new", seed=9)
@@ -457,12 +458,34 @@ def test_names_of_runs_tell_the_flags_apart():
     assert named == "runs/stdlib-to-torch-schedule-constant-max-lr-0.001-seed-2"
     assert len({name(seed=seed) for seed in (1234567, 1234568)}) == 2
     assert len({name(tokens=tokens) for tokens in (1234567, 1234568)}) == 2
+    assert len({name(upstream=corpus) for corpus in ("a.b", "a-b", "a_b", "A-b")}) == 4
     assert len({name(max_lr=rate) for rate in (1.2345678e-3, 1.2345679e-3)}) == 2
     assert len({name(**{flag: value}) for flag, value in RESULTS.items()}) == len(RESULTS)
     long = name(downstream=",".join(f"corpus{i}=1" for i in range(40)), seed=1)
     assert len(Path(long).name) < 200 and ".." not in name(init="../../x")
     typed = [["--seed", "1", "--tokens", "9"], ["--tokens", "9", "--seed", "1"]]
     assert len({train.run_name(train.Flags(**train.parse_flags(words))) for words in typed}) == 1
+
+
+def test_cached_pretrainings_are_told_apart(monkeypatch):
+    """By corpus, and by precision on a machine where a GPU computes in bf16 and the CPU does not."""
+    before = lambda **flags: train.upstream_flags(train.Flags(**flags)).out
+    assert len({before(upstream=corpus) for corpus in ("a.b", "a-b", "a_b", "A-b")}) == 4
+    monkeypatch.setattr(train.machine, "pick_device", lambda name: {"auto": "cuda"}.get(name, name))
+    usual = {"cuda": "bf16", "cpu": "fp32"}
+    monkeypatch.setattr(train.machine, "pick_precision", lambda name, device: usual[device] if name == "auto" else name)
+    assert before() == before(precision="bf16") == before(device="cuda") == "runs/upstream-nano-stdlib"
+    assert before(precision="fp32") == before(device="cpu") == "runs/upstream-nano-stdlib-fp32"
+
+
+def test_a_pretraining_on_another_text_is_not_taken(house, monkeypatch):
+    monkeypatch.setitem(SIZES, "nano", (1, 16, 2, 1e-2, 257, 32))
+    words = ["--upstream", "old", "--downstream", "new", "--upstream-tokens", "512", "--tokens", "512"]
+    words += ["--eval-tokens", "64", "--device", "cpu", "--precision", "fp32", "--out"]
+    train.main([*words, "first"])
+    shutil.rmtree("data/old")
+    make_corpus("old", "old", seed=9)
+    refused(call("train.py", *words, "second"), "runs/upstream-nano-old", "the corpora changed")
 
 
 # What decides the result of a run, or what its log holds of it.
@@ -493,11 +516,13 @@ def test_dry_run_writes_nothing(house):
         (["--init", "scratch", "--revision", "step1"], "--revision"),
         (["--stop-tokens", "9e9"], "--stop-tokens"),
         (["--schedule", "constant", "--min-lr", "1e-4"], "--min-lr"),
+        (["--upstream", "new", "--replay", "0.05"], "--replay"),
+        (["--upstream", "new", "--overlap", "0.5"], "--overlap"),
     ],
 )
 def test_a_flag_without_effect_is_refused(house, words, says):
     Path("first").mkdir()
-    refused(call("train.py", *words, "--upstream", "old", "--downstream", "new"), says)
+    refused(call("train.py", "--upstream", "old", "--downstream", "new", *words), says)
     assert not Path("runs").exists()
 
 
