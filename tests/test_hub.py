@@ -360,6 +360,7 @@ def test_a_corpus_that_the_hub_does_not_have(hub, tmp_path):
     assert not list((tmp_path / "data").glob("[!.]*"))
 
 
+@pytest.mark.slow
 def test_a_run_prepares_what_the_hub_has_and_ones_own_text_in_its_tokens(corpora_hub, tmp_path):
     (tmp_path / "notes.txt").write_text("".join(texts("new", 400)))
     words = ["train.py", "--init", "scratch", "--model", "nano", "--context", "64", "--device", "cpu"]

@@ -85,6 +85,7 @@ os.open, os.fsync, os.replace, os.unlink, os.remove = opened, fsync, replace, un
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="imitates another system by means of Linux")
 @pytest.mark.parametrize("system", ["windows", "no UTF-8"])
 def test_the_first_command_on_another_system(system, tmp_path):
