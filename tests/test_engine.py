@@ -90,6 +90,7 @@ def test_two_processes_equal_one(house):
     near("one", "two")
 
 
+@pytest.mark.slow
 def test_a_sharded_run_equals_one_that_is_not_and_goes_on_as_such(house):
     train.main([*FEW, "--out", "one", "--save-every", "4"])
     codes, _, complained = together(2, *FEW, "--save-every", "4", "--stop-tokens", 4 * 128, "--shard", "--out", "two")

@@ -167,6 +167,7 @@ def continue_from(hub, house, *words, name="me/small", **more):
     return command("train.py", *words, cwd=house, **env(hub, house, **more))
 
 
+@pytest.mark.slow
 def test_a_revision_is_resolved_downloaded_and_continued(repo, house):
     done = continue_from(repo, house, "--revision", "step10", "--out", "r")
     assert done.returncode == 0, done.stderr
@@ -230,6 +231,7 @@ def test_neox_tokenizer_and_lambada_come_from_the_hub(repo, house):
     assert json.loads(done.stdout)["texts"] == 5 and torch.tensor(json.loads(done.stdout)["perplexity"]) > 1
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_the_hub_continues_on_its_own_tokens(repo, house, monkeypatch):
     (house / "t.json").write_text(json.dumps(small_spec()))
     monkeypatch.setattr(readers, "EMBEDDED_BYTES", 300_000)
@@ -297,6 +299,7 @@ def corpora_hub(hub, tmp_path):
     return hub
 
 
+@pytest.mark.slow
 def test_the_pile_comes_in_pythias_own_rows(corpora_hub, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     corpora_hub.cuts["document-00000-of-00020.bin"] = corpora_hub.shorts["document-00001-of-00020.bin"] = 1
