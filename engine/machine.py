@@ -4,7 +4,6 @@ import copy
 import math
 import os
 import sys
-import time
 from dataclasses import replace
 
 import torch
@@ -151,13 +150,3 @@ def share_of_peak(device, precision, flops, rate):
         return ""
     peak = peaks[AUTOCAST[precision] is None]
     return f", {100 * flops * rate / peak / processes.count():.0f} % MFU"
-
-
-def product_rate(device, dtype, size=1024):
-    """FLOP/s of a plain matrix product on a device, the best of several."""
-    matrix, best = torch.ones(size, size, device=device, dtype=dtype), math.inf
-    for _ in range(8):
-        begun = time.perf_counter()
-        (matrix @ matrix)[0, 0].item()  # waits for the result
-        best = min(best, time.perf_counter() - begun)
-    return 2 * size**3 / best

@@ -14,6 +14,7 @@ the median of the ratios is steadier than either time. Needs requirements-dev.tx
 
 import argparse
 import json
+import math
 import os
 import resource
 import statistics
@@ -29,13 +30,23 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import train
-from engine.machine import AUTOCAST, autocast, pick_precision, product_rate, share_of_peak
+from engine.machine import AUTOCAST, autocast, pick_precision, share_of_peak
 from model import GPTNeoX, config_of
 
 ROOT = Path(train.__file__).parent
 BYTES = dict.fromkeys(("nano", "micro", "tiny"), 257)  # these are timed as they are trained, on bytes
 
 # ---------------------------------------------------------------- steps
+
+
+def product_rate(device, dtype, size=1024):
+    """FLOP/s of a plain matrix product on a device, the best of several."""
+    matrix, best = torch.ones(size, size, device=device, dtype=dtype), math.inf
+    for _ in range(8):
+        begun = time.perf_counter()
+        (matrix @ matrix)[0, 0].item()  # waits for the result
+        best = min(best, time.perf_counter() - begun)
+    return 2 * size**3 / best
 
 
 def ours(config, device, compiled):
