@@ -19,6 +19,7 @@ import signal
 import struct
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from pathlib import Path
@@ -28,6 +29,7 @@ import torch
 import zstandard
 from conftest import call, refused
 from test_train import metrics, same_end
+from tqdm import tqdm
 
 import data
 import eval as evaluation
@@ -37,6 +39,10 @@ from corpora.tokenizer import load_tokenizer
 from engine import checkpoints, files, folder, log, weights
 from engine.faults import run_command
 from model import SIZES, GPTNeoX, GPTNeoXConfig
+
+# tqdm's own lock is shared with forked processes: one killed while it holds the lock would leave all others waiting.
+tqdm.set_lock(threading.RLock())
+tqdm.monitor_interval = 0  # no second thread, whose hold on the lock a fork would copy
 
 SOAK = int(os.environ.get("REWARM_SOAK", "1"))
 KILLS, MUTATIONS = 6 * SOAK, 450 * SOAK  # the shares below add up to 1.35
