@@ -30,6 +30,7 @@ SAME_DATA = {"replay": 1.0}  # nothing but old text
 STARTS = [{"start": step} for step in (10_000, 27_000)]
 INFINITE = [{"schedule": "infinite-cosine"}, {"schedule": "infinite-rsqrt"}]
 NO_WARMUP = {"warmup": 0.0}
+ENDS_ONLY = {"eval_every": 10**9}  # evaluated at the start and the end
 EXPERIMENTS = {
     "warmup-length": [NO_WARMUP, {"warmup": 0.005}, {}, {"warmup": 0.02}],  # section 4.1
     "max-lr": [*PEAKS, CONSTANT, SCRATCH],  # sections 4.2 and 4.3
@@ -51,9 +52,11 @@ MORE = {  # not in `all`
         {"replay": 0.05},
     ],
     "far": [*EXPERIMENTS["max-lr"], {"replay": 0.05}, {"replay": 0.25}],
-    "sweep": [SCRATCH | {"size": place, "peak": 2.0**power} for place in range(3) for power in range(-2, 3)],
+    "sweep": [
+        SCRATCH | ENDS_ONLY | {"size": place, "peak": 2.0**power} for place in range(3) for power in range(-2, 3)
+    ],
     "length": [
-        {"length": length, "batch": batch, "peak": peak, "seeds": seeds} | kind
+        {"length": length, "batch": batch, "peak": peak, "seeds": seeds} | ENDS_ONLY | kind
         for length, seeds in LENGTHS.items()
         for batch in LONG_PEAKS
         for peak in (LONG_PEAKS[batch] if seeds else [0.025 * 2**power for power in range(7)])
@@ -124,8 +127,8 @@ def arm_flags(base, arm):
         flags["tokens"] = round(arm["length"] * (before.tokens if before else PYTHIA_STEPS * PYTHIA_BATCH))
         flags["batch_size"] = max(1, round(arm["batch"] * flags.get("batch_size", Flags.batch_size)))
         few = round(0.01 * resolved(Flags(**flags)).updates) == 0  # 1 % would be no update at all
-        flags |= {"eval_every": 10**9, "warmup": 0.1 if few else 0.01}
-    flags |= {name: arm[name] for name in ("warmup", "schedule", "replay") if name in arm}
+        flags["warmup"] = 0.1 if few else 0.01
+    flags |= {name: arm[name] for name in ("warmup", "schedule", "replay", "eval_every") if name in arm}
     if "peak" in arm:
         flags["max_lr"] = float(f"{arm['peak'] * resolved(Flags(**flags)).max_lr:.6g}")
     if "floor" in arm:

@@ -34,7 +34,9 @@ def moments(run, side):
 
 
 def print_arms(runs, markdown):
-    """A row for each arm: exp of the mean loss over seeds, for both sides at each moment that all runs have."""
+    """A row for each arm, small models first: exp of the mean loss over seeds, for both sides at each moment that all
+    runs have."""
+    runs = sorted(runs, key=lambda run: run["parameters"] or 0)
     groups, labels = {}, [*zip(labels_of(runs), (run["flags"]["seed"] for run in runs), strict=True)]
     for run, label in zip(runs, labels, strict=True):
         name = label[0] if labels.count(label) == 1 else run["folder"].name  # no flag tells them apart

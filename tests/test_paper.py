@@ -94,7 +94,8 @@ def test_arms_that_experiments_share_run_once(house):
 def test_the_study_has_the_arms_that_were_fixed_beforehand(house):
     assert len(experiments.experiment_runs("claims", 8, {})[0]) == 8 * 15
     assert len(experiments.experiment_runs("far", 5, {"downstream": "headers"})[0]) == 5 * 7
-    assert len(experiments.experiment_runs("sweep", 2, {"downstream": "stdlib"})[0]) == 2 * 15
+    sweep = experiments.experiment_runs("sweep", 2, {"downstream": "stdlib"})[0].values()
+    assert len(sweep) == 2 * 15 and all(flags["eval_every"] > flags.get("tokens", Flags.tokens) for flags in sweep)
     runs = experiments.experiment_runs("length", 5, {})[0].values()
     assert len(runs) == 5 * 3 * 2 * 7 * 3 + 3 * 2 * (4 + 3)
     rare = [f for f in runs if f["tokens"] == 20_000 and f["batch_size"] == 8 and f["seed"] == 4]
@@ -608,11 +609,23 @@ def test_arms_are_a_table(house):
     table = call("paper", "arms", *folders, "--markdown").stdout.splitlines()
     row = next(line for line in table if "warm-up 2 %" in line).split(" | ")
     assert row[1:] == ["2", *(f"{math.exp(loss):.2f}" for loss in (1.2, 1.4, 1.4, 1.3, 2.4, 2.6, 2.35)), "7.39 |"]
-    sweep = [made_up(f"sweep/{rate}", init="scratch", downstream="stdlib", max_lr=rate) for rate in (1e-3, 2e-3)]
-    for run in sweep:
-        del run["eval"][1:-1]  # evaluated at its start and end alone
-    table = call("paper", "arms", *write(sweep), "--markdown").stdout.splitlines()
+
+
+def test_a_sweep_is_a_table_by_size_and_rate(house):
+    """Three sizes from scratch at five peaks each, two seeds, one text on both sides, evaluated at start and end."""
+    sweep = []
+    for model, peak, seed in itertools.product(("micro", "nano", "tiny"), (0.5, 1, 2, 4, 8), (10**6, 10**6 + 1)):
+        out = f"sweep/{model}-{peak}-{seed}"
+        flags = {"init": "scratch", "model": model, "upstream_tokens": None, "downstream": "stdlib"}
+        run = made_up(out, seed, end=(peak, peak), parameters=config_of(model).parameters, max_lr=peak * 1e-3, **flags)
+        sweep.append(run | {"eval": [run["eval"][0], run["eval"][-1]]})
+    assert call("paper", "pack", *write(sweep), "--out", "sweep.jsonl.gz").returncode == 0
+    table = call("paper", "arms", "sweep.jsonl.gz", "--markdown").stdout.splitlines()
     assert table[0] == "| arm | seeds | upstream before | upstream end |"
+    rates = ("5e-4", "1e-3", "2e-3", "4e-3", "8e-3")
+    arms = [f"model {model}, max LR {rate}" for model in ("nano", "micro", "tiny") for rate in rates]
+    assert [line.split(" | ")[0] for line in table[2:-1]] == [f"| {arm}" for arm in arms]
+    assert table[2].split(" | ")[1:] == ["2", "3.32", "1.65 |"]
 
 
 def test_a_pack_is_read_like_the_runs_in_it(house):
