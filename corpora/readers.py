@@ -15,7 +15,8 @@ from pathlib import Path
 
 import zstandard
 
-ROW_LIMIT = 2**28  # bytes: a longer line is a mistake, or a decompression bomb
+BLOCK = 2**11  # bytes read at a time: few, so that a decompression bomb, which swells 30,000 times, fills no memory
+ROW_LIMIT = 2**28  # bytes: a longer line is a mistake, or such a bomb
 PIECE, PIECES = 2**16, 200  # bytes of a piece of a text at most, and into how many a small text is cut at least
 EMBEDDED_BYTES = 8_000_000  # enough for a tiny model, read in seconds
 EMBEDDED_FILE_BYTES = 12_000  # of a longer file the beginning: no file makes up 2 % of a split
@@ -64,34 +65,26 @@ def files_below(folder):
     return sorted(file for file in files if file.is_file())
 
 
-def read_local(path, bar):
-    """Yields the bytes of a file, block by block."""
-    with open(path, "rb") as file:
-        while block := file.read(2**16):
+def read_blocks(path, bar, opened=open):
+    """Yields the bytes of a file, block by block. opened(path, "rb"): what opens it."""
+    with opened(path, "rb") as file:
+        while block := file.read(BLOCK):
             bar.update(len(block))
             yield block
 
 
-def decompressed(blocks, path):
-    """Yields what the bytes of a .gz or .zst file hold, of other files the bytes: all that `zstd -d --long=31` and
-    `gzip -d` read. EOFError for a truncated file."""
-    suffix, frame = path.suffix.lower(), None
+def decompressed(blocks, suffix):
+    """Yields what the bytes of a .gz or .zst file hold, of other files the bytes. EOFError for a truncated file."""
     if suffix not in (".gz", ".zst"):
         yield from blocks
         return
-    zstd = zstandard.ZstdDecompressor(max_window_size=2**31)
+    zstd, frame = zstandard.ZstdDecompressor(max_window_size=2**31), None  # as `zstd -d --long=31`
     for block in blocks:
-        for start in range(0, len(block), 2048):  # small, so that a bomb that swells 30,000 times fills no memory
-            bite = block[start : start + 2048]
-            while bite:
-                if frame and frame.eof and suffix == ".gz" and bite[0] != 0x1F:  # no further member, but padding
-                    if bite[0]:
-                        print(f"{path}: what follows the compressed data is not read", file=sys.stderr)
-                    return
-                if not frame or frame.eof:  # a file may hold several, one after the other
-                    frame = zlib.decompressobj(31) if suffix == ".gz" else zstd.decompressobj()
-                yield frame.decompress(bite)
-                bite = frame.unused_data
+        while block:
+            if not frame or frame.eof:  # a file may hold several, one after the other
+                frame = zlib.decompressobj(31) if suffix == ".gz" else zstd.decompressobj()
+            yield frame.decompress(block)
+            block = frame.unused_data
     if frame and not frame.eof:
         raise EOFError("ends in the middle of a compressed frame")
 
@@ -99,26 +92,24 @@ def decompressed(blocks, path):
 # ---------------------------------------------------------------- documents
 
 
-def read_documents(files, bar, skip_bad_lines=False, way_out="mend or convert it", read=read_local):
+def read_documents(files, bar, skip_bad_lines=False, way_out="mend or convert it", opened=open):
     """Yields (domain, text) of every document: the "text" of each row of a .jsonl or .ndjson file; other files in
     pieces, of which a small text has PIECES too, for a validation split needs documents.
 
     The domain is the row's meta.pile_set_name or meta.redpajama_set_name, if any. What is damaged or not UTF-8 raises
     ValueError with its file and line; with skip_bad_lines, bad rows and the bad rest of a text are counted in bar.bad.
-    read(file, bar): what yields the bytes of a file."""
+    opened(file, "rb"): what opens a file."""
     piece = max(2**8, min(PIECE, sum(path.stat().st_size for path in files if path.is_file()) // PIECES))
     for path in files:
         rows = re.search(ROWS, path.name)
         where = f"{path}:1" if rows else path
-        blocks = decompressed(read(path, bar), path)
+        blocks = decompressed(read_blocks(path, bar, opened), path.suffix.lower())
         try:
             for number, document in enumerate(lines(blocks) if rows else pieces(blocks, piece), 1):
                 where = f"{path}:{number}" if rows else path
-                if number == 1:
-                    document = document.removeprefix(b"\xef\xbb\xbf")  # a byte-order mark
                 try:
                     if not rows:
-                        yield None, document.decode()
+                        yield None, document.decode("utf-8-sig")  # a byte-order mark is no text
                     elif row := document.strip():
                         yield parse_row(row)
                 except (ValueError, RecursionError):
