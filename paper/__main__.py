@@ -76,7 +76,7 @@ def table(flags):
 
 
 def pack_runs(flags):
-    print(pack(flags.runs, flags.out, flags.keep_names))
+    print(pack(flags.runs, flags.out))
 
 
 def experiment(flags):
@@ -115,7 +115,6 @@ def main(argv=None):
 
     packing = commands.add_parser("pack", help="write runs into one file")
     packing.add_argument("runs", **runs)
-    packing.add_argument("--keep-names", action="store_true", help="name runs by their folders, not by their flags")
     packing.add_argument("--out", required=True, metavar="FILE", help="the pack to write: .jsonl or .jsonl.gz")
     packing.set_defaults(command=pack_runs)
 

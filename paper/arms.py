@@ -94,6 +94,6 @@ def setting_name(key, run):
     return name_of("max_lr", run["flags"]["max_lr"]) if key == "peak" else name_of(key, value)
 
 
-def nearest(run, place, log="eval", by="tokens"):
-    """A run's evaluation nearest to so many tokens, or the record of a log nearest to a place by another measure."""
-    return min(run[log], key=lambda record: abs(record[by] - place))
+def nearest(run, tokens):
+    """A run's evaluation nearest to so many tokens."""
+    return min(run["eval"], key=lambda record: abs(record["tokens"] - tokens))
