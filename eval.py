@@ -29,7 +29,7 @@ from engine.figures import draw_curves
 from engine.flags import OneLineParser, flag_name, whole_number
 from engine.folder import read_run, read_runs
 from engine.log import in_units, perplexity_of, sides_of
-from engine.machine import pick_device, pick_threads
+from engine.machine import autocast, pick_device, pick_threads
 from engine.weights import model_folder
 from model import GPTNeoX
 
@@ -45,7 +45,7 @@ def token_losses(model: GPTNeoX, windows: Tensor, micro_batch: int, precision: t
     losses = []
     for rows in windows.split(micro_batch):
         rows = rows.to(device)
-        with torch.autocast(device.type, precision or torch.bfloat16, enabled=precision is not None):
+        with autocast(device, precision):
             losses.append(model(rows[:, :-1], rows[:, 1:], per_token=True).float())
     model.train(was_training)
     return torch.cat(losses).cpu()

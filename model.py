@@ -138,12 +138,6 @@ class GPTNeoXConfig:
         layer = 4 * d + (3 * d * d + d * d) + bias * 4 * d + (2 * d * inner + inner + d)
         return 2 * self.vocab_size * d + self.num_hidden_layers * layer + 2 * d
 
-    def flops_per_token(self, context: int) -> int:
-        """Floating-point operations to learn from one token: 6 for each weight but the input embedding's, which is
-        looked up, and 12 L D T for attention (PaLM, arXiv 2204.02311, appendix B; nothing off for causality)."""
-        weights = self.parameters - self.vocab_size * self.hidden_size
-        return 6 * weights + 12 * self.num_hidden_layers * self.hidden_size * context
-
 
 def config_of(size: str, vocab_size: int | None = None) -> GPTNeoXConfig:
     """GPTNeoXConfig of a key of SIZES, with `vocab_size` embedding rows; for Pythia's own tokenizer, or an unknown one,

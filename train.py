@@ -23,18 +23,18 @@ from pathlib import Path
 import torch
 
 import data
-import schedule
+import schedule as lr_schedule
 from corpora.texts import named_corpora, prepare_hub
 from engine import checkpoints, folder, machine, processes
-from engine.faults import memory_explained, run_command
+from engine.faults import explained, run_command
 from engine.files import blaming, read_json
-from engine.flags import OneLineParser, add_flags, as_words, changed_flags, check_flags, flag, flag_name, given_flags
+from engine.flags import OneLineParser, add_flags, changed_flags, check_flags, flag, flag_name, given_flags
 from engine.kernels import in_cache
-from engine.log import SIDES, Log
+from engine.log import SIDES
 from engine.processes import Interruption
 from engine.weights import is_hub_id, model_folder
 from eval import check_tokenizer, evaluate, report
-from model import SIZES, GPTNeoX, GPTNeoXConfig, config_of, pretraining_peak, rotary_tables, stored_weights
+from model import SIZES, GPTNeoX, GPTNeoXConfig, config_of, pretraining_peak, stored_weights
 
 BETAS, EPS, WEIGHT_DECAY, CLIP = (0.9, 0.95), 1e-8, 0.1, 1.0  # Pythia's and the paper's
 MIN_LR_SHARE = 0.1  # min = 0.1 x max
@@ -56,7 +56,7 @@ class Flags:
     downstream: str | None = flag(None, "new text: as --upstream, or a mixture NAME=WEIGHT,NAME=WEIGHT (torch)")
     overlap: float = flag(0.0, "share of upstream text in the downstream distribution", 0, 1)
     replay: float = flag(0.0, "share of upstream text in a batch, in place of new text", 0, 1)
-    schedule: str = flag("cosine", "shape of the decay", choices=schedule.SCHEDULES, group="Learning rate")
+    schedule: str = flag("cosine", "shape of the decay", choices=lr_schedule.SCHEDULES, group="Learning rate")
     max_lr: float | None = flag(None, "peak; default: that of the pre-training of a model of this size", 1e-30, 1e9)
     min_lr: float | None = flag(None, "end of the decay; default: a tenth of the peak", 0, 1e9)
     weight_decay: float = flag(WEIGHT_DECAY, "decoupled weight decay, multiplied by the learning rate", 0, 1e9)
@@ -91,14 +91,14 @@ class Flags:
 
     @property
     def warmup_updates(self) -> int:  # the last of these has the highest learning rate
-        return schedule.warmup_updates(self.updates, self.warmup)
+        return lr_schedule.warmup_updates(self.updates, self.warmup)
 
     @property
     def stop(self) -> int:  # the last update of this run
         return max(1, min(self.stop_tokens or self.tokens, self.tokens) // self.tokens_per_update)
 
     def learning_rate(self, update: int) -> float:  # counted from 1
-        return schedule.learning_rate(update, self.updates, self.max_lr, self.min_lr, self.warmup, self.schedule)
+        return lr_schedule.learning_rate(update, self.updates, self.max_lr, self.min_lr, self.warmup, self.schedule)
 
 
 # What may differ when a run is resumed: how it computes; where it stops and what it keeps.
@@ -187,7 +187,7 @@ def train(flags: Flags, given: dict | None = None) -> bool:
         flags = replace(flags, init=before.out)
     whole = finished(flags, f"resume with: python train.py --resume {flags.out}")
     if whole:
-        say_what_next(flags, given)
+        print(f"next        python eval.py sample {shlex.quote(flags.out)}")
     return whole
 
 
@@ -201,7 +201,7 @@ def finished(flags: Flags, way_on: str) -> bool:
     return step == flags.stop
 
 
-@memory_explained()
+@explained()
 def run(flags: Flags) -> int:
     """One run of resolved flags, from its first update or its newest checkpoint on. Returns how many updates it has."""
     out, device, dtype = Path(flags.out), machine.pick_device(flags.device), machine.AUTOCAST[flags.precision]
@@ -209,20 +209,20 @@ def run(flags: Flags) -> int:
     checkpoint, state = checkpoint_to_resume(flags, corpora)
     model, forward, optimizer, scaler = ready_to_train(flags, corpora, device, checkpoint, state)
     start, skipped, overflows = (state.get(name, 0) for name in ("step", "skipped", "skipped_in_a_row"))
-    evaluations = schedule.evaluation_steps(flags.updates, flags.stop, flags.warmup_updates, flags.eval_every)
+    evaluations = lr_schedule.evaluation_steps(flags.updates, flags.stop, flags.warmup_updates, flags.eval_every)
+    evaluations -= {start} if state.get("evaluated", checkpoint) else set()
     saves = {flags.warmup_updates, flags.stop, *range(flags.save_every, flags.stop, flags.save_every)}
-    record = record_of(flags, corpora, model.config)
-    with folder.opened(out, record, flags.resume), log_of(flags, model, state) as log, Interruption() as interruption:
+    with folder.opened(flags, record_of(flags, corpora, model.config), state) as log, Interruption() as interruption:
+        checkpoints.prune(out, start, flags.keep, flags.warmup_updates)  # in case the run was killed before it did
         lr, stopping = flags.learning_rate(start) if start else 0.0, False
         for step in range(start, flags.stop + 1):  # `step` updates are done
-            if step in evaluations and (step > start or not state.get("evaluated", checkpoint)):
+            if step in evaluations:
                 losses = evaluate(model, windows, flags.upstream, distribution, flags.micro_batch_size, dtype)
                 log.evaluation(step, lr, losses)
             if (step in saves and step > start) or stopping:
-                state = {"metrics_bytes": log.durable_size(), "evaluated": step in evaluations}
-                state |= {"skipped": skipped, "skipped_in_a_row": overflows, "scaler": scaler.state_dict()}
-                checkpoints.save(out, step, model, optimizer, corpora[flags.upstream].tokenizer(), state)
-            if step in saves or stopping or step == start:
+                to_resume = {"metrics_bytes": log.durable_size(), "evaluated": step in evaluations}
+                to_resume |= {"skipped": skipped, "skipped_in_a_row": overflows, "scaler": scaler.state_dict()}
+                checkpoints.save(out, step, model, optimizer, corpora[flags.upstream].tokenizer(), to_resume)
                 checkpoints.prune(out, step, flags.keep, flags.warmup_updates)
                 log.resume_clock()  # the time of a checkpoint is not the time of an update
             if step == flags.stop or stopping:
@@ -235,8 +235,8 @@ def run(flags: Flags) -> int:
             loss, micro_batches = 0.0, batch.split(flags.micro_batch_size)
             for number, rows in enumerate(micro_batches, 1):
                 processes.sync_gradients(forward, on=number == len(micro_batches))
-                rows = machine.sent(rows, device)
-                with machine.autocast(device, flags.precision):
+                rows = rows.to(device, non_blocking=True)
+                with machine.autocast(device, dtype):
                     # Weighted by size, so that the gradients of micro-batches sum to that of the batch's mean loss.
                     weighted = forward(rows[:, :-1], rows[:, 1:]) * (len(rows) / len(batch))
                 scaler.scale(weighted).backward()
@@ -245,7 +245,7 @@ def run(flags: Flags) -> int:
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP).item()
             loss, signals = processes.sums(loss / processes.count(), interruption.arrived)
             stopping = signals > 0  # all processes stop after the same update
-            overflows = machine.check_finite(loss, norm, scaler, overflows, step + 1, lr, out)
+            overflows = machine.check_finite(loss, norm, scaler, overflows, step + 1, lr)
             skipped += overflows > 0
             log.update(step + 1, lr, loss, norm, skipped if scaler.is_enabled() else None)
             scaler.step(optimizer)
@@ -307,9 +307,8 @@ def ready_to_train(flags: Flags, corpora: dict, device: torch.device, checkpoint
     model.activation_checkpointing = flags.activation_checkpointing
     machine.pick_threads(model.config.hidden_size)
     if flags.compile:
-        x = torch.zeros(flags.micro_batch_size, flags.context, model.config.hidden_size)  # (B, T, D)
-        inputs = (x, *rotary_tables(flags.context, model.config, x.device))
-        machine.compile_layers(model.gpt_neox.layers, inputs, device, flags.precision)
+        for layer in model.gpt_neox.layers:  # alike, so they share one graph; what spreads them stays outside it
+            layer.forward = torch.compile(layer.forward)
     forward = processes.placed(model, model.gpt_neox.layers, weights, device, flags.shard)
     towards = None
     if flags.decay_to_start:
@@ -317,16 +316,12 @@ def ready_to_train(flags: Flags, corpora: dict, device: torch.device, checkpoint
         _, start = starting_model(flags, corpora[flags.upstream])
         towards = {parameters[name]: processes.placed_as(parameters[name], tensor.float()) for name, tensor in start}
     optimizer = AdamW(parameter_groups(model), lr=0.0, weight_decay=flags.weight_decay, towards=towards)
-    scaler = machine.loss_scaler(device, flags.precision)
+    # The paper's dynamic loss scale: it halves when gradients overflow (that update is skipped), and doubles after
+    # 1,000 good ones. GPT-NeoX also forgives one overflow (hysteresis 2), and begins at 2^12, torch's scaler at 2^16.
+    scaler = torch.amp.GradScaler(device.type, growth_interval=1000, enabled=flags.precision == "fp16")
     if checkpoint:
         checkpoints.load_optimizer(checkpoint, state, model, optimizer, scaler)
     return model, forward, optimizer, scaler
-
-
-def log_of(flags: Flags, model: GPTNeoX, state: dict) -> Log:
-    flops = model.config.flops_per_token(flags.context)
-    share_of_peak = functools.partial(machine.share_of_peak, torch.device(flags.device), flags.precision, flops)
-    return Log(Path(flags.out), state.get("step", 0), flags.stop, flags.tokens_per_update, state, share_of_peak)
 
 
 def record_of(flags: Flags, corpora: dict, config: GPTNeoXConfig) -> dict:
@@ -455,19 +450,6 @@ def parse_flags(argv: list[str] | None) -> dict:
     parser = OneLineParser(description=__doc__ or "")
     add_flags(parser, Flags)
     return given_flags(parser.parse_args(argv), Flags)
-
-
-def say_what_next(flags: Flags, given: dict) -> None:
-    """Prints the next command worth typing: the paper's comparison with a constant rate, or a sample."""
-    if flags.resume or flags.init == "scratch" or flags.schedule == "constant":
-        print(f"next        python eval.py sample {shlex.quote(flags.out)}")
-        return
-    peak = folder.read_record(flags.out)["pretraining_peak"]  # pre-training ended at a tenth of it
-    baseline = {"max_lr": float(f"{peak * MIN_LR_SHARE:.6g}"), "schedule": "constant", "warmup": 0.0}
-    baseline = {name: value for name, value in given.items() if name not in ("out", "min_lr")} | baseline
-    other = run_name(replace(Flags(**baseline), upstream=flags.upstream, downstream=flags.downstream))
-    print(f"next        python train.py {shlex.join(as_words(baseline))}")
-    print(f"then        python eval.py plot {shlex.quote(flags.out)} {other}")
 
 
 def main(argv=None):

@@ -50,12 +50,14 @@ def one_line(fault):
 
 
 @contextmanager
-def memory_explained():
-    """RuntimeError that says what to try, in place of the several faults of a block that runs out of memory."""
+def explained():
+    """RuntimeError that says what to try, where a block runs out of memory, or torch.compile fails in it."""
     try:
         yield
     except (MemoryError, RuntimeError) as fault:
         text = one_line(fault)
+        if type(fault).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise RuntimeError(f"--compile does not work here ({text[:200]}); leave it out") from None
         signs = ("allocate memory", "create a primitive", "out of memory")  # torch's, oneDNN's, CUDA's
         if not isinstance(fault, MemoryError) and not any(sign in text for sign in signs):
             raise

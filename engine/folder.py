@@ -19,7 +19,7 @@ import torch
 from engine import VERSION, processes
 from engine.files import blaming, locked, read_json, to_json, value_of, write_whole
 from engine.flags import flag_name
-from engine.log import RECORDS, SIDES, checked, read_records
+from engine.log import RECORDS, SIDES, Log, checked, read_records
 
 # ---------------------------------------------------------------- beginning and resuming a run
 
@@ -41,21 +41,23 @@ def refuse_other_data(out, hashes, order):
 
 
 @contextmanager
-def opened(out, record, resumed):
-    """Makes the folder of a run, keeps other processes out of it while the block runs, and writes config.json.
+def opened(flags, record, state):
+    """Makes the folder of a run, keeps other processes out of it while the block runs, writes config.json, and gives
+    the run's Log.
 
-    record: {"flags": every resolved flag, "corpora": their hashes, "parameters", "pretraining_peak"}. Of several
-    processes rank 0 does it."""
+    record: {"flags": every resolved flag, "corpora": their hashes, "parameters", "pretraining_peak"}; state: of the
+    checkpoint from which the run resumes, if it does. Of several processes rank 0 writes."""
+    out = Path(flags.out)
     with ExitStack() as cleanup:
         if processes.rank() == 0:
             out.mkdir(parents=True, exist_ok=True)
             taken = f"{out}: another process runs it; wait or choose another --out"
             cleanup.enter_context(locked(out / ".lock", taken))
-            if not resumed:
+            if not flags.resume:
                 refuse_to_overwrite(out)  # another process may have come and gone since it was looked at
             versions = {"rewarm": VERSION, "python": platform.python_version(), "torch": torch.__version__}
             write_whole(out / "config.json", to_json(record | {"versions": versions}))
-        yield
+        yield cleanup.enter_context(Log(out, flags.stop, flags.tokens_per_update, state))
 
 
 def flags_to_resume(dataclass, given, out, changeable):

@@ -55,19 +55,19 @@ def progress_bar(name, total, done=0):
 class Log:
     """Appends the records of a run to metrics.jsonl and shows them to a person. Of several processes the first writes.
 
-    out: folder of the run; start, stop: its first and last step; state: of the checkpoint from which it resumes, with
-    the length of the log then; describe(rate): what to show beside a rate in tokens per second.
+    out: folder of the run; stop: its last step; state: of the checkpoint from which it resumes, if it does, with its
+    `step` and the length of the log then.
     """
 
-    def __init__(self, out, start, stop, tokens_per_update, state, describe=lambda rate: ""):
-        self.out, self.stop, self.tokens_per_update, self.describe = out, stop, tokens_per_update, describe
+    def __init__(self, out, stop, tokens_per_update, state):
+        self.out, self.stop, self.tokens_per_update = out, stop, tokens_per_update
         self.path, self.writes = out / "metrics.jsonl", processes.rank() == 0
         self.terminal = sys.stderr.isatty()
         self.file = open(self.path if self.writes else os.devnull, "a+b", buffering=0)  # a line is one write
         self.first_evaluation = None
         if self.writes:
             self.truncate(state.get("metrics_bytes", 0))
-        self.bar = progress_bar(out.name[:24], stop, start)
+        self.bar = progress_bar(out.name[:24], stop, state.get("step", 0))
         self.seconds, self.updates = 0.0, 0  # spent on updates, and how many
         self.resume_clock()
 
@@ -144,7 +144,7 @@ class Log:
             skips = f"skipped {skipped} | " if skipped else ""
             self.say(
                 f"step {self.place(step)} | loss {loss:.4f} | lr {lr:.2e} | norm {norm:.2f} | {skips}"
-                f"{in_units(rate)} tok/s{self.describe(rate)} | left {minutes}m{seconds:02d}s"
+                f"{in_units(rate)} tok/s | left {minutes}m{seconds:02d}s"
             )
 
     def evaluation(self, step, lr, losses):

@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import train
-from engine.machine import AUTOCAST, autocast, pick_precision, share_of_peak
+from engine.machine import AUTOCAST, autocast, pick_precision
 from model import GPTNeoX, config_of
 
 ROOT = Path(train.__file__).parent
@@ -47,6 +47,13 @@ def product_rate(device, dtype, size=1024):
         (matrix @ matrix)[0, 0].item()  # waits for the result
         best = min(best, time.perf_counter() - begun)
     return 2 * size**3 / best
+
+
+def flops_per_token(config, context):
+    """Floating-point operations to learn from one token: 6 for each weight but the input embedding's, which is looked
+    up, and 12 L D T for attention (PaLM, arXiv 2204.02311, appendix B; nothing off for causality)."""
+    weights = config.parameters - config.vocab_size * config.hidden_size
+    return 6 * weights + 12 * config.num_hidden_layers * config.hidden_size * context
 
 
 def ours(config, device, compiled):
@@ -81,7 +88,7 @@ def worker(who, size, shape, flags):
     def step(number):
         generator = torch.Generator().manual_seed(number)
         rows = torch.randint(0, config.vocab_size, (sequences, context + 1), generator=generator).to(device)
-        with autocast(device, flags.precision):
+        with autocast(device, AUTOCAST[flags.precision]):
             value = loss(rows[:, :-1], rows[:, 1:])
         value.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
@@ -132,12 +139,11 @@ def compare(size, shape, flags, compiled):
     seconds = {who: statistics.median(s["seconds"] for s in answers) for who, answers in steps.items()}
     ratio = statistics.median(b["seconds"] / a["seconds"] for a, b in zip(*steps.values(), strict=True))
     memory = {who: answers[-1]["peak"] for who, answers in steps.items()}
-    flops = config_of(size, BYTES.get(size)).flops_per_token(context)
+    flops = flops_per_token(config_of(size, BYTES.get(size)), context)
     rate = sequences * context / seconds["ours"]
     print(
         f"{size:<6}{shape:>8}{'compiled' if compiled else 'eager':>10}{seconds['ours']:>9.3f}{seconds['theirs']:>10.3f}"
-        f"{ratio:>9.2f}{memory['ours']:>9.2f}{memory['theirs']:>10.2f}{flops * rate / statistics.median(rates):>11.0%}"
-        f"{share_of_peak(torch.device(flags.device), flags.precision, flops, rate)}",
+        f"{ratio:>9.2f}{memory['ours']:>9.2f}{memory['theirs']:>10.2f}{flops * rate / statistics.median(rates):>11.0%}",
         flush=True,
     )
 

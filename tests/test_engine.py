@@ -228,40 +228,26 @@ def test_fp16_that_always_overflows_stops_with_advice(house, monkeypatch):
 # ---------------------------------------------------------------- torch.compile
 
 
-@pytest.mark.parametrize("when", ["at once", "at the first call"])
-def test_where_compiling_fails_the_run_goes_on_without(house, monkeypatch, when):
+def test_where_compiling_fails_one_line_says_so(house, monkeypatch):
     def fails(*_):
-        raise RuntimeError("no C++ compiler")
+        raise torch._dynamo.exc.TorchRuntimeError("no C++ compiler")
 
-    monkeypatch.setattr(torch, "compile", fails if when == "at once" else lambda _: fails)
-    words = [*FEW, "--micro-batch-size", "4"]
-    done = call("train.py", *words, "--compile", "--out", "r")
-    assert done.returncode == 0 and done.stderr.count("\n") == 1, done.stderr
-    assert "no C++ compiler" in done.stderr and "without" in done.stderr
-    assert Path("r/checkpoints/step_00000008").is_dir()
+    monkeypatch.setattr(torch, "compile", lambda _: fails)
+    done = call("train.py", *FEW, "--compile", "--out", "r")
+    assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
+    assert "--compile does not work here (no C++ compiler); leave it out" in done.stderr
+    train.main([*FEW, "--out", "r"])
 
 
 @pytest.mark.slow
 def test_compiled_losses_are_the_same(house):
     train.main([*FEW, "--micro-batch-size", "3", "--out", "eager"])  # 3 and 1: two shapes
     done = call("train.py", *FEW, "--micro-batch-size", "3", "--compile", "--out", "compiled")
-    assert done.returncode == 0 and "without" not in done.stderr, done.stderr
+    assert done.returncode == 0, done.stderr
     near("eager", "compiled")
 
 
 # ---------------------------------------------------------------- the machine
-
-
-def test_share_of_peak_only_where_the_peak_is_known(monkeypatch):
-    device = torch.device("cuda:0")
-    monkeypatch.setattr(processes, "count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
-    flops = config_of("410m").flops_per_token(2048)
-    assert flops == 6 * (405_334_016 - 50304 * 1024) + 12 * 24 * 1024 * 2048  # 2.7e9
-    assert machine.share_of_peak(device, "bf16", flops, 0.4 * 2 * 989e12 / flops) == ", 40 % MFU"
-    assert machine.share_of_peak(device, "fp32", flops, 0.4 * 2 * 67e12 / flops) == ", 40 % MFU"
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA GeForce")
-    assert machine.share_of_peak(device, "bf16", flops, 1e6) == ""
 
 
 def test_a_small_model_takes_one_thread_unless_told_otherwise(monkeypatch):

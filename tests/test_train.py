@@ -191,7 +191,7 @@ def test_init_upstream_pretrains_once_and_continues(house):
     assert second.returncode == 0 and "pre-training" not in second.stdout
     runs = sorted(p for p in Path("runs").iterdir() if p != before)
     assert len(runs) == 2
-    assert "eval.py plot runs/old-to-new" in first.stdout and first.stdout.count("next  ") == 1
+    assert "eval.py sample runs/old-to-new" in first.stdout and first.stdout.count("next  ") == 1
     starts = [metrics(run, "eval")[0] for run in runs]
     assert starts[0]["upstream_loss"] == starts[1]["upstream_loss"] == metrics(before, "eval")[-1]["upstream_loss"]
     refused(call("train.py", *words), "already holds a run", "--resume")
@@ -363,7 +363,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights(house):
     network.save_pretrained("bad")
     done = call("train.py", *WHEREVER, "--init", "bad", "--max-lr", "1", "--out", "r")
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    for words in ("update 1", "lr 2.50e-01", "last good checkpoint", "try another --init"):
+    for words in ("update 1", "lr 2.50e-01", "left alone", "try another --init"):
         assert words in done.stderr
     assert not list(Path("r/checkpoints").glob("*"))
 
