@@ -17,7 +17,7 @@ from corpora.prepare import ROOT, SPLITS, TOKENIZERS, corpus_folder, prepare_onc
 from corpora.readers import KINDS, source_files
 from corpora.tokenizer import load_tokenizer
 from engine import checkpoints, folder
-from engine.files import blaming, file_hash, read_json, value_of
+from engine.files import file_hash
 from engine.weights import is_hub_id, model_folder
 
 RECIPE = 2  # version of how a path becomes a corpus: part of its name
@@ -35,9 +35,9 @@ def named_corpora(upstream=None, downstream=None, init="upstream", revision=None
     stays None. Raises ValueError for a path without text, or a mixture where one corpus is needed."""
     if resume and not Path(resume).is_dir():
         return upstream, downstream  # train.py says what is wrong with it
-    tokenizer = functools.cache(lambda: tokenizer_for((upstream, downstream), resume or init, revision))
-    upstream = None if upstream is None else with_names(upstream, tokenizer, dry_run)
-    downstream = None if downstream is None else with_names(downstream, tokenizer, dry_run)
+    sides = upstream, downstream
+    tokenizer = functools.partial(tokenizer_for, sides, resume or init, revision)  # called for a path alone
+    upstream, downstream = (side and with_names(side, tokenizer, dry_run) for side in sides)
     if resume is not None:
         return upstream, downstream
     neox = "-neox" if is_hub_id(init) else ""
@@ -56,20 +56,12 @@ def named_corpora(upstream=None, downstream=None, init="upstream", revision=None
 def entries(value):
     """[(name or path, "=WEIGHT" or "")] of a mixture NAME=WEIGHT,NAME=WEIGHT; a path that exists is one entry, whatever
     letters it has."""
-    if exists(value):
+    if os.path.exists(value):
         return [(value, "")]
-    split = []
-    for entry in value.split(","):
-        name, equals, weight = (entry, "", "") if exists(entry) else entry.rpartition("=")
-        split.append((name, equals + weight) if equals else (entry, ""))
-    return split
-
-
-def exists(path):
-    try:
-        return bool(path) and Path(path).exists()
-    except (OSError, ValueError):  # longer than a path can be, or not made of letters
-        return False
+    if "," in value:
+        return [entry for part in value.split(",") for entry in entries(part)]
+    name, equals, weight = value.rpartition("=")
+    return [(name, equals + weight)] if equals else [(value, "")]
 
 
 def with_names(value, tokenizer, dry_run):
@@ -86,10 +78,9 @@ def with_names(value, tokenizer, dry_run):
 
 def is_path(text):
     """Whether a text is the path of one's own files rather than the name of a corpus."""
-    if "/" in text or os.sep in text or text in (".", ".."):
-        return True
-    known = text in TOKENIZERS or (bool(text) and (ROOT / text / "meta.json").is_file())
-    return not known and (bool(re.search(KINDS, text)) or exists(text))
+    known = text in TOKENIZERS or (ROOT / text / "meta.json").is_file()
+    looks_like_one = bool(re.search(KINDS, text)) or os.path.exists(text)
+    return "/" in text or os.sep in text or (looks_like_one and not known)
 
 
 def prepare_path(path, tokenizer, dry_run=False):
@@ -103,30 +94,38 @@ def prepare_path(path, tokenizer, dry_run=False):
     name = f"{slug(Path(path).resolve().name)[:40] or 'text'}-{content.hexdigest()[:8]}"
     if not dry_run:
         prepare_once(name, files=files, tokenizer=tokenizer, val_share=PATH_VAL_SHARE)
-        meta = corpus_folder(name) / "meta.json"
-        with blaming(meta, "remove its folder"):
-            splits = [f"{value_of(read_json(meta)[split], 'tokens'):,} {split}" for split in SPLITS]
-        print(f"text        {path} is data/{name}: {' and '.join(splits)} tokens", file=sys.stderr)
+        train, val = tokens_of(name)
+        print(f"text        {path} is data/{name}: {train:,} train and {val:,} val tokens", file=sys.stderr)
     return name
 
 
-def tokenizer_for(values, init, revision):
+def tokens_of(name):
+    """[tokens in train.bin, in val.bin] of a prepared corpus."""
+    return [(corpus_folder(name) / f"{split}.bin").stat().st_size // 2 for split in SPLITS]
+
+
+def tokenizer_for(sides, init, revision):
     """The tokenizer for one's own text: that of the model or run `init`, else that of a named corpus, else bytes."""
     if init not in ("upstream", "scratch"):
         source = model_folder(checkpoints.newest(init), revision, ["tokenizer.json"])
         if not (source / "tokenizer.json").is_file():
             raise ValueError(f"{init} has no tokenizer.json; prepare the text with data.py and --tokenizer")
         return source
-    values = [value or default for value, default in zip(values, DEFAULTS, strict=True)]
-    named = [name for value in values for name, _ in entries(value) if not is_path(name)]
-    here = [name for name in named if (corpus_folder(name) / "tokenizer.json").is_file()]
-    return corpus_folder(here[0]) if here else next((TOKENIZERS[name] for name in named if name in TOKENIZERS), "bytes")
+    for name, _ in entries(sides[0] or DEFAULTS[0]) + entries(sides[1] or DEFAULTS[1]):
+        if not is_path(name) and (corpus_folder(name) / "tokenizer.json").is_file():
+            return corpus_folder(name)
+        if name in TOKENIZERS:
+            return TOKENIZERS[name]
+    return "bytes"
 
 
-def prepare_hub(values, tokens):
+def prepare_hub(sides, tokens):
     """Prepares the hub's corpora that are named but not yet here, with the most tokens that a run can read."""
-    for name in dict.fromkeys(name for value in values for name, _ in entries(value)):
-        if name in HUB and not corpus_folder(name).is_dir():
+    for name in dict.fromkeys(name for side in sides for name, _ in entries(side) if name in HUB):
+        if not corpus_folder(name).is_dir():
             if tokens <= HUB_TOKENS:
                 print(f"text        preparing data/{name}: {tokens:,} tokens, once", file=sys.stderr)
             prepare_once(name, train_tokens=tokens if tokens <= HUB_TOKENS else None)
+        elif tokens_of(name)[0] < tokens:
+            held = f"{tokens_of(name)[0]:,} tokens, which repeat in a run of {tokens:,}"
+            print(f"text        data/{name} has {held}; remove it to prepare more", file=sys.stderr)

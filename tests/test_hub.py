@@ -371,8 +371,12 @@ def test_a_run_prepares_what_the_hub_has_and_ones_own_text_in_its_tokens(corpora
     (tmp_path / "notes.txt").write_text("".join(texts("new", 400)))
     words = ["train.py", "--init", "scratch", "--model", "nano", "--context", "64", "--device", "cpu"]
     words += ["--upstream", "pile", "--downstream", "notes.txt", "--eval-tokens", "128"]
-    too_long, done = calls([[*words, "--tokens", n] for n in ("2e9", "4096")], tmp_path, **env(corpora_hub, tmp_path))
+    commands = [[*words, "--tokens", n] for n in ("2e9", "4096", "8192")]
+    too_long, done, longer = calls(commands, tmp_path, **env(corpora_hub, tmp_path))
     assert too_long.returncode == 2 and "`python data.py pile --train-tokens" in last_line(too_long)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == longer.returncode == 0, done.stderr + longer.stderr
     assert "preparing data/pile: 4,096 tokens" in done.stderr and "upstream " in done.stdout
+    assert (
+        "data/pile has" not in done.stderr and "pile has 4,096 tokens, which repeat in a run of 8,192" in longer.stderr
+    )
     assert json.loads((tmp_path / "data/pile/meta.json").read_text())["train"]["tokens"] == 4096
