@@ -2,51 +2,21 @@
 
 import errno
 import os
-import re
 import sys
 from contextlib import contextmanager
 from pathlib import Path
 
-UNREACHABLE = ("LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectError")
-HUB_FAULTS = {
-    "GatedRepoError": "is gated; accept its terms on its page, then log in with `hf auth login`",
-    "RepositoryNotFoundError": "no such repository on the hub, or a private one; check its name, or `hf auth login`",
-    "RevisionNotFoundError": "the repository has no such revision; check --revision (such as step1000 or main)",
-    "RemoteEntryNotFoundError": "the repository has no such file",
-}
-
-
-def from_hub(fault):
-    """Whether huggingface_hub, or the HTTP client beneath it, raised this."""
-    return type(fault).__module__.startswith(("huggingface_hub", "httpx", "httpcore"))
-
 
 def hub_or_network(fault):
-    return from_hub(fault) or isinstance(fault, OSError)
-
-
-def asked_of_hub(fault):
-    """The repository that a request to the hub asked for, else its address: of a fault, or of those behind it."""
-    while fault:
-        request = getattr(fault, "_request", None)
-        if address := re.search(r"https?://[^\s'\")]+", f"{fault} {request.url if request else ''}"):
-            repository = re.search(r"/api/(?:models|datasets)/([^/]+/[^/]+)", address[0])
-            return repository[1] if repository else address[0].rstrip(".")
-        fault = fault.__cause__ or fault.__context__
-    return "the hub"
+    """Whether huggingface_hub, the HTTP client beneath it, or the system raised this."""
+    return isinstance(fault, OSError) or type(fault).__module__.startswith(("huggingface_hub", "httpx", "httpcore"))
 
 
 def one_line(fault):
     """An exception as one line."""
-    name, text = type(fault).__name__, " ".join(str(fault).split())
-    if from_hub(fault) and name in UNREACHABLE:
-        missing = "no folder of this name here, not in the local cache, and the hub cannot be reached"
-        return f"{asked_of_hub(fault)}: {missing}; check the name, the network, HF_ENDPOINT and HF_HUB_OFFLINE"
-    if from_hub(fault):
-        return f"{asked_of_hub(fault)}: {HUB_FAULTS.get(name, f'{text[:200]}; repeat the command')}"
     if isinstance(fault, OSError) and fault.strerror:
         return f"{fault.filename or ''}: {fault.strerror}".lstrip(": ")
-    return text or name
+    return " ".join(str(fault).split()) or type(fault).__name__
 
 
 @contextmanager

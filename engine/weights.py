@@ -7,6 +7,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from engine.faults import one_line
 from engine.files import blaming, read_json, value_of
 
 MODEL_FILES = ("config.json", "tokenizer.json", "model*.safetensors", "model.safetensors.index.json")
@@ -27,9 +28,12 @@ def model_folder(id_or_folder, revision=None, files=MODEL_FILES):
         return Path(id_or_folder)
     if not is_hub_id(id_or_folder):
         raise ValueError(f"{id_or_folder}: no such folder, and not a hub id like EleutherAI/pythia-70m-deduped")
-    from huggingface_hub import snapshot_download  # late: everything else here works without a network
+    from huggingface_hub import errors, snapshot_download  # late: everything else here works without a network
 
-    return Path(snapshot_download(str(id_or_folder), revision=revision, allow_patterns=list(files)))
+    try:
+        return Path(snapshot_download(str(id_or_folder), revision=revision, allow_patterns=list(files)))
+    except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError) as fault:
+        raise ValueError(f"{id_or_folder}: no folder of this name here; on the hub: {one_line(fault)}") from None
 
 
 def weight_files(folder):
