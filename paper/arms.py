@@ -18,7 +18,8 @@ BASE = {
     "peak": 1.0,  # in multiples of the pre-training's
     "floor": 0.1,  # where the decay ends, as a share of the peak
     "warmup": 0.01,
-    "decay": 0.1,  # weight decay; below zero: towards the starting weights
+    "weight_decay": 0.1,
+    "decay_to_start": False,
 }
 CONSTANT = {"schedule": "constant", "peak": 0.1, "warmup": 0.0}  # the paper's baseline
 SCRATCH = {"scratch": True}
@@ -30,11 +31,11 @@ def settings(run):
     flags = run["flags"]
     try:
         step = re.search(r"step_?0*(\d+)$", flags["revision"] or flags["init"])
-        floor = 0.1 if flags["schedule"] == "constant" else round(flags["min_lr"] / flags["max_lr"], 3)
-        found = {name: flags[name] for name in ("overlap", "replay", "schedule", "warmup")}
-        found |= {"scratch": flags["init"] == "scratch", "start": int(step[1]) if step else LAST, "floor": floor}
+        found = {name: flags[name] for name in BASE.keys() & flags.keys()}
+        found |= {"scratch": flags["init"] == "scratch", "start": int(step[1]) if step else LAST}
         found["peak"] = round(flags["max_lr"] / run["pretraining_peak"], 3)
-        return found | {"decay": flags["weight_decay"] * (-1 if flags["decay_to_start"] else 1)}
+        found["floor"] = 0.1 if flags["schedule"] == "constant" else round(flags["min_lr"] / flags["max_lr"], 3)
+        return {name: found[name] for name in BASE}
     except (KeyError, TypeError, ValueError, ArithmeticError) as fault:
         raise ValueError(f"{run['folder']}/config.json: not of an experiment ({fault!r}); leave it out") from None
 

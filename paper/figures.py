@@ -83,37 +83,31 @@ def final(run, side):
 
 
 def draw_frontier(runs):
-    """The trade-off: every arm's final perplexities, upstream against downstream; on the right, the crowded corner."""
+    """The trade-off: every arm's final perplexities, upstream against downstream, over small points for its seeds."""
     base = pick(runs)
     kinds = {
-        "replay": {name: group for name, group in arms(runs, ["replay"]).items() if name != "replay 100 %"},
-        "max LR": arms(runs, ["peak"]),
-        "warm-up": arms(runs, ["warmup"]),
-        "schedule": arms(runs, ["schedule"]) | {"constant LR": pick(runs, **CONSTANT)},
-        "earlier checkpoint": arms(runs, ["start"]),
-        "decay to the start": arms(runs, ["decay"]),
+        "replay": [group for name, group in arms(runs, ["replay"]).items() if name != "replay 100 %"],
+        "max LR": arms(runs, ["peak"]).values(),
+        "warm-up": arms(runs, ["warmup"]).values(),
+        "schedule": [*arms(runs, ["schedule"]).values(), pick(runs, **CONSTANT)],
+        "earlier checkpoint": arms(runs, ["start"]).values(),
+        "decay to the start": arms(runs, ["weight_decay", "decay_to_start"]).values(),
     }
-    figure, (whole, corner) = new_figure(7.2, 3.8, columns=2)
+    figure, (panel,) = new_figure(5.5, 4)
     for (kind, groups), color, marker in zip(kinds.items(), COLORS, "^oDsvP", strict=False):
-        for name, group in groups.items():
+        look = {"marker": marker, "color": color, "ls": ""}
+        panel.plot([], [], **look, label=kind)
+        for group in groups:
             points = [[final(run, side) for run in group] for side in SIDES[::-1]]
-            for panel in (whole, corner) if group not in ([], base) else ():
-                panel.plot(*points, marker, color=color, ms=2, alpha=0.4, ls="")  # each seed, then their mean
-                panel.plot(*map(fmean, points), marker, color=color, ms=6, ls="", label=kind)
-            if group not in ([], base) and kind in ("replay", "max LR"):
-                look = {"textcoords": "offset points", "fontsize": 7}
-                offset = (5, -9 if kind == "replay" else 3)
-                corner.annotate(name.removeprefix(f"{kind} "), [*map(fmean, points)], offset, **look)
-        if kind == "max LR":
-            corner.axis(corner.axis())  # no further than what has been drawn
-    for panel in (whole, corner):
-        panel.plot(*(fmean(final(run, side) for run in base) for side in SIDES[::-1]), "k*", ms=10, label="base")
-        panel.axhline(level_before(base, "upstream_perplexity"), **BEFORE, label="upstream before")
+            if group not in ([], base):
+                panel.plot(*points, **look, ms=2, alpha=0.4)
+                panel.plot(*map(fmean, points), **look)
+    panel.plot(*(fmean(final(run, side) for run in base) for side in SIDES[::-1]), "k*", ms=10, label="base")
+    panel.axhline(level_before(base, "upstream_perplexity"), **BEFORE, label="upstream before")
     flags = base[0]["flags"]
-    figure.supxlabel(f"final downstream perplexity ({flags['downstream']})", fontsize=9)
-    figure.supylabel(f"final upstream perplexity ({flags['upstream']})", fontsize=9)
-    handles = dict(zip(*whole.get_legend_handles_labels()[::-1], strict=True))  # each name once
-    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=4)
+    panel.set_xlabel(f"final downstream perplexity ({flags['downstream']})")
+    panel.set_ylabel(f"final upstream perplexity ({flags['upstream']})")
+    panel.legend()
     return figure
 
 

@@ -44,7 +44,7 @@ def designs(runs):
     for run in runs:
         own, flags = settings(run), run["flags"]
         kind = KINDS.get((own["schedule"].removesuffix("-clipped"), own["floor"]))
-        usual = all(own[key] == BASE[key] for key in ("scratch", "start", "overlap", "replay", "decay"))
+        usual = all(own[key] == BASE[key] for key in ("scratch", "start", "overlap", "replay", "decay_to_start"))
         if kind and usual and flags["warmup"] in ((0.0,) if kind == "held" else (0.01, 0.1)):
             design = round(flags["tokens"] / pretraining(run)[1], 3), flags["batch_size"], kind
             groups.setdefault(design, {}).setdefault(own["peak"], []).append(run)
