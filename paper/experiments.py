@@ -7,6 +7,7 @@ The study itself: run claims --seeds 8, run all --seeds 3, run far --seeds 5 --d
 run sweep --seeds 2 --downstream stdlib --seed 1000000.
 """
 
+import itertools
 import os
 import re
 import sys
@@ -17,7 +18,8 @@ from engine.flags import as_words, check_flags
 from engine.log import SIDES, progress_bar
 from model import SIZES, config_of
 from paper.arms import CONSTANT, SAME_DATA_TOKENS, SCHEDULE_TOKENS, SCRATCH
-from paper.jobs import ROOT, Job, side_by_side
+from paper.jobs import ROOT, side_by_side
+from paper.tables import print_table
 from schedule import SCHEDULES
 from train import SMALLEST, Flags, flags_to_go_on, resolve_rates, run_name, starting_config, upstream_flags
 
@@ -30,6 +32,7 @@ SAME_DATA = {"replay": 1.0}  # nothing but old text
 STARTS = [{"start": step} for step in (10_000, 27_000)]
 INFINITE = [{"schedule": "infinite-cosine"}, {"schedule": "infinite-rsqrt"}]
 NO_WARMUP = {"warmup": 0.0}
+PULLS = [{"decay_to_start": True}, {"decay_to_start": True, "weight_decay": 1.0}]
 ENDS_ONLY = {"eval_every": 10**9}  # evaluated at the start and the end
 EXPERIMENTS = {
     "warmup-length": [NO_WARMUP, {"warmup": 0.005}, {}, {"warmup": 0.02}],  # section 4.1
@@ -40,7 +43,7 @@ EXPERIMENTS = {
     "schedules": [*({"schedule": name} for name in SCHEDULES), CONSTANT],
     "replay": [{}, *REPLAY],
     "overlap": [{}, *REPLAY],  # the same runs: overlap x and replay x train on the same windows
-    "softening": [{}, {"replay": 0.05}, *INFINITE, {"decay": -0.1}, {"decay": -1.0}],
+    "softening": [{}, {"replay": 0.05}, *INFINITE, *PULLS],
     "model-size": [arm | {"size": place} for place in range(3) for arm in ({}, CONSTANT)],
 }
 LENGTHS = {0.01: 0, 1 / 30: 0, 0.1: 0, 1 / 3: 3, 1: 3}  # shares of the pre-training; of how many seeds (0: all)
@@ -60,17 +63,17 @@ MORE = {  # not in `all`
         for length, seeds in LENGTHS.items()
         for batch in LONG_PEAKS
         for peak in (LONG_PEAKS[batch] if seeds else [0.025 * 2**power for power in range(7)])
-        for kind in ([{}] if seeds else [{}, {"schedule": "linear", "floor": 0.0}, CONSTANT | {"peak": peak}])
+        for kind in ([{}] if seeds else [{}, {"schedule": "linear", "min_lr": 0.0}, CONSTANT | {"peak": peak}])
     ],
 }  # fmt: skip
 NAMES = (*EXPERIMENTS, "all", *MORE)
-PYTHIA_ID = re.compile(rf"(.*/pythia-)({'|'.join(map(re.escape, SIZES))})(-.*)?")
-LAPTOP_SIZES, PYTHIA_SIZES = ("nano", "micro", "tiny"), ("70m", "160m", "410m")
+LAPTOP_SIZES, PYTHIA_SIZES = (None, "micro", "tiny"), ("70m", "160m", "410m")  # None: the default, nano
 # The paper's own runs, for a checkpoint of one's own: 296.86B tokens on the clipped cosine, stopped after 50B or 240B;
 # those on the same data had a longer schedule.
 PAPER = {"batch_size": 1104, "context": 2048, "tokens": SCHEDULE_TOKENS, "schedule": "cosine-clipped"}
 PAPER |= {"eval_every": 1313, "eval_tokens": 1024 * 2048}  # more often costs more than it shows
-STOPPED_AFTER = dict.fromkeys(("warmup-length", "same-data", "checkpoints"), 50e9) | {"max-lr": 240e9}
+STOPS = {"warmup-length": {"stop_tokens": 50 * 10**9}, "max-lr": {"stop_tokens": 240 * 10**9}}
+STOPS |= {"checkpoints": STOPS["warmup-length"], "same-data": STOPS["warmup-length"] | {"tokens": SAME_DATA_TOKENS}}
 
 # ---------------------------------------------------------------- from tables to runs
 
@@ -84,75 +87,70 @@ def experiment_runs(name, seeds, given):
     for flag in ("resume", "out", "stop_tokens"):
         if flag in given:
             raise ValueError(f"an experiment plans its own runs; leave --{flag.replace('_', '-')} out")
-    papers = PAPER if given.get("init", "upstream") != "upstream" else {}
-    base, first = {"keep": 1} | papers | given, given.get("seed", 0)
-    runs, pretrainings, left_out = {}, {}, set()
-    for seed in range(first, first + seeds):
-        for experiment in EXPERIMENTS if name == "all" else [name]:
-            for arm in (EXPERIMENTS | MORE)[experiment]:
-                if 0 < arm.get("seeds", 0) <= seed - first:
-                    continue
-                flags, before = arm_flags(base | {"seed": seed}, arm)
-                if flags is None:
-                    left_out.add(", ".join(f"{name} {arm[name]}" for name in arm))
-                    continue
-                if papers and "tokens" not in given and "length" not in arm:
-                    flags |= {"tokens": SAME_DATA_TOKENS} if experiment == "same-data" else {}
-                    stop = int(STOPPED_AFTER.get(experiment, flags["tokens"]))
-                    flags["stop_tokens"] = max(stop, runs.get(run_name(Flags(**flags)), {}).get("stop_tokens", 0))
-                out = run_name(Flags(**flags))
-                runs[out] = flags | {"out": out}
-                pretrainings |= {before.out: before} if before else {}
-    needs = "needs --init EleutherAI/pythia-SIZE, or no --init"
-    if not runs:
-        raise ValueError(f"{name} {needs}")
-    if left_out:
-        print(f"{name}: left out {'; '.join(sorted(left_out))} ({needs})", file=sys.stderr)
+    init, first = given.get("init", "upstream"), given.get("seed", 0)
+    base = {"keep": 1} | (PAPER if init != "upstream" else {}) | given
+    listed = [(each, arm) for each in (EXPERIMENTS if name == "all" else [name]) for arm in (EXPERIMENTS | MORE)[each]]
+    # Of any other model nothing is known but its weights.
+    unknown = set() if init == "upstream" or is_pythia(init) else {"size", "start", "scratch"}
+    possible = [(each, arm) for each, arm in listed if not unknown & arm.keys()]
+    if len(possible) < len(listed):
+        left_out = f"{len(listed) - len(possible)} of {len(listed)} arms"
+        message = f"{name}: {left_out} need --init EleutherAI/pythia-SIZE, or no --init"
+        if not possible:
+            raise ValueError(message)
+        print(f"{message}; left out", file=sys.stderr)
+    runs, pretrainings = {}, {}
+    for seed, (experiment, arm) in itertools.product(range(first, first + seeds), possible):
+        if 0 < arm.get("seeds", 0) <= seed - first:
+            continue
+        flags, before = arm_flags(base | {"seed": seed}, arm)
+        if init != "upstream" and "tokens" not in given and "length" not in arm:
+            flags |= STOPS.get(experiment, {"stop_tokens": flags["tokens"]})
+        out = run_name(Flags(**flags))
+        runs[out] = max(flags | {"out": out}, runs.get(out, {}), key=lambda run: run.get("stop_tokens", 0))
+        pretrainings |= {before.out: before} if before else {}
     return runs, pretrainings
 
 
 def arm_flags(base, arm):
-    """(the flags of one arm, those of the pre-training that it starts from or None); (None, None) for an arm that this
-    --init does not have: an earlier checkpoint, another size."""
+    """(the flags of one arm, those of the pre-training that it starts from or None)."""
     flags, own = dict(base), base.get("init", "upstream") == "upstream"
-    pythia = PYTHIA_ID.fullmatch(flags.get("init", ""))
-    if not own and not pythia and {"size", "start", "scratch"} & arm.keys():
-        return None, None
-    if "size" in arm and pythia:
-        flags["init"] = pythia[1] + PYTHIA_SIZES[arm["size"]] + (pythia[3] or "")
+    if "size" in arm and own:
+        flags["model"] = LAPTOP_SIZES[arm["size"]]
     elif "size" in arm:
-        flags["model"] = LAPTOP_SIZES[arm["size"]] if arm["size"] else None  # the smallest is the default
+        flags["init"] = re.sub("(?<=/pythia-)[^-]+", PYTHIA_SIZES[arm["size"]], flags["init"])
     before = upstream_flags(Flags(**flags)) if own and "scratch" not in arm else None
     if "length" in arm:
         flags["tokens"] = round(arm["length"] * (before.tokens if before else PYTHIA_STEPS * PYTHIA_BATCH))
         flags["batch_size"] = max(1, round(arm["batch"] * flags.get("batch_size", Flags.batch_size)))
-        few = round(0.01 * resolved(Flags(**flags)).updates) == 0  # 1 % would be no update at all
-        flags["warmup"] = 0.1 if few else 0.01
-    flags |= {name: arm[name] for name in ("warmup", "schedule", "replay", "eval_every") if name in arm}
+    usual = resolved(Flags(**flags))
+    if "length" in arm:
+        flags["warmup"] = 0.01 if round(0.01 * usual.updates) else 0.1  # 1 % can be no update at all
+    flags |= {name: value for name, value in arm.items() if name in Flags.__dataclass_fields__}
     if "peak" in arm:
-        flags["max_lr"] = float(f"{arm['peak'] * resolved(Flags(**flags)).max_lr:.6g}")
-    if "floor" in arm:
-        flags["min_lr"] = arm["floor"] * flags["max_lr"]
-    flags |= {"weight_decay": -arm["decay"], "decay_to_start": True} if "decay" in arm else {}
-    if "start" in arm and pythia:
-        flags["revision"] = f"step{arm['start']}"
-    elif "start" in arm:  # the nearest of its checkpoints
+        flags["max_lr"] = float(f"{arm['peak'] * usual.max_lr:.6g}")
+    if "start" in arm and own:  # the nearest of its checkpoints
         number = max(1, round(arm["start"] / PYTHIA_STEPS * before.updates / before.save_every))
-        flags["init"] = checkpoints.folder_of(before.out, number * before.save_every).as_posix()
-        flags = {name: value for name, value in flags.items() if name not in ("model", "upstream_tokens")}
+        checkpoint = checkpoints.folder_of(before.out, number * before.save_every).as_posix()
+        flags |= {"init": checkpoint, "model": None, "upstream_tokens": None}
+    elif "start" in arm:
+        flags["revision"] = f"step{arm['start']}"
     if "scratch" in arm:
-        flags |= {"init": "scratch"} | ({"model": size_of(Flags(**flags))} if pythia else {})
-        flags.pop("upstream_tokens", None)
+        model = flags.get("model") if own else size_of(Flags(**flags))
+        flags |= {"init": "scratch", "model": model, "upstream_tokens": None}
     return flags, before
+
+
+def is_pythia(init):
+    return "/pythia-" in init and size_of(Flags(init=init)) is not None
 
 
 def size_of(flags):
     """The key of SIZES of the model that a run starts from; None for a folder, whose model can have any size."""
-    if pythia := PYTHIA_ID.fullmatch(flags.init):
-        return pythia[2]
-    if own := re.match(r"runs/upstream-([^-/]+)-", flags.init):
-        return own[1]
-    return flags.model or SMALLEST if flags.init in ("upstream", "scratch") else None
+    if flags.init in ("upstream", "scratch"):
+        return flags.model or SMALLEST
+    named = re.fullmatch(r"(?:runs/upstream-|.*/pythia-)([^-/]+)(?:-.*)?", flags.init)
+    return named[1] if named and named[1] in SIZES else None
 
 
 def resolved(flags):
@@ -184,17 +182,17 @@ def run(name, seeds, given, at_once=None, launcher=None):
     prepare_hub(names, max(planned_tokens(flags) for flags in plan.values()))
     with progress_bar(name, sum(planned_tokens(plan[out]) for out in to_do)) as bar:
         for group in (before, after):  # what starts from a pre-training waits for it
-            jobs = [run_job(flags) for out, flags in group.items() if out in to_do]
-            if not side_by_side(jobs, at_once, launcher or [sys.executable], bar):
+            commands = {out: command_of(flags) for out, flags in group.items() if out in to_do}
+            side_by_side(commands, at_once, launcher or [sys.executable], bar)
+            if not all(checkpoints.reached(out, plan[out].stop) for out in group):
                 print("stopped; the same command resumes")
                 return
     print(f"next        python -m paper claims {' '.join(runs) if len(runs) < 4 else 'runs/*'}")
 
 
-def run_job(flags):
-    """The Job of a run: the command that anyone could type."""
-    words = (str(ROOT / "train.py"), *as_words(flags_to_go_on(flags)))
-    return Job(words, flags.out, lambda: checkpoints.reached(flags.out, resolved(flags).stop))
+def command_of(flags):
+    """The words that anyone could type after `python` for a run."""
+    return str(ROOT / "train.py"), *as_words(flags_to_go_on(flags))
 
 
 def planned_tokens(flags):
@@ -203,10 +201,11 @@ def planned_tokens(flags):
 
 def print_plan(plan, to_do):
     """A row for each run, then what is left to do."""
-    print(f"{'schedule':<16}{'max LR':>8}{'warm-up':>9}{'updates':>11}{'stop':>11}{'batch':>12}  run")
+    rows = []
     for out, flags in plan.items():
-        numbers = f"{flags.max_lr:>8.2g}{flags.warmup_updates:>9,}{flags.updates:>11,}{flags.stop:>11,}"
-        batch = f"{flags.batch_size:,}x{flags.context}"
-        print(f"{flags.schedule:<16}{numbers}{batch:>12}  {out}{'' if out in to_do else ' (done)'}")
+        numbers = [f"{number:,}" for number in (flags.warmup_updates, flags.updates, flags.stop)]
+        row = [flags.schedule, f"{flags.max_lr:.2g}", *numbers, f"{flags.batch_size:,}x{flags.context}"]
+        rows.append([*row, out if out in to_do else f"{out} (done)"])
+    print_table(["schedule", "max LR", "warm-up", "updates", "stop", "batch", "run"], rows)
     total = sum(planned_tokens(plan[out]) for out in to_do)
     print(f"{len(plan)} runs, {len(to_do)} to do: {total / 1e6:,.1f}M tokens")

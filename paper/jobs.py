@@ -6,19 +6,10 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import NamedTuple
 
 from engine.processes import Interruption
 
 ROOT = Path(__file__).parent.parent
-
-
-class Job(NamedTuple):
-    """A command that makes a run."""
-
-    words: tuple  # after python, or what stands in its place
-    out: str  # folder of the run
-    whole: callable  # whether it got to its end
 
 
 def start(words, launcher, threads):
@@ -28,37 +19,38 @@ def start(words, launcher, threads):
     return subprocess.Popen([*launcher, *words], env=env, text=True, errors="replace", **pipes)
 
 
-def side_by_side(jobs, at_once, launcher, bar):
-    """Runs jobs, so many at once, and returns whether all got to their end.
+def side_by_side(commands, at_once, launcher, bar):
+    """Runs commands, {folder of the run: words after `launcher`}, so many at once.
 
-    Ctrl-C and SIGTERM stop them, and they save. RuntimeError with a job's own last line where it failed; the others are
-    stopped then."""
-    running, faults, threads = {}, [], max(1, (os.cpu_count() or 1) // at_once)
+    Ctrl-C and SIGTERM stop them, and they save. RuntimeError with a command's own last line where it failed; the others
+    are stopped then."""
+    running, faults, threads = [], [], max(1, (os.cpu_count() or 1) // at_once)
 
-    def work(number, job):
+    def work(number, out):
         if faults or interruption.arrived:
             return
-        bar.write(f"run {number}/{len(jobs)} {job.out}", file=sys.stdout)
-        process = running[job] = start(job.words, launcher, threads)
+        bar.write(f"run {number}/{len(commands)} {out}", file=sys.stdout)
+        process = start(commands[out], launcher, threads)
+        running.append(process)
         complaints = process.communicate()[1].strip().splitlines()
-        del running[job]
-        if process.returncode or not (job.whole() or interruption.arrived):
-            faults.append(f"{job.out}: {complaints[-1] if complaints else f'exit code {process.returncode}'}")
+        running.remove(process)
+        if process.returncode:
+            faults.append(f"{out}: {complaints[-1] if complaints else f'exit code {process.returncode}'}")
 
+    before = bar.n
     with Interruption() as interruption, ThreadPoolExecutor(at_once) as pool:
-        waiting = [pool.submit(work, number, job) for number, job in enumerate(jobs, 1)]
+        waiting = [pool.submit(work, number, out) for number, out in enumerate(commands, 1)]
         while waiting:
             done, waiting = wait(waiting, timeout=0.2)
             for future in done:
                 future.result()  # raises what went wrong here
-            bar.n = sum(tokens_done(job.out) for job in jobs)
+            bar.n = before + sum(map(tokens_done, commands))
             bar.refresh()
             if (faults or interruption.arrived) and os.name == "posix":  # elsewhere Ctrl-C reaches all
-                for process in list(running.values()):
+                for process in [*running]:
                     process.terminate()
     if faults and not interruption.arrived:
         raise RuntimeError(f"{faults[0]}; the same command resumes")
-    return not interruption.arrived
 
 
 def tokens_done(out):

@@ -37,7 +37,7 @@ def plan(*words):
     """The rows of a plan: [(schedule, max LR, warm-up, updates, stop, folder)]."""
     done = call("paper", "run", *words)
     assert done.returncode == 0, done.stderr
-    rows = [line.split() for line in done.stdout.partition("  run\n")[2].splitlines()[:-1]]
+    rows = [line.split() for line in done.stdout.partition("  run\n")[2].partition("\n\n")[0].splitlines()]
     return [(r[0], float(r[1]), *(int(n.replace(",", "")) for n in r[2:5]), r[6]) for r in rows]
 
 
@@ -76,7 +76,7 @@ def test_a_model_of_ones_own_takes_the_arms_that_it_has(house):
     peak = SIZES["nano"][3]
     assert [row[1] for row in rows] == [peak / 2, peak, 2 * peak, peak / 10]  # no random start: what size would it be?
     done = call("paper", "run", "max-lr", *words, "--dry-run")
-    assert "left out scratch" in done.stderr and done.stderr.count("\n") == 1
+    assert "1 of 5 arms need --init EleutherAI/pythia-SIZE" in done.stderr and done.stderr.count("\n") == 1
 
 
 def test_arms_that_experiments_share_run_once(house):
@@ -165,18 +165,16 @@ time.sleep(60)
 """
 
 
-def job(out, script):
-    return jobs.Job(("-c", script, out), out, Path(out, "whole").exists)
-
-
-def run_jobs(them, at_once=2):
+def run_jobs(scripts, at_once=2):
+    """Runs {name: script}, each script with its name; returns how many tokens the bar has counted."""
     with progress_bar("", 1000) as bar:
-        return jobs.side_by_side(them, at_once, [sys.executable], bar), bar.n
+        jobs.side_by_side({n: ("-c", script, n) for n, script in scripts.items()}, at_once, [sys.executable], bar)
+        return bar.n
 
 
 def test_jobs_run_side_by_side_to_their_ends(house, capsys):
     script = "import sys, pathlib; p = pathlib.Path(sys.argv[1]); p.mkdir(); (p / 'whole').touch()"
-    assert run_jobs([job(str(number), script) for number in range(5)])[0]
+    run_jobs(dict.fromkeys("01234", script))
     assert all(Path(str(number), "whole").exists() for number in range(5))
     assert "run 5/5 4" in capsys.readouterr().out
 
@@ -189,28 +187,32 @@ def test_ctrl_c_stops_jobs_which_save(house):
         os.kill(os.getpid(), signal.SIGINT)
 
     threading.Thread(target=interrupt).start()
-    finished, tokens = run_jobs([job(name, WAITS) for name in "abc"])
-    assert not finished and tokens == 600  # as far as their logs had come
+    assert run_jobs(dict.fromkeys("abc", WAITS)) == 600  # as far as their logs had come
     assert Path("a/saved").exists() and Path("b/saved").exists() and not Path("c").exists()
 
 
 def test_a_job_that_fails_stops_the_others_and_is_named(house):
     fails = "import sys, time; time.sleep(0.5); sys.exit('first\\nno room on the disk')"
     with pytest.raises(RuntimeError, match="bad: no room on the disk; the same command resumes"):
-        run_jobs([job("good", WAITS), job("bad", fails), job("never", WAITS)])
+        run_jobs({"good": WAITS, "bad": fails, "never": WAITS})
     assert Path("good/saved").exists() and not Path("never").exists()
-    with pytest.raises(RuntimeError, match="short: exit code 0"):  # it ended, and its run did not
-        run_jobs([job("short", "pass")])
+
+
+def test_an_experiment_with_a_run_that_stopped_short_is_not_at_its_end(house, monkeypatch):
+    monkeypatch.setattr(experiments, "command_of", lambda flags: ("-c", "pass"))
+    done = call("paper", "run", "max-lr", "--upstream", "old", "--downstream", "new", "--device", "cpu")
+    assert done.returncode == 0 and done.stdout.endswith("stopped; the same command resumes\n"), done.stderr
 
 
 @pytest.mark.slow
 def test_a_real_command_runs_an_arm(house):
     flags = Flags(init="scratch", model="nano", upstream="old", downstream="new", device="cpu", context=32, tokens=512)
-    job = experiments.run_job(replace(flags, out="an arm", batch_size=4, eval_tokens=64))
-    assert not job.whole() and run_jobs([job])[0] and job.whole()
-    assert jobs.tokens_done("an arm") == 512
-    with pytest.raises(RuntimeError, match="nowhere: train.py: .*--nonsense"):
-        run_jobs([jobs.Job((str(ROOT / "train.py"), "--nonsense"), "nowhere", lambda: False)])
+    command = experiments.command_of(replace(flags, out="an arm", batch_size=4, eval_tokens=64))
+    with progress_bar("", 512) as bar:
+        jobs.side_by_side({"an arm": command}, 1, [sys.executable], bar)
+        assert checkpoints.reached("an arm", 4) and bar.n == 512
+        with pytest.raises(RuntimeError, match="nowhere: train.py: .*--nonsense"):
+            jobs.side_by_side({"nowhere": (str(ROOT / "train.py"), "--nonsense")}, 1, [sys.executable], bar)
 
 
 def test_a_run_that_went_further_is_finished_and_one_that_stopped_short_is_not(house):
