@@ -7,12 +7,12 @@ meta.json, what they hold; tokenizer.json, what made the ids.
 import errno
 import math
 import os
+import platform
 import re
 import shutil
-import sys
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -23,7 +23,7 @@ from tqdm import tqdm
 from corpora.hub import HUB, MIXTURES, VAL_TOKENS, hub_documents
 from corpora.readers import EMBEDDED_FILE_BYTES, WAY_OUT, embedded_documents, hash_share, read_documents, source_files
 from corpora.tokenizer import load_tokenizer
-from engine.files import file_hash, locked, sample_hash, sync_folder, to_json, write_file
+from engine.files import file_hash, locked, sample_hash, sync_file, sync_folder, to_json, write_file
 
 ROOT = Path("data")
 # Real text that every machine with this program on it has, and the tokenizer it is for.
@@ -54,16 +54,16 @@ def slug(text):
 
 
 def tokenize(documents, tokenizer):
-    """[(key, domain, text)] -> [(share, domain, ids as bytes, bytes of text)].
+    """[(key, domain, text)] -> [(share, domain, ids, bytes of text)], ids (n,) uint16.
 
     The share is the hash of the key. Where the text is an array, it is token ids already."""
     done = []
     for key, domain, text in documents:
         if isinstance(text, np.ndarray):
-            ids, size = text, int(tokenizer.token_bytes[text].sum())
+            ids, size = text, len(tokenizer.to_bytes(text[text != tokenizer.eot].tolist()))
         else:
             ids, size = [*tokenizer.encode(text), tokenizer.eot], len(text.encode(errors="surrogatepass"))
-        done.append((hash_share(key), domain, np.array(ids, "<u2").tobytes(), size))
+        done.append((hash_share(key), domain, np.array(ids, "<u2"), size))
     return done
 
 
@@ -85,149 +85,129 @@ def tokenize_all(documents, tokenizer, threads):
         pool.shutdown(cancel_futures=True)
 
 
+def into_splits(parts, tokenizer, room, val_share, threads):
+    """Yields (split, domain, ids, bytes of text) of documents, as long as there is room for them.
+
+    parts: [(documents, split)]. Where split is None, a document goes to validation if the hash of its key is below
+    val_share. So it stays there whatever other files come or in which order, and a second copy of it never gets into
+    train. room: {split: tokens}; the document that reaches a split's limit is its last."""
+    for documents, split in parts:
+        for share, domain, ids, size in tokenize_all(documents, tokenizer, threads):
+            target = split or ("val" if share < val_share else "train")
+            if room[target] > 0:
+                room[target] -= len(ids)
+                yield target, domain, ids, size
+            if all(room[target] <= 0 for target in ([split] if split else SPLITS)):
+                break
+
+
 # ---------------------------------------------------------------- from token ids to token files
 
 
-class CorpusWriter:
-    """The corpus data/NAME while it is written, in a hidden folder; with by_domain data/NAME-DOMAIN for each domain."""
+class TokenFiles:
+    """The files of the corpus data/NAME while they are written, in a hidden folder, and what they hold."""
 
-    def __init__(
-        self, name, tokenizer, train_tokens=None, val_tokens=None, val_share=None, by_domain=False, processes=1
-    ):  # fmt: skip
-        if tokenizer.vocab_size > 2**16:
-            raise ValueError(f"the tokenizer has {tokenizer.vocab_size} ids; token files hold 16-bit ids")
-        self.name, self.tokenizer, self.by_domain, self.threads = name, tokenizer, by_domain, processes
-        self.val_share, self.folder = val_share or VAL_SHARE, ROOT / f".{name}.partial"
-        self.room = {"train": train_tokens or math.inf, "val": val_tokens or math.inf}  # in tokens
-        self.files, self.counts = {}, {}  # (corpus, split): open; corpus: {split: what it holds}
+    def __init__(self, name, hidden, stack):
+        """stack: an ExitStack, which closes the files."""
+        if corpus_folder(name).exists():
+            raise ValueError(f"{corpus_folder(name)} exists already; choose another name or remove it first")
+        self.name, self.folder = name, hidden / name
+        self.folder.mkdir(parents=True)
+        self.files = {split: stack.enter_context(open(self.folder / f"{split}.bin", "wb")) for split in SPLITS}
+        self.counts = {split: dict.fromkeys(COUNTS, 0) for split in SPLITS}
 
-    def write(self, documents, split=None):
-        """Writes (key, domain, text) documents to one split, or to both, until there is no room for more.
-
-        Of both, a document goes to validation if the hash of its key is below val_share. So it stays there whatever
-        other files come or in which order, and a second copy of it never gets into train.
-        The document that reaches a split's limit of tokens, summed over domains, is its last."""
-        for share, domain, ids, size in tokenize_all(documents, self.tokenizer, self.threads):
-            target = split or ("val" if share < self.val_share else "train")
-            if self.room[target] > 0:
-                self.add(target, domain, ids, size)
-            if all(self.room[target] <= 0 for target in ([split] if split else SPLITS)):
-                break
-
-    def add(self, split, domain, ids, size):
-        """Writes the ids of one document; size: bytes of its text."""
-        corpus = f"{self.name}-{slug(domain or 'other')}" if self.by_domain else self.name
-        if corpus not in self.counts:
-            self.open_files(corpus)
-        self.files[corpus, split].write(ids)
-        self.room[split] -= len(ids) // 2
-        counts = self.counts[corpus][split]
-        counts["tokens"] += len(ids) // 2
+    def add(self, split, ids, size):
+        """Writes the ids of one document, (n,) uint16; size: bytes of its text."""
+        self.files[split].write(ids)
+        counts = self.counts[split]
+        counts["tokens"] += len(ids)
         counts["documents"] += 1
         counts["bytes_of_text"] += size
-        counts["largest_id"] = max(counts["largest_id"], int(np.frombuffer(ids, "<u2").max()))
+        counts["largest_id"] = max(counts["largest_id"], int(ids.max()))
 
-    def open_files(self, corpus):
-        if corpus_folder(corpus).exists():
-            raise ValueError(f"{corpus_folder(corpus)} exists already; choose another name or remove it first")
-        (self.folder / corpus).mkdir(parents=True)
-        self.counts[corpus] = {split: dict.fromkeys(COUNTS, 0) for split in SPLITS}
-        for split in SPLITS:
-            self.files[corpus, split] = open(self.folder / corpus / f"{split}.bin", "wb")
-
-    def finish(self, sources):
-        """Describes what is written, and renames it into place."""
-        whole = self.counts.get(self.name, {})  # a domain, unlike a whole corpus, may lack a split
-        empty = [f"{split}.bin" for split in whole if not whole[split]["documents"]]
-        if empty or not self.counts:
-            fault = f"no document fell into {empty[0]}" if len(empty) == 1 else "the sources hold no document"
-            raise ValueError(f"{self.name}: {fault}; give more text, or in smaller documents")
-        for file in self.files.values():
-            file.flush()
-            os.fsync(file.fileno())
-            file.close()  # Windows renames nothing that is open
-        for corpus in self.counts:
-            self.describe(corpus, sources)
-        for corpus in self.counts:
-            os.replace(self.folder / corpus, corpus_folder(corpus))
-        sync_folder(ROOT)
-
-    def describe(self, corpus, sources):
-        """Writes meta.json and the tokenizer beside the token files of a corpus."""
-        folder, tokenizer = self.folder / corpus, self.tokenizer
-        meta = {"name": corpus, "vocab_size": tokenizer.vocab_size, "eot": tokenizer.eot, "sources": sources}
+    def describe(self, tokenizer, sources):
+        """Writes meta.json and the tokenizer beside the closed files, and makes everything durable."""
+        meta = {"name": self.name, "vocab_size": tokenizer.vocab_size, "eot": tokenizer.eot, "sources": sources}
         meta["tokenizer_sha256"] = tokenizer.sha256
         for split in SPLITS:
-            file = folder / f"{split}.bin"
-            meta[split] = self.counts[corpus][split] | {"sha256": file_hash(file), "sample_sha256": sample_hash(file)}
-        write_file(folder / "tokenizer.json", tokenizer.to_json())
-        write_file(folder / "meta.json", to_json(meta))
-        sync_folder(folder)
-
-    def remove(self):
-        for file in self.files.values():
-            with suppress(OSError):  # of a full disk, again
-                file.close()
-        shutil.rmtree(self.folder, ignore_errors=True)
+            file = self.folder / f"{split}.bin"
+            sync_file(file)
+            meta[split] = self.counts[split] | {"sha256": file_hash(file), "sample_sha256": sample_hash(file)}
+        write_file(self.folder / "tokenizer.json", tokenizer.to_json())
+        write_file(self.folder / "meta.json", to_json(meta))
+        sync_folder(self.folder)
 
 
-@contextmanager
-def corpus_writer(name, tokenizer, sources, **options):
-    """A CorpusWriter that takes documents in a `with` block, at whose end the corpus gets its name.
+def write_corpus(
+    name, tokenizer, sources, parts, train_tokens=None, val_tokens=None, val_share=None, by_domain=False, processes=1
+):  # fmt: skip
+    """Writes the corpus data/NAME, or with by_domain data/NAME-DOMAIN for each domain. Returns the names written.
 
-    sources: list of what the documents come from. ValueError if a corpus exists already or nothing was written,
-    RuntimeError if the disk is full."""
-    final = corpus_folder(name)
+    parts: [(documents, split)] as in into_splits(); a document is (key, domain, text). sources: list of what they come
+    from. train_tokens and val_tokens limit the sum over domains. ValueError if a corpus exists already or nothing was
+    written, RuntimeError if the disk is full."""
+    if tokenizer.vocab_size > 2**16:
+        raise ValueError(f"the tokenizer has {tokenizer.vocab_size} ids; token files hold 16-bit ids")
+    final, hidden = corpus_folder(name), ROOT / f".{name}.partial"
+    room = {"train": train_tokens or math.inf, "val": val_tokens or math.inf}
     ROOT.mkdir(exist_ok=True)
     with locked(ROOT / f".{name}.lock", f"another process is writing {final}; wait for it or choose another name"):
-        writer = CorpusWriter(name, tokenizer, **options)
-        writer.remove()  # what a killed preparation left
+        shutil.rmtree(hidden, ignore_errors=True)  # what a killed preparation left
         try:
-            if not writer.by_domain:
-                writer.open_files(name)
-            yield writer
-            writer.finish(sources)
+            with ExitStack() as stack:
+                corpora = {}
+                for split, domain, ids, size in into_splits(parts, tokenizer, room, val_share or VAL_SHARE, processes):
+                    corpus = f"{name}-{slug(domain or 'other')}" if by_domain else name
+                    if corpus not in corpora:
+                        corpora[corpus] = TokenFiles(corpus, hidden, stack)
+                    corpora[corpus].add(split, ids, size)
+            for split in SPLITS:  # of all domains; a single one may lack a split
+                if not any(corpus.counts[split]["documents"] for corpus in corpora.values()):
+                    raise ValueError(f"{name}: no document fell into {split}.bin; give more text, or smaller documents")
+            for corpus in corpora.values():
+                corpus.describe(tokenizer, sources)
+            for corpus in corpora:
+                os.replace(hidden / corpus, corpus_folder(corpus))
+            sync_folder(ROOT)
         except OSError as fault:
             if fault.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             raise RuntimeError(f"could not write {final}: {fault.strerror}; make room and repeat the command") from None
         finally:
-            writer.remove()
+            shutil.rmtree(hidden, ignore_errors=True)
+    return list(corpora)
 
 
 # ---------------------------------------------------------------- the corpora that there are
 
 
 def prepare(name, files=(), tokenizer=None, skip_bad_lines=False, **options):
-    """Prepares an embedded corpus, one of the hub's, or one's own files; options are CorpusWriter's.
+    """Prepares an embedded corpus, one of the hub's, or one's own files; options are write_corpus's.
 
     The hub's come with their official validation files, as many tokens as asked for. Returns the names written."""
     corpus_folder(name)  # raises for a bad name before any work
     refuse_what_does_not_fit(name, files, tokenizer, options)
     paths, tokenizer = source_files(files), load_tokenizer(tokenizer or EMBEDDED.get(name, "neox"))
-    sources, library = [str(path) for path in paths], name.removesuffix("-neox")
+    sources = [str(path) for path in paths]
     size = sum(path.stat().st_size for path in paths)
-    if name in HUB:
-        options["val_tokens"] = options.get("val_tokens") or VAL_TOKENS
-    if name in EMBEDDED:
-        sources = [f"Python {sys.version.split()[0]}" if library == "stdlib" else f"torch {version('torch')}", RECIPE]
-        options["val_share"] = options.get("val_share") or EMBEDDED_VAL_SHARE
-    with (
-        tqdm(total=size or None, unit="B", unit_scale=True, disable=None, desc=name) as bar,
-        corpus_writer(name, tokenizer, sources, **options) as writer,
-    ):
+    with tqdm(total=size or None, unit="B", unit_scale=True, disable=None, desc=name) as bar:
         bar.bad = 0
         if name in HUB:
-            for split in HUB[name]:
-                writer.write(hub_documents(name, split, sources, bar, skip_bad_lines), split)
+            options["val_tokens"] = options.get("val_tokens") or VAL_TOKENS
+            parts = [(hub_documents(name, split, sources, bar, skip_bad_lines), split) for split in HUB[name]]
         elif name in EMBEDDED:
-            writer.write((path, None, text) for path, text in embedded_documents(library))
+            library = name.removesuffix("-neox")
+            made_of = f"Python {platform.python_version()}" if library == "stdlib" else f"torch {version('torch')}"
+            sources = [made_of, RECIPE]
+            options["val_share"] = options.get("val_share") or EMBEDDED_VAL_SHARE
+            parts = [(embedded_documents(library), None)]
         else:
             texts = read_documents(paths, bar, skip_bad_lines, WAY_OUT)
-            writer.write((text, domain, text) for domain, text in texts)
+            parts = [(((text, domain, text) for domain, text in texts), None)]
+        names = write_corpus(name, tokenizer, sources, parts, **options)
     if bar.bad:
         print(f"skipped {bar.bad} bad lines or texts")
-    return list(writer.counts)
+    return names
 
 
 def prepare_once(name, **options):
@@ -242,8 +222,9 @@ def prepare_once(name, **options):
 def refuse_what_does_not_fit(name, files, tokenizer, options):
     """ValueError for a name with files or options that it does not take, or without those that it needs."""
     if name in HUB:
-        if files or tokenizer not in (None, "neox"):
-            raise ValueError(f"{name} comes from the hub, in Pythia's tokens: it takes neither FILES nor --tokenizer")
+        if files or tokenizer not in (None, "neox") or options.get("val_share"):
+            refused = "it takes neither FILES nor --tokenizer nor --val-share"
+            raise ValueError(f"{name} comes from the hub, in Pythia's tokens, with validation files: {refused}")
         if options.get("train_tokens") is None:
             raise ValueError(f"say how much of {name}: `python data.py {name} --train-tokens 1e9`")
     elif name in EMBEDDED and files:

@@ -172,7 +172,7 @@ def parse_row(line):
 
 
 def embedded_documents(library):
-    """(path, text) of the source files of an embedded corpus, ordered by a hash of the path: a fair sample of all.
+    """(path, None, text) of the source files of an embedded corpus, in the order of a hash: a fair sample of all.
 
     library: "stdlib" or "torch" for Python, "headers" for torch's C++ headers. A long file is cut, so that a few files
     do not make up a split. Generated code is left out."""
@@ -189,7 +189,7 @@ def embedded_documents(library):
         size += len(text.encode())
         if size > EMBEDDED_BYTES:
             return
-        yield name, text
+        yield name, None, text
 
 
 def source_root(library):

@@ -1,13 +1,11 @@
 """Byte-level BPE tokenizers of GPT-NeoX's kind: a tokenizer.json read into tiktoken, exact to the last id."""
 
-import functools
 import hashlib
 import json
 import re
 import unicodedata
 from pathlib import Path
 
-import numpy as np
 import tiktoken
 
 from engine.files import blaming, to_json, write_file
@@ -64,17 +62,13 @@ class Tokenizer:
                 ids += [self.late[words]] if words in self.late else self.bpe.encode_ordinary(words)
         return ids
 
-    def decode(self, ids):
-        known = [int(i) for i in ids if int(i) in self.known]  # Pythia has more embedding rows than tokens
-        return self.bpe.decode(known, errors="replace")
+    def to_bytes(self, ids):
+        """The bytes of text that ids stand for."""
+        known = [i for i in map(int, ids) if i in self.known]  # Pythia has more embedding rows than tokens
+        return self.bpe.decode_bytes(known)
 
-    @functools.cached_property
-    def token_bytes(self):
-        """How many bytes of text each id stands for: (65536,), 0 for the end of a document."""
-        lengths = np.zeros(2**16, np.int64)
-        for i in self.known - {self.eot}:
-            lengths[i] = len(self.bpe.decode_single_token_bytes(i))
-        return lengths
+    def decode(self, ids):
+        return self.to_bytes(ids).decode(errors="replace")
 
     def to_json(self):
         """The bytes of tokenizer.json."""

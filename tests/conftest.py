@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from corpora.prepare import corpus_writer
+from corpora.prepare import write_corpus
 from corpora.tokenizer import load_tokenizer
 from engine.faults import run_command
 
@@ -42,8 +42,7 @@ def texts(kind, count, seed=0):
 
 def make_corpus(name, kind, count=200, tokenizer="bytes", seed=0):
     documents = ((text, None, text) for text in texts(kind, count, seed))
-    with corpus_writer(name, load_tokenizer(tokenizer), ["made up"], val_share=0.2) as writer:
-        writer.write(documents)
+    write_corpus(name, load_tokenizer(tokenizer), ["made up"], [(documents, None)], val_share=0.2)
 
 
 @pytest.fixture(scope="session")

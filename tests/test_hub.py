@@ -362,7 +362,8 @@ def test_a_corpus_that_the_hub_does_not_have(hub, tmp_path):
     done = command(*words, cwd=tmp_path, **env(hub, tmp_path))
     assert "venketh/SlimPajama-62B: no validation/chunk*.jsonl.zst there" in last_line(done)
     refused(call("data.py", "pile"), "--train-tokens")
-    refused(call("data.py", "pile", "a.jsonl", "--train-tokens", "9"), "FILES")
+    for words in (["a.jsonl"], ["--val-share", "0.1"], ["--tokenizer", "bytes"]):
+        refused(call("data.py", "pile", *words, "--train-tokens", "9"), "neither FILES nor --tokenizer nor --val-share")
     assert not list((tmp_path / "data").glob("[!.]*"))
 
 
