@@ -23,7 +23,7 @@ from tqdm import tqdm
 from corpora.hub import HUB, MIXTURES, VAL_TOKENS, hub_documents
 from corpora.readers import EMBEDDED_FILE_BYTES, WAY_OUT, embedded_documents, hash_share, read_documents, source_files
 from corpora.tokenizer import load_tokenizer
-from engine.files import file_hash, locked, sample_hash, sync_file, sync_folder, to_json, write_file
+from engine.files import file_hash, locked, sample_hash, sync, to_json, write_file
 
 ROOT = Path("data")
 # Real text that every machine with this program on it has, and the tokenizer it is for.
@@ -131,11 +131,11 @@ class TokenFiles:
         meta["tokenizer_sha256"] = tokenizer.sha256
         for split in SPLITS:
             file = self.folder / f"{split}.bin"
-            sync_file(file)
+            sync(file)
             meta[split] = self.counts[split] | {"sha256": file_hash(file), "sample_sha256": sample_hash(file)}
         write_file(self.folder / "tokenizer.json", tokenizer.to_json())
         write_file(self.folder / "meta.json", to_json(meta))
-        sync_folder(self.folder)
+        sync(self.folder)
 
 
 def write_corpus(
@@ -168,7 +168,7 @@ def write_corpus(
                 corpus.describe(tokenizer, sources)
             for corpus in corpora:
                 os.replace(hidden / corpus, corpus_folder(corpus))
-            sync_folder(ROOT)
+            sync(ROOT)
         except OSError as fault:
             if fault.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise

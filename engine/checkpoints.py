@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from engine import processes
 from engine.faults import one_line
-from engine.files import blaming, read_json, sync_file, sync_folder, to_json, value_of, write_file
+from engine.files import blaming, read_json, sync, to_json, value_of, write_file
 from engine.weights import save_tensors
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -50,7 +50,8 @@ def save(out, step, model, optimizer, tokenizer, state):
     state: what state.json holds besides `step` and `adam_t`, AdamW's count of updates. Written under a hidden name,
     made durable, then renamed. RuntimeError, with the way out, if that fails."""
     weights, moments = {}, {}
-    processes.reshard(model)
+    if hasattr(model, "reshard"):  # of a sharded model an evaluation leaves parameters whole
+        model.reshard()
     for name, parameter in model.named_parameters():
         weights[name] = processes.gathered(parameter.detach())
         for kind, moment in optimizer.state.get(parameter, {}).items():
@@ -65,15 +66,13 @@ def save(out, step, model, optimizer, tokenizer, state):
         model.save_pretrained(partial, weights)
         tokenizer.save(partial)
         save_tensors(moments, moments_file)
-        for file in (partial / "config.json", partial / "model.safetensors", moments_file):
-            sync_file(file)
         write_file(state_file, to_json({"step": step, "adam_t": optimizer.param_groups[0]["t"]} | state))
-        sync_folder(state_file.parent)
-        sync_folder(partial)
+        for path in (*partial.rglob("*"), partial):
+            sync(path)
         if final.exists():  # left by a run that stopped later, on the way to which this one was resumed
             shutil.rmtree(final)
         os.replace(partial, final)
-        sync_folder(final.parent)
+        sync(final.parent)
     except (OSError, SafetensorError) as fault:
         shutil.rmtree(partial, ignore_errors=True)
         again = f"make room, then: python train.py --resume {out}"

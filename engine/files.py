@@ -69,7 +69,7 @@ def write_whole(path, content):
     hidden = Path(path).with_name(f".{Path(path).name}")
     write_file(hidden, content)
     os.replace(hidden, path)
-    sync_folder(Path(path).parent)
+    sync(Path(path).parent)
 
 
 def to_json(content):
@@ -77,16 +77,11 @@ def to_json(content):
     return (json.dumps(content, indent=2) + "\n").encode()
 
 
-def sync_file(path):
-    """Makes a file durable that another library has written."""
-    with open(path, "r+b") as file:  # Windows syncs only what is open for writing
-        os.fsync(file.fileno())
-
-
-def sync_folder(folder):
-    """Makes the names in a folder durable: a rename is on the disk only when its folder is."""
-    try:
-        handle = os.open(folder, os.O_RDONLY)
+def sync(path):
+    """Makes a file that another library wrote, or the names in a folder, durable: a rename is on the disk only when its
+    folder is."""
+    try:  # Windows syncs only what is open for writing
+        handle = os.open(path, os.O_RDONLY if Path(path).is_dir() else os.O_RDWR)
     except PermissionError:  # Windows opens no folder; its renames are durable by themselves
         return
     os.fsync(handle)

@@ -4,6 +4,8 @@ import argparse
 from dataclasses import field, fields
 from typing import get_args
 
+from engine.files import value_of
+
 
 class OneLineParser(argparse.ArgumentParser):
     """Says what is wrong in one line, and exits with 2."""
@@ -26,7 +28,7 @@ def whole_number(text):
     return int(number)
 
 
-def flag(default, help, low=1, high=10**15, choices=(), group=None):
+def flag(default, help, *, low=1, high=10**15, choices=(), group=None):
     """A dataclass field that is a flag.
 
     default: None where it depends on other flags; help says how. low, high: limits of a number. choices: the values
@@ -52,9 +54,7 @@ def add_flags(parser, dataclass):
         text, choices, kind = each.metadata["help"], each.metadata["choices"], kind_of(each)
         text += f": {', '.join(choices)}" if choices else ""
         text += "" if each.default in (None, False) else f" ({each.default})"
-        options = (
-            {"metavar": "NAME"} if kind is str else {"metavar": "X", "type": whole_number if kind is int else kind}
-        )
+        options = {"metavar": "NAME" if kind is str else "X", "type": whole_number if kind is int else kind}
         if kind is bool:
             options = {"action": "store_true"}
         elif each.name == "resume":
@@ -65,19 +65,12 @@ def add_flags(parser, dataclass):
 def check_flags(values):
     """Raises ValueError for the first value of a dataclass that its field does not admit."""
     for each in fields(values):
-        value, kind, limits = getattr(values, each.name), kind_of(each), each.metadata
+        name, value, choices = flag_name(each.name), getattr(values, each.name), each.metadata["choices"]
         if value is None and each.default is None:
             continue
-        right = type(value) is kind or (kind is float and type(value) is int)
-        expected = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}[kind]
-        if kind in (int, float):
-            expected += f" from {limits['low']:g} to {limits['high']:g}"
-            right = right and limits["low"] <= value <= limits["high"]
-        if limits["choices"]:
-            expected = f"one of {', '.join(limits['choices'])}"
-            right = right and value in limits["choices"]
-        if not right:
-            raise ValueError(f"{flag_name(each.name)} is {value!r:.60}; expected {expected}")
+        value_of({name: value}, name, kind_of(each), each.metadata["low"], each.metadata["high"])
+        if choices and value not in choices:
+            raise ValueError(f"{name} is {value!r:.60}; expected one of {', '.join(choices)}")
 
 
 def given_flags(parsed, dataclass):

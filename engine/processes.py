@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import threading
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from datetime import timedelta
 
 import torch
@@ -37,21 +37,17 @@ def joined():
         sys.exit(f"train.py: cannot join the other processes ({one_line(fault)}); start it with torchrun")
     code, complaints = 0, io.StringIO()
     try:
-        if rank():
-            with redirect_stdout(io.StringIO()), redirect_stderr(complaints):
-                yield
-        else:
+        with ExitStack() as silence:
+            if rank():
+                silence.enter_context(redirect_stdout(io.StringIO()))
+                silence.enter_context(redirect_stderr(complaints))
             yield
-    except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else bool(end.code)
-    if code == 1:  # a failure may be this process's alone; bad input is the same in all
-        print(
-            *(f"process {rank()}: {line}" for line in complaints.getvalue().splitlines()[-1:]), file=sys.stderr, end=""
-        )
-    # Everything is written. An ordinary teardown lets gloo's threads abort about one run in twenty.
-    sys.stdout.flush()
+    except SystemExit as end:  # as run_command() leaves, with all written
+        code = end.code
+    if rank() and code == 1:  # a failure may be this process's alone; bad input is the same in all
+        print(f"process {rank()}: {complaints.getvalue()}", end="", file=sys.stderr)
     sys.stderr.flush()
-    os._exit(code)
+    os._exit(code)  # an ordinary teardown lets gloo's threads abort about one run in twenty
 
 
 def rank():
@@ -115,12 +111,6 @@ def sync_gradients(forward, on):
         forward.require_backward_grad_sync = on
     elif hasattr(forward, "set_requires_gradient_sync"):
         forward.set_requires_gradient_sync(on)
-
-
-def reshard(model):
-    """Gives back what an evaluation left whole of a model that is spread over the processes."""
-    if hasattr(model, "reshard"):
-        model.reshard()
 
 
 def placed_as(parameter, tensor):

@@ -298,18 +298,6 @@ def test_weights_that_are_not_finite(tmp_path, value, dtype):
             GPTNeoX.from_pretrained(tmp_path)
 
 
-@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "module._orig_mod.", "_fsdp_wrapped_module."])
-def test_names_of_wrapped_models(tmp_path, prefix):
-    _, tensors = saved(tmp_path)
-    save_file({prefix + name: tensor for name, tensor in tensors.items()}, tmp_path / "model.safetensors")
-    with pytest.raises(ValueError, match=rf"model.safetensors: {prefix}\S+ .*wrapper.* again$"):
-        GPTNeoX.from_pretrained(tmp_path)
-    inside = {name.replace("layers.1.", f"layers.1.{prefix}"): tensor for name, tensor in tensors.items()}
-    save_file(inside, tmp_path / "model.safetensors")
-    with pytest.raises(ValueError, match="wrapper"):
-        GPTNeoX.from_pretrained(tmp_path)
-
-
 # ---------------------------------------------------------------- transformers as the oracle
 
 
