@@ -102,17 +102,14 @@ NOT_RUN, SINGLE = "not run", "not judged: one run"
 def loss_at(run, side, when, last):
     """A loss of a run; None where it was not evaluated. last: the tokens after which all runs of a comparison have been
     evaluated, since the paper's stop at different places."""
-    schedule = run["flags"]["tokens"]
+    flags, schedule, key = run["flags"], run["flags"]["tokens"], f"{side}_loss"
     if when == SPIKE:
-        return max((r[f"{side}_loss"] for r in run["eval"] if 0 < r["tokens"] <= SPIKE_SHARE * schedule), default=None)
-    if (when == END and last < schedule / 2) or (when == EARLY and last < schedule / 10):
-        return None
-    tokens = {BEFORE: 0, WARM: run["flags"]["warmup"] * schedule, EARLY: min(last, BEGINNING * schedule), END: last}[
-        when
-    ]
-    record = nearest(run, tokens)
-    missed = abs(record["tokens"] - tokens) > run["flags"]["batch_size"] * run["flags"]["context"]
-    return None if missed or (when != BEFORE and not record["step"]) else record[f"{side}_loss"]
+        return max((r[key] for r in run["eval"] if 0 < r["tokens"] <= SPIKE_SHARE * schedule), default=None)
+    places = {BEFORE: 0, WARM: flags["warmup"] * schedule, EARLY: min(last, BEGINNING * schedule), END: last}
+    record, least = nearest(run, places[when]), {EARLY: schedule / 10, END: schedule / 2}
+    missed = abs(record["tokens"] - places[when]) > flags["batch_size"] * flags["context"]
+    untrained = when != BEFORE and not record["step"]
+    return None if missed or untrained or last < least.get(when, 0) else record[key]
 
 
 def measured(measure, arms):
@@ -159,11 +156,10 @@ def judge(measures, arms):
         return Verdict(NOT_RUN, found, settled, "-")
     if all(each.seeds == 1 for each in found.values()):
         return Verdict(SINGLE, found, dict.fromkeys(measures, "not judged"), "-")
-    word = HOLDS if all(holds.values()) else FEW
     if any(fails.values()):
-        word = MIXED if any(holds.values()) else FAILS
-    by = 1 if any(fails.values()) else 0
-    decisive = (min if by else max)(measures, key=lambda measure: tests[measure][by])
+        word, decisive = MIXED if any(holds.values()) else FAILS, min(measures, key=lambda measure: tests[measure][1])
+    else:
+        word, decisive = HOLDS if all(holds.values()) else FEW, max(measures, key=lambda measure: tests[measure][0])
     return Verdict(word, found, settled, f"{decisive.words}: {found[decisive]}")
 
 
@@ -175,9 +171,8 @@ def verdicts(runs):
     judged = {}
     for number, (_, _, measures) in CLAIMS.items():
         ends = [measure for measure in measures if measure.terms[0][2] == END]
-        if number in TO_17_PERCENT and not any(measured(measure, arms) for measure in ends):
-            measures = [measure for measure in measures if measure not in ends]
-        judged[number] = judge(measures, arms)
+        stopped = number in TO_17_PERCENT and not any(measured(measure, arms) for measure in ends)
+        judged[number] = judge([measure for measure in measures if not stopped or measure not in ends], arms)
     return judged
 
 

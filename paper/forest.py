@@ -5,6 +5,8 @@ python -m paper figure claims runs/* --out claims.pdf
 
 import math
 
+import numpy as np
+
 from engine.figures import COLORS, new_figure
 from paper.arms import studies
 from paper.claims import CLAIMS, NOT_RUN, RANGES, SINGLE, verdicts
@@ -53,32 +55,25 @@ def draw_claims(runs):
 
 def draw_heading(panel, place, claim, here):
     """A claim above its measures, and its verdict in the color of each study."""
-    from matplotlib.offsetbox import AnnotationBbox, HPacker, TextArea  # late: no other command waits for it
-    from matplotlib.transforms import blended_transform_factory
-
     panel.axhspan(place - 0.5, place + 0.5, color="w", zorder=2.5)
-    across = blended_transform_factory(panel.figure.transFigure, panel.transData)
-    heading = panel.text(0.005, place, claim, transform=across, va="center", weight="bold", size=7.5)
-    words = [(v.word.removesuffix(" to tell"), COLORS[i]) for i, v in enumerate(here) if any(v.found.values())]
-    words = [TextArea(word, textprops={"color": color, "size": 7}) for word, color in words if word != SINGLE]
-    box = HPacker(children=words, pad=0, sep=8)
-    verdict = AnnotationBbox(box, (0.995, place), xycoords=across, box_alignment=(1, 0.5), frameon=False, pad=0)
-    panel.add_artist(verdict)
-    for artist in (heading, verdict):  # they take no room from the panel
-        artist.set_in_layout(False)
+    look = {"xycoords": ("figure fraction", "data"), "va": "center", "in_layout": False}
+    panel.annotate(claim, (0.005, place), weight="bold", size=7.5, **look)
+    words = [(v.word, COLORS[i]) for i, v in enumerate(here) if any(v.found.values()) and v.word != SINGLE]
+    for column, (word, color) in enumerate(reversed(words)):
+        at = (0.995 - 0.11 * column, place)
+        panel.annotate(word.removesuffix(" to tell"), at, ha="right", size=7, color=color, **look)
 
 
 def draw_measure(panel, place, measure, here):
     """The range that a claim expects; each study's mean and interval, a single run as an open marker without one."""
-    low, high = (min(max(end, -LIMIT), LIMIT) for end in RANGES[measure.expected])
+    low, high = np.clip(RANGES[measure.expected], -LIMIT, LIMIT)
     panel.barh(place, high - low, 1, low, color=CLAIMED, zorder=0)
     for index, found in enumerate(here):
         if found:
             at, look = place + 0.7 * ((index + 0.5) / len(here) - 0.5), {"color": COLORS[index], "zorder": 4}
-            fill, mean = COLORS[index] if found.error else "w", min(max(found.mean, -LIMIT), LIMIT)
-            panel.plot(mean, at, MARKERS[index], mfc=fill, ms=3.5, ls="", **look)
-            ends = found.interval if found.error else ()
-            panel.plot([min(max(end, -LIMIT), LIMIT) for end in ends], [at] * len(ends), "-", lw=1.2, **look)
+            fill, ends = (COLORS[index], found.interval) if found.error else ("w", ())
+            panel.plot(np.clip(found.mean, -LIMIT, LIMIT), at, MARKERS[index], mfc=fill, ms=3.5, ls="", **look)
+            panel.plot(np.clip(ends, -LIMIT, LIMIT), [at] * len(ends), "-", lw=1.2, **look)
             for end in ends:
                 if abs(end) > LIMIT:
                     panel.plot(math.copysign(LIMIT, end), at, "<" if end < 0 else ">", ms=3.5, clip_on=False, **look)

@@ -8,19 +8,20 @@ python -m paper figure length runs/*
 import itertools
 import math
 import re
+from dataclasses import replace
 from statistics import fmean
 from typing import NamedTuple
 
 from engine.figures import BEFORE, COLORS, level_before, new_figure
 from engine.log import SIDES
-from paper.arms import BASE, settings
+from paper.arms import pick, settings
 from paper.experiments import PYTHIA_BATCH, PYTHIA_STEPS, Flags, upstream_flags
 from paper.statistics import estimate, holm
 from paper.tables import print_table
-from schedule import learning_rate
 
 KINDS = {("cosine", 0.1): "cosine", ("linear", 0.0): "linear to zero", ("constant", 0.1): "held"}
 MARKERS = dict(zip(KINDS.values(), "o^s", strict=True))
+RATES = ("schedule", "max_lr", "min_lr", "warmup")
 OLD, NEW = SIDES
 
 
@@ -41,12 +42,11 @@ class Design(NamedTuple):
 def designs(runs):
     """The Designs with two peaks and two seeds or more; ValueError for fewer than two lengths."""
     groups, found = {}, []
-    for run in runs:
+    for run in pick(runs, free=("schedule", "floor", "peak", "warmup")):
         own, flags = settings(run), run["flags"]
         kind = KINDS.get((own["schedule"].removesuffix("-clipped"), own["floor"]))
-        usual = all(own[key] == BASE[key] for key in ("scratch", "start", "overlap", "replay", "decay_to_start"))
-        if kind and usual and flags["warmup"] in ((0.0,) if kind == "held" else (0.01, 0.1)):
-            design = round(flags["tokens"] / pretraining(run)[1], 3), flags["batch_size"], kind
+        if kind and flags["warmup"] in ((0.0,) if kind == "held" else (0.01, 0.1)):
+            design = round(flags["tokens"] / pretraining(run).tokens, 3), flags["batch_size"], kind
             groups.setdefault(design, {}).setdefault(own["peak"], []).append(run)
     for design in sorted(groups, key=lambda design: (design[0], -design[1], list(MARKERS).index(design[2]))):
         peaks = dict(sorted(groups[design].items()))
@@ -56,32 +56,26 @@ def designs(runs):
             best, *others = sorted(peaks, key=lambda peak: fmean(losses[peak][seed] for seed in seeds))
             worse = holm([estimate([losses[peak][s] - losses[best][s] for s in seeds]).above(0) for peak in others])
             alike = sorted(peak for peak, apart in zip(others, worse, strict=True) if not apart)
-            found.append(Design(*design, peaks, len(seeds), best, alike, *sizes(peaks[best][0])))
+            before, flags = pretraining(peaks[best][0]), peaks[best][0]["flags"]
+            own = replace(before, **{name: flags[name] for name in ("tokens", "batch_size", "context", *RATES)})
+            root = math.sqrt(round(own.tokens_per_update * before.updates / before.tokens, 2))
+            rates = sum_of_rates(own) / sum_of_rates(before)
+            found.append(Design(*design, peaks, len(seeds), best, alike, rates, root))
     if len({design.length for design in found}) < 2:
         raise ValueError("fewer than two lengths with two seeds are here; see python -m paper run length")
     return found
 
 
 def pretraining(run):
-    """(updates, tokens) of the pre-training that a run continues."""
-    flags = run["flags"]
-    if not re.fullmatch(r"runs/upstream-[^/]*", flags["init"]):
-        return PYTHIA_STEPS, PYTHIA_STEPS * PYTHIA_BATCH
-    before = upstream_flags(Flags(model=flags["model"], upstream_tokens=flags["upstream_tokens"]))
-    return before.updates, before.tokens
+    """The Flags of the pre-training that a run continues, with its learning rates: ours, or Pythia's."""
+    flags, rates = run["flags"], {"max_lr": run["pretraining_peak"], "min_lr": 0.1 * run["pretraining_peak"]}
+    if re.fullmatch(r"runs/upstream-[^/]*", flags["init"]):
+        return replace(upstream_flags(Flags(model=flags["model"], upstream_tokens=flags["upstream_tokens"])), **rates)
+    return Flags(tokens=PYTHIA_STEPS * PYTHIA_BATCH, batch_size=1024, context=2048, **rates)
 
 
-def sizes(run):
-    """`rates` and `root` of a Design, of one of its runs."""
-    flags, peak, (before, tokens) = run["flags"], run["pretraining_peak"], pretraining(run)
-    batch = flags["batch_size"] * flags["context"]
-    updates, rates = (
-        max(1, flags["tokens"] // batch),
-        [flags[name] for name in ("max_lr", "min_lr", "warmup", "schedule")],
-    )
-    own = sum(learning_rate(update, updates, *rates) for update in range(1, updates + 1))
-    whole = sum(learning_rate(update, before, peak, 0.1 * peak) for update in range(1, before + 1))
-    return own / whole, math.sqrt(round(batch * before / tokens, 2))
+def sum_of_rates(flags):
+    return sum(map(flags.learning_rate, range(1, flags.updates + 1)))
 
 
 def ends(runs):

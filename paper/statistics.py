@@ -5,27 +5,23 @@ import math
 from statistics import fmean, stdev
 from typing import NamedTuple
 
+import numpy as np
+
 LEVEL = 0.025  # of each one-sided test: one tail of a 95 % interval
 
 
 def student_tail(t, freedom):
-    """P(T > t) of Student's t with whole degrees of freedom (Abramowitz and Stegun, 26.7.3 and 26.7.4)."""
-    angle, odd = math.atan(t / math.sqrt(freedom)), freedom % 2
-    term, total = math.cos(angle) if odd else 1.0, 0.0
-    for k in range(1, (freedom - odd) // 2 + 1):
-        total += term
-        term *= math.cos(angle) ** 2 * (2 * k / (2 * k + 1) if odd else (2 * k - 1) / (2 * k))
-    within = math.sin(angle) * total  # P(-t < T < t)
-    return 0.5 - ((angle + within) / math.pi if odd else within / 2)
+    """P(T > t) of Student's t: T is sqrt(freedom) tan(a), with a density of a in proportion to cos(a)^(freedom - 1)."""
+    angles = np.linspace(math.atan(t / math.sqrt(freedom)), math.pi / 2, 10_001)
+    everywhere = math.sqrt(math.pi) * math.exp(math.lgamma(freedom / 2) - math.lgamma((freedom + 1) / 2))
+    return float(np.trapezoid(np.cos(angles) ** (freedom - 1), angles)) / everywhere
 
 
 @functools.cache
 def student_quantile(tail, freedom):
     """The t that is exceeded with probability `tail`, below a half; by bisection."""
-    low, high = 0.0, 1.0
-    while student_tail(high, freedom) > tail:
-        high *= 2
-    for _ in range(60):
+    low, high = 0.0, 1e9
+    for _ in range(80):
         middle = (low + high) / 2
         low, high = (middle, high) if student_tail(middle, freedom) > tail else (low, middle)
     return high
