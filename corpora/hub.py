@@ -30,17 +30,6 @@ MIXTURES = {
 }
 
 
-def hub_files(dataset, pattern):
-    """The files of a dataset, as paths owner/dataset/...: Pythia's in Pythia's order, others in the order of a hash, a
-    fair sample of all."""
-    from huggingface_hub import HfApi  # late: everything else here works without a network
-
-    names = fnmatch.filter(HfApi().list_repo_files(dataset, repo_type="dataset"), pattern)
-    if not names:
-        raise ValueError(f"{dataset}: no {pattern} there; give FILES of your own")
-    return [Path(dataset, name) for name in sorted(names, key=None if pattern.endswith(".bin") else hash_share)]
-
-
 def open_hub(path, mode):
     """A file "owner/dataset/path" of the hub, read in ranges. Its client asks six times for a range that does not come,
     after growing waits. Nothing lands on the disk."""
@@ -67,13 +56,18 @@ def pythia_rows(paths, bar):
 def hub_documents(name, split, sources, bar, skip_bad_lines):
     """Yields (key, domain, text) of the official files of one split of one of the hub's corpora, and appends to
     `sources` the files that it begins to read."""
+    from huggingface_hub import HfApi  # late: everything else here works without a network
+
     dataset, pattern = HUB[name][split]
-    paths = hub_files(dataset, pattern)
+    files = fnmatch.filter(HfApi().list_repo_files(dataset, repo_type="dataset"), pattern)
+    if not files:
+        raise ValueError(f"{dataset}: no {pattern} there; give FILES of your own")
     if pattern.endswith(".bin"):
+        paths = [Path(dataset, file) for file in sorted(files)]
         sources.append(paths[0].as_posix())
         yield from ((name, None, ids) for ids in pythia_rows(paths, bar))
         return
-    for path in paths:
-        sources.append(path.as_posix())
-        for domain, text in read_documents([path], bar, skip_bad_lines, WAY_OUT, open_hub):
+    for file in sorted(files, key=hash_share):  # a fair sample of all
+        sources.append(f"{dataset}/{file}")
+        for domain, text in read_documents([Path(dataset, file)], bar, skip_bad_lines, WAY_OUT, open_hub):
             yield text, domain, text

@@ -32,7 +32,7 @@ EMBEDDED |= {f"{name}-neox": "neox" for name in EMBEDDED}
 TOKENIZERS = EMBEDDED | dict.fromkeys((*HUB, *MIXTURES), "neox")  # of the corpora that have a name of their own
 RECIPE = f"the first {EMBEDDED_FILE_BYTES:,} bytes of each file"  # in the meta.json of an embedded corpus
 SPLITS = ("train", "val")
-COUNTS = ("tokens", "documents", "bytes_of_text", "largest_id")  # of a split
+COUNTS = ("tokens", "documents", "bytes_of_text")  # of a split
 VAL_SHARE = 0.05  # of one's own documents
 EMBEDDED_VAL_SHARE = 0.15  # of the embedded corpora's
 BATCH = 16  # documents that a thread tokenizes at a time
@@ -123,7 +123,6 @@ class TokenFiles:
         counts["tokens"] += len(ids)
         counts["documents"] += 1
         counts["bytes_of_text"] += size
-        counts["largest_id"] = max(counts["largest_id"], int(ids.max()))
 
     def describe(self, tokenizer, sources):
         """Writes meta.json and the tokenizer beside the closed files, and makes everything durable."""

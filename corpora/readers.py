@@ -39,9 +39,9 @@ def source_files(paths):
             raise ValueError(f"{path}: no such file or folder")
         seen = files_below(path) if path.is_dir() else [path]
         texts = [file for file in seen if re.search(KINDS, file.name)]
-        rest = [file.name for file in seen if not re.search(KINDS, file.name)]
-        endings = Counter(re.search(r"(\.\w+)?(\.(gz|zst|xz|bz2))?$", name)[0] for name in rest)
-        others = ", ".join(f"{count} {ending or 'without an ending'}" for ending, count in endings.most_common(9))
+        rest = [file for file in seen if not re.search(KINDS, file.name)]
+        endings = Counter(file.suffix or "without an ending" for file in rest)
+        others = ", ".join(f"{count} {ending}" for ending, count in endings.most_common(9))
         if not texts:
             kinds = ".jsonl, .ndjson, .txt, .md, .rst, .tex or .py, nor these as .gz or .zst"
             raise ValueError(f"{path}: no {kinds}{f'; not read: {others}' if others else ''}")
