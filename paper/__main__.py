@@ -41,7 +41,7 @@ def redraw(flags):
     out, packs = flags.out or HERE / "figures", {file.name.partition(".")[0]: file for file in HERE.glob("results/*")}
     runs, older = read_runs([packs["nano"]]), read_runs([packs["arms"]])
     for number in (*FIGURES, *OURS):  # the first four need no arm that older runs alone have
-        draw_figure(runs if number in "1234" else older, number, out / f"figure-{number}.png")
+        save_figure(draw_figure(runs if number in "1234" else older, number), out / f"figure-{number}.png")
     save_figure(draw_lengths(read_runs([packs["lengths"]])), out / "figure-length.png")
     save_figure(draw_claims(read_runs(packs[name] for name in CLAIMED if name in packs)), out / "figure-claims.png")
     first = [run for arm in ({"peak": 0.5}, {}, {"peak": 2.0}, CONSTANT) for run in pick(runs, **arm)]
@@ -64,10 +64,8 @@ def refreshed(page):
 
 def figure(flags):
     out, runs = flags.out or f"figure-{flags.number}.png", read_runs(flags.runs)
-    if flags.number in STUDIES:
-        save_figure(STUDIES[flags.number](runs), out)
-    else:
-        draw_figure(one_study(runs), flags.number, out)
+    draw = STUDIES.get(flags.number)
+    save_figure(draw(runs) if draw else draw_figure(one_study(runs), flags.number), out)
     print(out)
 
 

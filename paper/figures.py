@@ -31,14 +31,14 @@ FIGURES = {  # the arms, whose loss is drawn (or the path through both perplexit
 }
 
 
-def draw_figure(runs, number, out):
+def draw_figure(runs, number):
     """One of the paper's figures 1 to 9, or of those that it does not have: frontier, replay, overlap.
 
     ValueError if too few of its arms are among the runs."""
     if number in OURS:
         if not pick(runs):
             raise ValueError(f"figure {number}: the base arm is not here; see python -m paper run")
-        return curves.save_figure(OURS[number](runs), out)
+        return OURS[number](runs)
     (selection, sides, until), groups = FIGURES[number], {}
     for words, free, arm in selection:
         for name, group in arms(runs, free, **arm).items():
@@ -46,8 +46,7 @@ def draw_figure(runs, number, out):
     if len(groups) < 2:
         raise ValueError(f"figure {number}: fewer than two of its arms are here; see python -m paper run")
     until *= max(run["flags"]["tokens"] for group in groups.values() for run in group)
-    figure = curves.draw_arms(groups, "loss", sides, until) if sides else draw_paths(groups, until)
-    curves.save_figure(figure, out)
+    return curves.draw_arms(groups, "loss", sides, until) if sides else draw_paths(groups, until)
 
 
 def draw_paths(groups, until):

@@ -24,28 +24,23 @@ def print_table(heads, rows, markdown=False):
 
 
 def moments(run, side):
-    """{moment: a side's loss}: before, at the highest, where the paper stopped, at the end. A run that was evaluated at
-    its start and end alone has no more than these."""
-    losses = {"before": run["eval"][0][f"{side}_loss"]}
-    if len(run["eval"]) > 2:
-        losses["highest"] = max(record[f"{side}_loss"] for record in run["eval"])
-        losses["at 17 %"] = nearest(run, BEGINNING * run["flags"]["tokens"])[f"{side}_loss"]
-    return losses | {"end": run["eval"][-1][f"{side}_loss"]}
+    """{moment: a side's loss}."""
+    losses, early = [record[f"{side}_loss"] for record in run["eval"]], nearest(run, BEGINNING * run["flags"]["tokens"])
+    return {"before": losses[0], "highest": max(losses), "at 17 %": early[f"{side}_loss"], "end": losses[-1]}
 
 
 def print_arms(runs, markdown):
-    """A row for each arm, small models first: exp of the mean loss over seeds, for both sides at each moment that all
-    runs have."""
+    """A row for each arm, small models first: exp of the mean loss over seeds, for both sides at some moments.
+
+    Where a run was evaluated at its start and end alone, these are the moments."""
     runs = sorted(runs, key=lambda run: run["parameters"] or 0)
     groups, labels = {}, [*zip(labels_of(runs), (run["flags"]["seed"] for run in runs), strict=True)]
     for run, label in zip(runs, labels, strict=True):
         name = label[0] if labels.count(label) == 1 else run["folder"].name  # no flag tells them apart
         groups.setdefault(name, []).append(run)
     one_text = all(run["flags"]["upstream"] == run["flags"]["downstream"] for run in runs)
-    columns = []
-    for side in SIDES[: 1 if one_text else 2]:
-        for moment in min((moments(run, side) for run in runs), key=len):
-            columns.append((side, moment))
+    between = ["highest", "at 17 %"] if all(len(run["eval"]) > 2 for run in runs) else []
+    columns = [(side, moment) for side in SIDES[: 1 if one_text else 2] for moment in ("before", *between, "end")]
     rows = []
     for name, group in groups.items():
         means = [fmean(moments(run, side)[moment] for run in group) for side, moment in columns]

@@ -18,7 +18,6 @@ import pytest
 import torch
 from conftest import ROOT, Forked, call, refused
 
-import engine.figures
 import eval
 import train
 from engine import checkpoints
@@ -517,11 +516,9 @@ def test_arms_are_told_by_their_own_flags():
         arms.pick([clipped | {"pretraining_peak": None}])
 
 
-def test_every_figure(house, monkeypatch):
-    runs, kept = study(noise=0.01, seeds=2), {}
-    monkeypatch.setattr(engine.figures, "save_figure", lambda figure, out: kept.update({out: figure}))
-    for number in [*figures.FIGURES, *figures.OURS]:
-        figures.draw_figure(runs, number, number)
+def test_every_figure():
+    runs = study(noise=0.01, seeds=2)
+    kept = {number: figures.draw_figure(runs, number) for number in [*figures.FIGURES, *figures.OURS]}
     downstream, upstream = kept["1"].axes
     labels = [line.get_label() for line in downstream.lines]
     assert labels[:4] == ["warm-up 0 %", "warm-up 0.5 %", "warm-up 1 %", "warm-up 2 %"]
