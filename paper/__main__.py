@@ -19,10 +19,9 @@ from engine.figures import draw_curves, save_figure
 from engine.flags import OneLineParser, add_flags, given_flags, whole_number
 from engine.folder import read_runs
 from paper.arms import CONSTANT, one_study, pick
-from paper.claims import print_claims
+from paper.claims import draw_claims, print_claims
 from paper.experiments import NAMES, Flags, run
 from paper.figures import FIGURES, OURS, draw_figure
-from paper.forest import draw_claims
 from paper.lengths import draw_lengths, print_lengths
 from paper.packs import pack
 from paper.tables import print_arms

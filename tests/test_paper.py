@@ -24,7 +24,7 @@ from engine import checkpoints
 from engine.folder import read_run, read_runs
 from engine.log import SIDES, progress_bar
 from model import SIZES, GPTNeoX, config_of
-from paper import arms, claims, experiments, figures, forest, jobs, lengths
+from paper import arms, claims, experiments, figures, jobs, lengths
 from paper.experiments import Flags, run_name
 from paper.statistics import estimate, holm, student_quantile, student_tail
 from schedule import PAPER_STOPS
@@ -545,14 +545,14 @@ def test_overlap_is_read_off_the_replay_runs(house, monkeypatch):
 
 def test_the_forest_has_a_row_for_each_measure():
     near, far = study(), study(parameters=500, seeds=1, scratch=None)
-    panel = forest.draw_claims(near + far).axes[0]
+    panel = claims.draw_claims(near + far).axes[0]
     names = [label.get_text() for label in panel.get_yticklabels()]
     assert len(names) == 51 and "new text, half the peak minus from scratch, at the end" in names
     assert panel.texts[0].get_text() == "1  The length of the warm-up does not matter"
     intervals = [line for line in panel.lines if line.get_linestyle() == "-" and len(line.get_xdata()) == 2]
     assert len(intervals) == 51 + 1  # those of one study, and zero: single runs have none
     with pytest.raises(ValueError, match="figure claims"):
-        forest.draw_claims([made_up("other", overlap=0.5)])
+        claims.draw_claims([made_up("other", overlap=0.5)])
 
 
 def test_figures_of_the_command_line(house):
