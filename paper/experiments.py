@@ -90,8 +90,8 @@ def experiment_runs(name, seeds, given):
     init, first = given.get("init", "upstream"), given.get("seed", 0)
     base = {"keep": 1} | (PAPER if init != "upstream" else {}) | given
     listed = [(each, arm) for each in (EXPERIMENTS if name == "all" else [name]) for arm in (EXPERIMENTS | MORE)[each]]
-    # Of any other model nothing is known but its weights.
-    unknown = set() if init == "upstream" or is_pythia(init) else {"size", "start", "scratch"}
+    known = init == "upstream" or ("/pythia-" in init and size_of(Flags(init=init)))
+    unknown = set() if known else {"size", "start", "scratch"}  # of any other model nothing is there but its weights
     possible = [(each, arm) for each, arm in listed if not unknown & arm.keys()]
     if len(possible) < len(listed):
         left_out = f"{len(listed) - len(possible)} of {len(listed)} arms"
@@ -141,10 +141,6 @@ def arm_flags(base, arm):
     return flags, before
 
 
-def is_pythia(init):
-    return "/pythia-" in init and size_of(Flags(init=init)) is not None
-
-
 def size_of(flags):
     """The key of SIZES of the model that a run starts from; None for a folder, whose model can have any size."""
     if flags.init in ("upstream", "scratch"):
@@ -174,13 +170,16 @@ def run(name, seeds, given, at_once=None, launcher=None):
     runs, before = experiment_runs(name, seeds, given)
     after = {out: Flags(**arm) for out, arm in runs.items()}
     plan = {out: resolved(flags) for out, flags in (before | after).items()}
+    tokens = {out: flags.stop_tokens or flags.tokens for out, flags in plan.items()}
     to_do = [out for out, flags in plan.items() if not checkpoints.reached(out, flags.stop)]
+    left = sum(tokens[out] for out in to_do)
     print_plan(plan, to_do)
+    print(f"{len(plan)} runs, {len(to_do)} to do: {left / 1e6:,.1f}M tokens")
     if flags.dry_run:
         return
     at_once = at_once or (os.cpu_count() if machine.pick_device(flags.device).type == "cpu" else 1)
-    prepare_hub(names, max(planned_tokens(flags) for flags in plan.values()))
-    with progress_bar(name, sum(planned_tokens(plan[out]) for out in to_do)) as bar:
+    prepare_hub(names, max(tokens.values()))
+    with progress_bar(name, left) as bar:
         for group in (before, after):  # what starts from a pre-training waits for it
             commands = {out: command_of(flags) for out, flags in group.items() if out in to_do}
             side_by_side(commands, at_once, launcher or [sys.executable], bar)
@@ -195,17 +194,11 @@ def command_of(flags):
     return str(ROOT / "train.py"), *as_words(flags_to_go_on(flags))
 
 
-def planned_tokens(flags):
-    return flags.stop_tokens or flags.tokens
-
-
 def print_plan(plan, to_do):
-    """A row for each run, then what is left to do."""
+    """A row for each run."""
     rows = []
     for out, flags in plan.items():
         numbers = [f"{number:,}" for number in (flags.warmup_updates, flags.updates, flags.stop)]
         row = [flags.schedule, f"{flags.max_lr:.2g}", *numbers, f"{flags.batch_size:,}x{flags.context}"]
         rows.append([*row, out if out in to_do else f"{out} (done)"])
     print_table(["schedule", "max LR", "warm-up", "updates", "stop", "batch", "run"], rows)
-    total = sum(planned_tokens(plan[out]) for out in to_do)
-    print(f"{len(plan)} runs, {len(to_do)} to do: {total / 1e6:,.1f}M tokens")
