@@ -7,9 +7,8 @@
     python data.py slimpajama --train-tokens 1e9 --by-domain
 
 A prepared corpus is a folder data/NAME with train.bin and val.bin (token ids, uint16 little-endian, every document
-ended by <|endoftext|>, as the paper packs them), meta.json and the tokenizer.json that made the ids. One exception:
-the Pile's train.bin holds rows of 2,048 tokens cut from packed documents, as Pythia saw them, so at context 2048 the
-last target of a window is the first token of an unrelated row.
+ended by <|endoftext|>, as the paper packs them), meta.json and the tokenizer.json that made the ids. The Pile's
+train.bin alone holds rows of 2,048 tokens cut from packed documents, as Pythia saw them (corpora/README.md).
 
 Section 3 of "How to (re)warm your model?" (arXiv 2308.04014): datasets, packing, sampling weights.
 """

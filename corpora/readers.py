@@ -39,9 +39,9 @@ def source_files(paths):
             raise ValueError(f"{path}: no such file or folder")
         seen = files_below(path) if path.is_dir() else [path]
         texts = [file for file in seen if re.search(KINDS, file.name)]
-        rest = [file for file in seen if not re.search(KINDS, file.name)]
-        endings = Counter(file.suffix or "without an ending" for file in rest)
-        others = ", ".join(f"{count} {ending}" for ending, count in endings.most_common(9))
+        rest = [file.name for file in seen if not re.search(KINDS, file.name)]
+        endings = Counter(re.search(r"(\.\w+)?(\.(gz|zst|xz|bz2))?$", name)[0] for name in rest)
+        others = ", ".join(f"{count} {ending or 'without an ending'}" for ending, count in endings.most_common(9))
         if not texts:
             kinds = ".jsonl, .ndjson, .txt, .md, .rst, .tex or .py, nor these as .gz or .zst"
             raise ValueError(f"{path}: no {kinds}{f'; not read: {others}' if others else ''}")
@@ -176,7 +176,9 @@ def embedded_documents(library):
 
     library: "stdlib" or "torch" for Python, "headers" for torch's C++ headers. A long file is cut, so that a few files
     do not make up a split. Generated code is left out."""
-    root, pattern = source_root(library)
+    torch = Path(find_spec("torch").origin).parent  # found without importing it
+    root = {"stdlib": Path(sysconfig.get_paths()["stdlib"]), "torch": torch, "headers": torch / "include"}[library]
+    pattern = "*.h" if library == "headers" else "*.py"
     names = [path.relative_to(root).as_posix() for path in root.rglob(pattern)]
     names = [name for name in names if not SKIPPED_FOLDERS & set(name.split("/"))]
     size = 0
@@ -190,14 +192,6 @@ def embedded_documents(library):
         if size > EMBEDDED_BYTES:
             return
         yield name, None, text
-
-
-def source_root(library):
-    """(folder, pattern of file names) of an embedded corpus."""
-    if library == "stdlib":
-        return Path(sysconfig.get_paths()["stdlib"]), "*.py"
-    torch = Path(find_spec("torch").origin).parent  # found without importing it
-    return (torch / "include", "*.h") if library == "headers" else (torch, "*.py")
 
 
 def hash_share(key):

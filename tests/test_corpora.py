@@ -426,10 +426,10 @@ def test_a_folder_says_what_it_leaves_out_and_follows_links_once(tmp_path, capsy
     assert [str(path.relative_to(folder)) for path in found] == ["a.ndjson", "again/d.md", "b.ndjson.gz", "sub/c.TXT"]
     said = capsys.readouterr().err
     assert said.startswith(f"{folder}: not read: 2 .json, 2 .parquet, 1 ") and said.count("\n") == 1
-    assert {*said[len(f"{folder}: not read: ") : -1].split(", ")} >= {"1 .gz", "1 .xz", "1 without an ending"}
+    assert {*said[len(f"{folder}: not read: ") : -1].split(", ")} >= {"1 .json.gz", "1 .txt.xz", "1 without an ending"}
     for path in read[:2]:
         (folder / path).unlink()
-    with pytest.raises(ValueError, match="no .jsonl, .* not read: 1 .xz"):
+    with pytest.raises(ValueError, match="no .jsonl, .* not read: 1 .txt.xz"):
         readers.source_files([folder / "i.txt.xz"])
 
 
