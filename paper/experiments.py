@@ -18,6 +18,7 @@ from engine.flags import as_words, check_flags
 from engine.log import SIDES, progress_bar
 from model import SIZES, config_of
 from paper.arms import CONSTANT, SAME_DATA_TOKENS, SCHEDULE_TOKENS, SCRATCH
+from paper.claims import ARMS
 from paper.jobs import ROOT, side_by_side
 from paper.tables import print_table
 from schedule import SCHEDULES
@@ -30,7 +31,6 @@ PEAKS = [{"peak": 0.5}, {}, {"peak": 2.0}]
 REPLAY = [{"replay": share} for share in (0.01, 0.05, 0.1, 0.25, 0.5, 0.75)]
 SAME_DATA = {"replay": 1.0}  # nothing but old text
 STARTS = [{"start": step} for step in (10_000, 27_000)]
-INFINITE = [{"schedule": "infinite-cosine"}, {"schedule": "infinite-rsqrt"}]
 NO_WARMUP = {"warmup": 0.0}
 PULLS = [{"decay_to_start": True}, {"decay_to_start": True, "weight_decay": 1.0}]
 ENDS_ONLY = {"eval_every": 10**9}  # evaluated at the start and the end
@@ -43,17 +43,14 @@ EXPERIMENTS = {
     "schedules": [*({"schedule": name} for name in SCHEDULES), CONSTANT],
     "replay": [{}, *REPLAY],
     "overlap": [{}, *REPLAY],  # the same runs: overlap x and replay x train on the same windows
-    "softening": [{}, {"replay": 0.05}, *INFINITE, *PULLS],
+    "softening": [{}, {"replay": 0.05}, {"schedule": "infinite-cosine"}, {"schedule": "infinite-rsqrt"}, *PULLS],
     "model-size": [arm | {"size": place} for place in range(3) for arm in ({}, CONSTANT)],
 }
 LENGTHS = {0.01: 0, 1 / 30: 0, 0.1: 0, 1 / 3: 3, 1: 3}  # shares of the pre-training; of how many seeds (0: all)
 LONG_PEAKS = {1: (0.2, 0.4, 0.8, 1.6), 1 / 8: (0.1, 0.2, 0.4)}  # near the best of the shorter ones
 MORE = {  # not in `all`
     # The arms that the claims compare, which need more seeds than the rest; those for a second pair of corpora.
-    "claims": [
-        *EXPERIMENTS["warmup-length"], *EXPERIMENTS["max-lr"], SAME_DATA, SAME_DATA | CONSTANT, *STARTS, *INFINITE,
-        {"replay": 0.05},
-    ],
+    "claims": [*ARMS.values(), *STARTS],
     "far": [*EXPERIMENTS["max-lr"], {"replay": 0.05}, {"replay": 0.25}],
     "sweep": [
         SCRATCH | ENDS_ONLY | {"size": place, "peak": 2.0**power} for place in range(3) for power in range(-2, 3)
