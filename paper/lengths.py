@@ -58,7 +58,7 @@ def designs(runs):
             alike = sorted(peak for peak, apart in zip(others, worse, strict=True) if not apart)
             before, flags = pretraining(peaks[best][0]), peaks[best][0]["flags"]
             own = replace(before, **{name: flags[name] for name in ("tokens", "batch_size", "context", *RATES)})
-            root = math.sqrt(round(own.tokens_per_update * before.updates / before.tokens, 2))
+            root = math.sqrt(own.tokens_per_update / before.tokens_per_update)
             rates = sum_of_rates(own) / sum_of_rates(before)
             found.append(Design(*design, peaks, len(seeds), best, alike, rates, root))
     if len({design.length for design in found}) < 2:
