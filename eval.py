@@ -28,7 +28,7 @@ from engine.faults import run_command
 from engine.figures import draw_curves
 from engine.flags import OneLineParser, flag_name, whole_number
 from engine.folder import read_run, read_runs
-from engine.log import in_units, perplexity_of, sides_of
+from engine.log import perplexity_of, sides_of
 from engine.machine import autocast, pick_device, pick_threads
 from engine.weights import model_folder
 from model import GPTNeoX
@@ -49,16 +49,6 @@ def token_losses(model: GPTNeoX, windows: Tensor, micro_batch: int, precision: t
             losses.append(model(rows[:, :-1], rows[:, 1:], per_token=True).float())
     model.train(was_training)
     return torch.cat(losses).cpu()
-
-
-def validation_loss(
-    model: GPTNeoX, windows: Tensor, micro_batch: int, precision: torch.dtype | None = None
-) -> tuple[float, float]:
-    """(mean loss of a token in nats, its standard error over windows): tokens of one window are not independent. NaN
-    stands for the error of a single window."""
-    by_window = token_losses(model, windows, micro_batch, precision).double().mean(dim=1)
-    error = by_window.std() / math.sqrt(len(by_window)) if len(by_window) > 1 else torch.tensor(math.nan)
-    return by_window.mean().item(), error.item()
 
 
 def evaluate(
@@ -118,7 +108,10 @@ def perplexity(flags):
             raise ValueError(f"data/{corpus.name} has {ids}")
         windows = fixed_windows(corpus, context, flags.eval_tokens)  # (N, T + 1)
         tokens = len(windows) * context
-        loss, error = validation_loss(model, windows, flags.micro_batch_size)
+        by_window = token_losses(model, windows, flags.micro_batch_size).double().mean(dim=1)  # (N,)
+        loss = by_window.mean().item()
+        # Over windows, because the tokens of one are not independent; of a single window it is unknown.
+        error = by_window.std().item() / math.sqrt(len(windows)) if len(windows) > 1 else math.nan
         bits = loss / math.log(2) / corpus.bytes_per_token
         if flags.json:
             row = {"corpus": corpus.name, "tokens": tokens, "loss": loss}
@@ -209,17 +202,11 @@ def report(out: Path, step: int, stop: int) -> None:
     if step < stop:
         return
     for side in sides_of(run["eval"][-1]):
-        print(f"{side:<11} {story(run, side)}")
+        perplexities = [record[f"{side}_perplexity"] for record in run["eval"]]
+        before, end = perplexities[0], perplexities[-1]
+        numbers = f"{before:.2f} before, {max(perplexities):.2f} at its highest, {end:.2f} at the end"
+        print(f"{side:<11} {numbers} ({end / before - 1:+.1%})")
     print(f"figure      {figure}\ncheckpoint  {folder_of(out, step)}")
-
-
-def story(run: dict, side: str) -> str:
-    """A side's perplexity before, at its highest (and when), and at the end (and against before)."""
-    key = f"{side}_perplexity"
-    before, end = run["eval"][0], run["eval"][-1]
-    highest = max(run["eval"], key=lambda record: record[key])
-    rise = f"{highest[key]:.2f} at {in_units(highest['tokens'])} tokens" if highest[key] > before[key] else "no rise"
-    return f"{before[key]:.2f} -> {rise} -> {end[key]:.2f} ({end[key] / before[key] - 1:+.1%})"
 
 
 def plot(flags):

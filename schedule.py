@@ -27,14 +27,10 @@ def warmup_updates(updates: int, warmup: float) -> int:
 
 
 def learning_rate(update: int, updates: int, max_lr: float, min_lr: float, warmup=0.01, schedule="cosine") -> float:
-    """Learning rate of one update.
+    """Learning rate of one update, counted from 1 to `updates`, the length of the schedule with its warm-up.
 
-    update    which update, counted from 1 to `updates`
-    updates   length of the schedule, warm-up included
-    max_lr    peak, reached by the last update of the warm-up
-    min_lr    where the decay ends
-    warmup    share of `updates` over which the rate rises linearly from zero
-    schedule  a key of SCHEDULES
+    max_lr: the peak, reached by the last update of the warm-up; min_lr: where the decay ends; warmup: share of
+    `updates` over which the rate rises linearly from zero; schedule: a key of SCHEDULES.
 
     As in the paper, warm-up starts from zero, not from the last rate of the pre-training. GPT-NeoX spends its first
     update at exactly zero; here the first update already moves, and update W, the last of the warm-up, has the peak.
@@ -48,14 +44,14 @@ def learning_rate(update: int, updates: int, max_lr: float, min_lr: float, warmu
     return SCHEDULES[schedule](n, N, max_lr, min_lr)
 
 
-def evaluation_steps(updates: int, stop: int, peak: int, every: int) -> set[int]:
+def evaluation_steps(updates: int, stop: int, warmup_end: int, every: int) -> set[int]:
     """The numbers of finished updates at which a run of `stop` updates, on a schedule of `updates`, is evaluated.
 
-    Every `every` updates; at the powers of four before, while the loss changes fast; at `peak`, the end of the warm-up;
-    and where the paper stopped its runs. With `every` >= `updates` only at the start and at the end."""
+    Every `every` updates; at the powers of four before, while the loss changes fast; at the end of the warm-up; and
+    where the paper stopped its runs. With `every` >= `updates` only at the start and at the end."""
     if every >= updates:
         return {0, stop}
-    steps = {0, peak, stop}
+    steps = {0, warmup_end, stop}
     steps.update(4**k for k in range(16) if 4**k < every)
     steps.update(round(updates * share) for share in PAPER_STOPS.values())
     steps.update(range(every, stop - every // 4, every))  # none just before the end
@@ -142,7 +138,6 @@ def main(argv=None):
         rates = [learning_rate(update, 2000, 3e-4, 3e-5, 0.01, name) for update in range(1, 2001)]  # the 410M's
         axes.plot(range(1, 2001), rates, style, label=name)
     axes.set(xlabel="update", ylabel="learning rate", xlim=(0, 2000), ylim=0)
-    axes.ticklabel_format(axis="y", style="sci", scilimits=(-4, -4))
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     try:
         figure.savefig(out, dpi=200)

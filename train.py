@@ -12,7 +12,6 @@ decay 0.1, clip 1.0), fresh optimizer state, a linear warm-up, a decay, and two 
 The paper's experiments, each a set of such runs, are in paper/.
 """
 
-import functools
 import json
 import math
 import shlex
@@ -352,10 +351,6 @@ def resolve(flags: Flags, given: dict) -> Flags:
         given = given | {side: name for side, name in zip(SIDES, names, strict=True) if side in given}
         out = flags.resume or flags.out or run_name(replace(flags, resume=None))
         flags = folder.flags_to_resume(Flags, given | {"resume": out, "out": out}, out, RESUMABLE_FLAGS)
-        check_flags(flags)  # a config.json can hold anything
-        missing = [name for name in (*SIDES, "context", "max_lr", "min_lr") if getattr(flags, name) is None]
-        if missing:
-            raise ValueError(f"{out}/config.json: no {flag_name(missing[0])}; restore it, or begin a new run")
     if given.get("stop_tokens", 0) > flags.tokens:
         raise ValueError(f"--stop-tokens {flags.stop_tokens} is beyond --tokens {flags.tokens}, where the run ends")
     flags = machine.resolve(flags)
@@ -399,11 +394,8 @@ def resolve_rates(flags: Flags, config: GPTNeoXConfig) -> Flags:
 
 def starting_config(init: str, revision: str | None, size: str | None) -> GPTNeoXConfig:
     """The config of the model that a run starts from; of a random one the vocabulary is open."""
-    return config_of(size) if init in ("upstream", "scratch") else stored_config(init, revision)
-
-
-@functools.cache  # an experiment's plan asks once for each run
-def stored_config(init: str, revision: str | None) -> GPTNeoXConfig:
+    if init in ("upstream", "scratch"):
+        return config_of(size)
     file = model_folder(checkpoints.newest(init), revision, ["config.json"]) / "config.json"
     return GPTNeoXConfig.from_dict(read_json(file), file)
 

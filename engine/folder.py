@@ -18,8 +18,10 @@ import torch
 
 from engine import VERSION, processes
 from engine.files import blaming, locked, read_json, to_json, value_of, write_whole
-from engine.flags import flag_name
+from engine.flags import check_flags, flag_name
 from engine.log import RECORDS, SIDES, Log, checked, read_records
+
+RESTORE = "restore it, or begin a new run"  # the way out of a config.json that was changed
 
 # ---------------------------------------------------------------- beginning and resuming a run
 
@@ -67,13 +69,17 @@ def flags_to_resume(dataclass, given, out, changeable):
     if not (Path(out) / "config.json").is_file():
         raise ValueError(f"{out}: no run to resume (no config.json); leave --resume out to begin one")
     saved = read_record(out)["flags"]
-    if not saved.keys() <= dataclass.__dataclass_fields__.keys():
-        raise ValueError(f"{out}/config.json: not of a run of this program; begin a new one")
+    with blaming(f"{out}/config.json", RESTORE):
+        flags = dataclass(**(saved | given))
+        check_flags(flags)
+        for name in (*SIDES, "context", "max_lr", "min_lr"):  # which a run has, whatever their default
+            if getattr(flags, name) is None:
+                raise ValueError(f"no {flag_name(name)}")
     for name, value in given.items():
         if name not in changeable and value != saved.get(name):
             was = f"the run's {saved.get(name)!s:.60}"
             raise ValueError(f"{flag_name(name)} {value} is not {was}; begin a new run with --init {out}")
-    return dataclass(**(saved | given))
+    return flags
 
 
 def name_from(words, flags, limit=150):
@@ -96,7 +102,7 @@ def read_record(out):
     file = Path(out) / "config.json"
     if not file.is_file():
         raise ValueError(f"{out}: no run here (no config.json); give the folder of one that train.py wrote")
-    with blaming(file, "restore it, or begin a new run"):
+    with blaming(file, RESTORE):
         record = read_json(file)
         value_of(record, "flags", dict)
     return record
@@ -123,7 +129,7 @@ def read_run(folder):
 
 def as_run(folder, config, records):
     """What read_run() gives, from the contents of config.json and the records of the log; checked."""
-    with blaming(f"{folder}/config.json", "restore it, or begin a new run"):
+    with blaming(f"{folder}/config.json", RESTORE):
         flags = value_of(config, "flags", dict)
         for side in SIDES:
             value_of(flags, side, str)

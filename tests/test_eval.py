@@ -61,7 +61,7 @@ def test_perplexity_is_the_exp_of_the_mean_loss(run):
 def test_evaluation_leaves_the_model_training_and_without_gradients(run):
     network = GPTNeoX.from_pretrained("r/checkpoints/step_00000020").train()
     windows = data.fixed_windows(data.Corpus("old"), 32, 320)
-    one, two = (evaluation.validation_loss(network, windows, size)[0] for size in (1, 7))
+    one, two = (evaluation.token_losses(network, windows, size).mean().item() for size in (1, 7))
     assert one == pytest.approx(two, rel=1e-6) and network.training
     assert all(p.grad is None for p in network.parameters())
 
@@ -132,8 +132,8 @@ def test_a_line_that_is_still_being_written_is_passed_over(run):
 def test_loss_in_autocast_is_near(run):
     network = GPTNeoX.from_pretrained("r/checkpoints/step_00000020")
     windows = data.fixed_windows(data.Corpus("old"), 32, 320)
-    exact = evaluation.validation_loss(network, windows, 4)[0]
-    assert evaluation.validation_loss(network, windows, 4, torch.bfloat16)[0] == pytest.approx(exact, rel=0.02)
+    exact, half = (evaluation.token_losses(network, windows, 4, dtype).mean() for dtype in (None, torch.bfloat16))
+    assert half.item() == pytest.approx(exact.item(), rel=0.02)
 
 
 def test_lambada_against_a_direct_computation_with_transformers(run):
@@ -178,7 +178,8 @@ def test_processes_share_the_windows_and_count_none_twice(run, monkeypatch):
     windows = {name: data.fixed_windows(data.Corpus(name), 32, 7 * 32) for name in ("old", "new")}
     shares = {"old": 0.25, "new": 0.75}
     alone = evaluation.evaluate(network, windows, "old", shares, 3)
-    assert alone["upstream_loss"] == alone["old_loss"] == evaluation.validation_loss(network, windows["old"], 3)[0]
+    losses = evaluation.token_losses(network, windows["old"], 3).double()
+    assert alone["upstream_loss"] == alone["old_loss"] == losses.mean(dim=1).mean().item()
     assert alone["downstream_loss"] == pytest.approx(0.25 * alone["old_loss"] + 0.75 * alone["new_loss"])
     for ranks in (2, 3, 8):
         monkeypatch.setattr(evaluation.processes, "count", lambda ranks=ranks: ranks)
@@ -211,11 +212,11 @@ def test_the_report_of_a_run(run, capsys):
     evaluations = [record for record in records if record["kind"] == "eval"]
     upstream, downstream, figure, checkpoint = capsys.readouterr().out.splitlines()
     for line, side in ((upstream, "upstream"), (downstream, "downstream")):
-        before, end = (evaluations[i][f"{side}_perplexity"] for i in (0, -1))
-        assert line == f"{side:<11} {before:.2f} -> no rise -> {end:.2f} ({end / before - 1:+.1%})"
+        perplexities = [record[f"{side}_perplexity"] for record in evaluations]
+        before, end = perplexities[0], perplexities[-1]
+        numbers = f"{before:.2f} before, {max(perplexities):.2f} at its highest, {end:.2f} at the end"
+        assert line == f"{side:<11} {numbers} ({end / before - 1:+.1%})"
     assert figure == "figure      r/perplexity.png" and checkpoint == "checkpoint  r/checkpoints/step_00000020"
-    points = [{"tokens": tokens, "x_perplexity": value} for tokens, value in ((0, 4.0), (3e9, 8.5), (5e10, 3.0))]
-    assert evaluation.story({"eval": points}, "x") == "4.00 -> 8.50 at 3B tokens -> 3.00 (-25.0%)"
 
 
 def test_help_without_docstrings(monkeypatch, capsys):  # python -OO leaves them out

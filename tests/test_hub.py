@@ -22,7 +22,7 @@ import data
 from corpora import readers
 from corpora.tokenizer import byte_tokenizer
 from engine.faults import hub_or_network
-from eval import validation_loss
+from eval import token_losses
 from model import GPTNeoX, GPTNeoXConfig
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
@@ -174,7 +174,7 @@ def test_a_revision_is_resolved_downloaded_and_continued(repo, house):
     assert done.returncode == 0, done.stderr
     assert set(repo.downloads) == {"config.json", "model.safetensors", "tokenizer.json"}  # only what is needed
     first = GPTNeoX(GPTNeoX.from_pretrained("r/checkpoints/step_00000020").config, seed=1)
-    loss = validation_loss(first, data.fixed_windows(data.Corpus("old"), 32, 256), 8)[0]
+    loss = token_losses(first, data.fixed_windows(data.Corpus("old"), 32, 256), 8).mean().item()
     start = json.loads((house / "r/metrics.jsonl").read_text().splitlines()[0])
     assert start["upstream_loss"] == pytest.approx(loss, rel=1e-6)
     # And again from the cache, with the server gone or the hub switched off.

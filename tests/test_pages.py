@@ -72,7 +72,6 @@ def folder(tmp_path, monkeypatch):
     """An empty folder with what the pages take for granted, and a program of tiny runs."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(SIZES, "nano", (1, 16, 2, SIZES["nano"][3], 257, 16))
-    train.stored_config.cache_clear()
     monkeypatch.setattr(readers, "EMBEDDED_BYTES", 300_000)
     smaller(monkeypatch, tokens=Flags.tokens // SHRINK, eval_tokens=Flags.eval_tokens // SHRINK)
     # What costs tiny runs most: pictures, which other tests look at, and the disk.
@@ -87,8 +86,6 @@ def folder(tmp_path, monkeypatch):
     rows = "".join(f'{{"text": "{text.strip()}"}}\n' for text in texts("new", 300))
     Path("a.jsonl.zst").write_bytes(zstandard.compress(rows.encode()))
     Path("b.txt.gz").write_bytes(gzip.compress("\n".join(texts("old", 300, seed=1)).encode()))
-    yield
-    train.stored_config.cache_clear()
 
 
 def words_of(command):
