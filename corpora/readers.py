@@ -99,6 +99,7 @@ def read_documents(files, bar, skip_bad_lines=False, way_out="mend or convert it
     The domain is the row's meta.pile_set_name or meta.redpajama_set_name, if any. What is damaged or not UTF-8 raises
     ValueError with its file and line; with skip_bad_lines, bad rows and the bad rest of a text are counted in bar.bad.
     opened(file, "rb"): what opens a file."""
+    skipped = (ValueError, RecursionError) if skip_bad_lines else ()
     piece = max(2**8, min(PIECE, sum(path.stat().st_size for path in files if path.is_file()) // PIECES))
     for path in files:
         rows = re.search(ROWS, path.name)
@@ -112,9 +113,7 @@ def read_documents(files, bar, skip_bad_lines=False, way_out="mend or convert it
                         yield None, document.decode("utf-8-sig")  # a byte-order mark is no text
                     elif row := document.strip():
                         yield parse_row(row)
-                except (ValueError, RecursionError):
-                    if not skip_bad_lines:
-                        raise
+                except skipped:
                     bar.bad += 1
                     if not rows:
                         break
