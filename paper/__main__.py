@@ -8,7 +8,10 @@ python -m paper redraw                             the figures and tables of the
 """
 
 import contextlib
+import gzip
 import io
+import json
+import math
 import re
 import shlex
 from pathlib import Path
@@ -16,14 +19,14 @@ from pathlib import Path
 from engine import processes
 from engine.faults import run_command
 from engine.figures import draw_curves, save_figure
+from engine.files import write_whole
 from engine.flags import OneLineParser, add_flags, given_flags, whole_number
 from engine.folder import read_runs
-from paper.arms import CONSTANT, one_study, pick
+from paper.arms import CONSTANT, pick
 from paper.claims import draw_claims, print_claims
-from paper.experiments import NAMES, Flags, run
+from paper.experiments import NAMES, Flags, run_experiment
 from paper.figures import FIGURES, OURS, draw_figure
 from paper.lengths import draw_lengths, print_lengths
-from paper.packs import pack
 from paper.tables import print_arms
 
 HERE = Path(__file__).parent
@@ -64,7 +67,7 @@ def refreshed(page):
 def figure(flags):
     out, runs = flags.out or f"figure-{flags.number}.png", read_runs(flags.runs)
     draw = STUDIES.get(flags.number)
-    save_figure(draw(runs) if draw else draw_figure(one_study(runs), flags.number), out)
+    save_figure(draw(runs) if draw else draw_figure(runs, flags.number), out)
     print(out)
 
 
@@ -72,15 +75,34 @@ def table(flags):
     TABLES[flags.table](read_runs(flags.runs), flags.markdown)
 
 
-def pack_runs(flags):
-    print(pack(flags.runs, flags.out))
+def pack(flags):
+    """Writes runs into one file, a line each, named as their folders. Of the updates those before an evaluation are
+    kept: enough to draw the learning rate."""
+    if Path(flags.out).exists():
+        raise ValueError(f"{flags.out} exists already; choose another --out or remove it first")
+    lines = []
+    for run in read_runs(flags.runs):
+        evaluated = {record["step"] for record in run["eval"]}
+        updates = [update for update in run["train"] if update["step"] in evaluated]
+        records = {"train": [*map(in_json, updates)], "eval": [*map(in_json, run["eval"])]}
+        config = {key: value for key, value in run.items() if key not in ("folder", "train", "eval")}
+        line = {"name": run["folder"].name, "config": config, "records": records}
+        lines.append(json.dumps(line, separators=(",", ":")) + "\n")
+    content = "".join(lines).encode()
+    write_whole(flags.out, gzip.compress(content, mtime=0) if flags.out.endswith(".gz") else content)
+    print(flags.out)
+
+
+def in_json(record):
+    """A record with null where it has no finite number, which JSON has not either."""
+    return {name: value if math.isfinite(value) else None for name, value in record.items()}
 
 
 def experiment(flags):
     if flags.seeds < 1 or flags.jobs == 0:
         raise ValueError("--seeds and --jobs must be positive")
     launcher = flags.launch.split() if flags.launch else None
-    run(flags.name, flags.seeds, given_flags(flags, Flags), flags.jobs, launcher)
+    run_experiment(flags.name, flags.seeds, given_flags(flags, Flags), flags.jobs, launcher)
 
 
 def main(argv=None):
@@ -113,7 +135,7 @@ def main(argv=None):
     packing = commands.add_parser("pack", help="write runs into one file")
     packing.add_argument("runs", **runs)
     packing.add_argument("--out", required=True, metavar="FILE", help="the pack to write: .jsonl or .jsonl.gz")
-    packing.set_defaults(command=pack_runs)
+    packing.set_defaults(command=pack)
 
     redrawing = commands.add_parser("redraw", help="make every figure and table of the pages anew")
     redrawing.add_argument("--out", type=Path, help="folder to draw into, and leave the pages (paper/figures)")

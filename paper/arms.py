@@ -54,21 +54,13 @@ def studies(runs):
         if first is not run:
             raise ValueError(f"{first['folder']} and {run['folder']}: one arm and seed twice; leave one out")
     names = {}
-    for (size, old, new, tokens, batch, _), starts in groups.items():
+    for (size, old, new, tokens, batch, context), starts in groups.items():
         scratch = starts.pop("scratch", [])
         for start, group in starts.items() or [("scratch", [])]:
             name = f"{float(f'{(size or 0) / 1e6:.2g}'):g}M, {old} to {new}"
-            longer = f"{name}, {tokens / 1e6:.3g}M tokens, batch {batch}, from {start}"
+            longer = f"{name}, {tokens / 1e6:.3g}M tokens, batch {batch}x{context}, from {start}"
             names[longer if name in names else name] = group + scratch
     return names
-
-
-def one_study(runs):
-    """The runs, if they are of one study; else ValueError."""
-    names = studies(runs)
-    if len(names) > 1:
-        raise ValueError(f"these runs are of {len(names)} studies ({'; '.join(names)}); give those of one")
-    return runs
 
 
 def pick(runs, free=(), **arm):

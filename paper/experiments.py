@@ -155,7 +155,7 @@ def resolved(flags):
 # ---------------------------------------------------------------- the plan, and running it
 
 
-def run(name, seeds, given, at_once=None, launcher=None):
+def run_experiment(name, seeds, given, at_once=None, launcher=None):
     """`python -m paper run NAME`: prints the plan, then runs what is not there yet.
 
     Each run is a command of its own, `at_once` of them side by side, started by `launcher` in place of python. Stopped

@@ -9,7 +9,7 @@ import schedule
 from engine import figures as curves
 from engine.figures import BEFORE, COLORS, in_tokens, level_before, new_figure, over_seeds
 from engine.log import SIDES
-from paper.arms import CONSTANT, SCRATCH, arms, pick
+from paper.arms import CONSTANT, SCRATCH, arms, pick, studies
 
 BEGINNING = schedule.PAPER_STOPS["50B"]  # the share of the schedule that the paper's 50B figures show
 # What a legend says of arms, in which settings they differ, and what else sets them apart from the base.
@@ -34,7 +34,9 @@ FIGURES = {  # the arms, whose loss is drawn (or the path through both perplexit
 def draw_figure(runs, number):
     """One of the paper's figures 1 to 9, or of those that it does not have: frontier, replay, overlap.
 
-    ValueError if too few of its arms are among the runs."""
+    ValueError if too few of its arms are among the runs, or runs of other studies."""
+    if len(names := studies(runs)) > 1:
+        raise ValueError(f"these runs are of {len(names)} studies ({'; '.join(names)}); give those of one")
     if number in OURS:
         if not pick(runs):
             raise ValueError(f"figure {number}: the base arm is not here; see python -m paper run")

@@ -22,7 +22,7 @@ ROOMS = {
 FLOORS = {
     "engine": "kernels files faults flags processes weights checkpoints log figures machine folder",
     "corpora": "tokenizer readers hub prepare texts",
-    "paper": "statistics jobs packs arms figures tables claims experiments lengths __main__",
+    "paper": "statistics jobs arms figures tables claims experiments lengths __main__",
 }
 POSIX_ONLY = {"fcntl", "grp", "posix", "pty", "pwd", "resource", "termios", "tty"}
 

@@ -434,7 +434,7 @@ def test_the_papers_own_plan_is_judged():
     found = words_of(groups["410M, pile to slimpajama"])
     assert found == dict.fromkeys(NUMBERS, claims.HOLDS) | {"6b": claims.NOT_RUN}  # nobody ran that so far
     with pytest.raises(ValueError, match="3 studies"):
-        arms.one_study(runs)
+        figures.draw_figure(runs, "2")
 
 
 def test_claims_are_tables(house):
