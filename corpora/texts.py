@@ -127,5 +127,5 @@ def prepare_hub(sides, tokens):
                 print(f"text        preparing data/{name}: {tokens:,} tokens, once", file=sys.stderr)
             prepare_once(name, train_tokens=tokens if tokens <= HUB_TOKENS else None)
         elif tokens_of(name)[0] < tokens:
-            held = f"{tokens_of(name)[0]:,} tokens, which repeat in a run of {tokens:,}"
+            held = f"{tokens_of(name)[0]:,} tokens, fewer than the run's {tokens:,}"
             print(f"text        data/{name} has {held}; remove it to prepare more", file=sys.stderr)
