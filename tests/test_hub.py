@@ -377,7 +377,6 @@ def test_a_run_prepares_what_the_hub_has_and_ones_own_text_in_its_tokens(corpora
     assert too_long.returncode == 2 and "`python data.py pile --train-tokens" in last_line(too_long)
     assert done.returncode == longer.returncode == 0, done.stderr + longer.stderr
     assert "preparing data/pile: 4,096 tokens" in done.stderr and "upstream " in done.stdout
-    assert (
-        "data/pile has" not in done.stderr and "pile has 4,096 tokens, which repeat in a run of 8,192" in longer.stderr
-    )
+    assert "data/pile has" not in done.stderr
+    assert "data/pile has 4,096 tokens, fewer than the run's 8,192" in longer.stderr
     assert json.loads((tmp_path / "data/pile/meta.json").read_text())["train"]["tokens"] == 4096
