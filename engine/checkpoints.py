@@ -9,10 +9,9 @@ import shutil
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from engine import processes
-from engine.faults import one_line
 from engine.files import blaming, read_json, sync, to_json, value_of, write_file
 from engine.weights import save_tensors
 
@@ -48,7 +47,7 @@ def save(out, step, model, optimizer, tokenizer, state):
     """Saves the checkpoint after `step` updates: all processes take part, rank 0 writes.
 
     state: what state.json holds besides `step` and `adam_t`, AdamW's count of updates. Written under a hidden name,
-    made durable, then renamed. RuntimeError, with the way out, if that fails."""
+    made durable, then renamed."""
     weights, moments = {}, {}
     if hasattr(model, "reshard"):  # of a sharded model an evaluation leaves parameters whole
         model.reshard()
@@ -60,23 +59,18 @@ def save(out, step, model, optimizer, tokenizer, state):
         return
     final, partial = folder_of(out, step), hidden(folder_of(out, step))
     state_file, moments_file = (partial / name for name in STATE_FILES)
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        state_file.parent.mkdir(parents=True)
-        model.save_pretrained(partial, weights)
-        tokenizer.save(partial)
-        save_tensors(moments, moments_file)
-        write_file(state_file, to_json({"step": step, "adam_t": optimizer.param_groups[0]["t"]} | state))
-        for path in (*partial.rglob("*"), partial):
-            sync(path)
-        if final.exists():  # left by a run that stopped later, on the way to which this one was resumed
-            shutil.rmtree(final)
-        os.replace(partial, final)
-        sync(final.parent)
-    except (OSError, SafetensorError) as fault:
-        shutil.rmtree(partial, ignore_errors=True)
-        again = f"make room, then: python train.py --resume {out}"
-        raise RuntimeError(f"could not save {final}: {one_line(fault)}; {again}") from None
+    shutil.rmtree(partial, ignore_errors=True)
+    state_file.parent.mkdir(parents=True)
+    model.save_pretrained(partial, weights)
+    tokenizer.save(partial)
+    save_tensors(moments, moments_file)
+    write_file(state_file, to_json({"step": step, "adam_t": optimizer.param_groups[0]["t"]} | state))
+    for path in (*partial.rglob("*"), partial):
+        sync(path)
+    if final.exists():  # left by a run that stopped later, on the way to which this one was resumed
+        shutil.rmtree(final)
+    os.replace(partial, final)
+    sync(final.parent)
 
 
 def prune(out, step, keep, protected):
@@ -125,25 +119,16 @@ def load_optimizer(folder, state, model, optimizer, scaler):
     """Gives AdamW its moments and its count of updates, and fp16 its loss scale, from a checkpoint and its state."""
     file = folder / STATE_FILES[1]
     file = file if file.is_file() else folder / OLD_STATE_FILES[1]
-    try:
+    with blaming(file, way_out(folder)):
         with safe_open(file, framework="pt") as moments:
-            if moments.keys():  # none while all updates so far overflowed in fp16
-                for name, parameter in model.named_parameters():
-                    optimizer.state[parameter] = read_moments(moments, name, parameter)
+            for name, parameter in model.named_parameters() if moments.keys() else ():  # none if fp16 skipped all
+                for kind in MOMENTS:
+                    moment = moments.get_tensor(f"{kind}.{name}")
+                    if moment.shape != parameter.shape or moment.dtype != torch.float32:
+                        raise ValueError(f"{kind} of {name} has another shape or type")
+                    optimizer.state[parameter][kind] = processes.placed_as(parameter, moment)
         if scaler.is_enabled():
             scale, tracker = (value_of(state["scaler"], name, float) for name in ("scale", "_growth_tracker"))
             scaler.load_state_dict(scaler.state_dict() | {"scale": float(scale), "_growth_tracker": int(tracker)})
-    except (SafetensorError, KeyError, ValueError, AttributeError, OSError) as fault:
-        raise ValueError(f"{file}: {one_line(fault)}; {way_out(folder)}") from None
     for group in optimizer.param_groups:
         group["t"] = state["adam_t"]
-
-
-def read_moments(file, name, parameter):
-    """{kind: moment} of one parameter, where the parameter is."""
-    moments = {kind: file.get_tensor(f"{kind}.{name}") for kind in MOMENTS}
-    for kind, moment in moments.items():
-        if moment.shape != parameter.shape or moment.dtype != torch.float32:
-            raise ValueError(f"{kind} of {name} has another shape or type")
-        moments[kind] = processes.placed_as(parameter, moment)
-    return moments

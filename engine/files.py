@@ -7,18 +7,14 @@ import os
 from pathlib import Path
 
 import filelock
+from safetensors import SafetensorError
 
 # ---------------------------------------------------------------- what a file may hold
 
 
-KINDS = {
-    int: "a whole number",
-    float: "a number",
-    str: "text",
-    bool: "true or false",
-    dict: "an object",
-    list: "a list",
-}
+# What Python and safetensors raise for contents that they cannot read, or that are of another kind.
+BAD_CONTENT = (ValueError, TypeError, AttributeError, LookupError, OverflowError, RecursionError, SafetensorError)
+KINDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false", dict: "an object"}
 
 
 def value_of(content, name, kind=int, low=0, high=10**15):
@@ -40,7 +36,7 @@ def blaming(file, way_out="restore it or choose another folder"):
         yield
     except KeyError as fault:
         raise ValueError(f"{file}: no {fault}; {way_out}") from None
-    except (ValueError, TypeError, AttributeError, IndexError, OverflowError, RecursionError) as fault:
+    except BAD_CONTENT as fault:
         raise ValueError(f"{file}: {fault}; {way_out}") from None
 
 

@@ -15,8 +15,10 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 
 from engine import VERSION, processes
+from engine.faults import one_line
 from engine.files import blaming, locked, read_json, to_json, value_of, write_whole
 from engine.flags import check_flags, flag_name
 from engine.log import RECORDS, SIDES, Log, checked, read_records
@@ -48,7 +50,8 @@ def opened(flags, record, state):
     the run's Log.
 
     record: {"flags": every resolved flag, "corpora": their hashes, "parameters", "pretraining_peak"}; state: of the
-    checkpoint from which the run resumes, if it does. Of several processes rank 0 writes."""
+    checkpoint from which the run resumes, if it does. Of several processes rank 0 writes. RuntimeError, with the way
+    out, for what cannot be written in the block."""
     out = Path(flags.out)
     with ExitStack() as cleanup:
         if processes.rank() == 0:
@@ -59,7 +62,12 @@ def opened(flags, record, state):
                 refuse_to_overwrite(out)  # another process may have come and gone since it was looked at
             versions = {"rewarm": VERSION, "python": platform.python_version(), "torch": torch.__version__}
             write_whole(out / "config.json", to_json(record | {"versions": versions}))
-        yield cleanup.enter_context(Log(out, flags.stop, flags.tokens_per_update, state))
+        log = cleanup.enter_context(Log(out, flags.stop, flags.tokens_per_update, state))
+        try:
+            yield log
+        except (OSError, SafetensorError) as fault:  # a full disk, most often
+            way_out = f"make room, then: python train.py --resume {out}"
+            raise RuntimeError(f"could not save {out}: {one_line(fault)}; {way_out}") from None
 
 
 def flags_to_resume(dataclass, given, out, changeable):

@@ -6,6 +6,7 @@ JSON has no NaN and no infinity: what is not finite is null.
 """
 
 import contextlib
+import errno
 import json
 import math
 import os
@@ -15,7 +16,6 @@ import time
 from tqdm import tqdm
 
 from engine import processes
-from engine.faults import one_line
 from engine.files import blaming, value_of
 
 SIDES = ("upstream", "downstream")
@@ -60,7 +60,7 @@ class Log:
     """
 
     def __init__(self, out, stop, tokens_per_update, state):
-        self.out, self.stop, self.tokens_per_update = out, stop, tokens_per_update
+        self.stop, self.tokens_per_update = stop, tokens_per_update
         self.path, self.writes = out / "metrics.jsonl", processes.rank() == 0
         self.terminal = sys.stderr.isatty()
         self.file = open(self.path if self.writes else os.devnull, "a+b", buffering=0)  # a line is one write
@@ -97,29 +97,18 @@ class Log:
             self.bar.disable = True
             sys.stdout = open(os.devnull, "w")
 
-    @contextlib.contextmanager
-    def disk(self):
-        """RuntimeError, with the way out, in place of what a full disk raises in this block."""
-        try:
-            yield
-        except OSError as fault:
-            way_out = f"make room, then: python train.py --resume {self.out}"
-            raise RuntimeError(f"could not write {self.path}: {one_line(fault)}; {way_out}") from None
-
     def write(self, record):
         """Appends a line."""
         record = {n: None if isinstance(v, float) and not math.isfinite(v) else v for n, v in record.items()}
         line = (json.dumps(record) + "\n").encode()
-        with self.disk():
-            if self.file.write(line) < len(line):
-                raise OSError("No space left on device")
+        if self.file.write(line) < len(line):
+            raise OSError(errno.ENOSPC, "No space left on device", str(self.path))
 
     def durable_size(self):
         """Bytes written so far, all of them on the disk."""
-        with self.disk():
-            if self.writes:
-                os.fsync(self.file.fileno())
-            return self.file.tell()
+        if self.writes:
+            os.fsync(self.file.fileno())
+        return self.file.tell()
 
     def resume_clock(self):
         """Leaves the time since the last update, which went into an evaluation or a checkpoint, out of every rate."""

@@ -135,26 +135,20 @@ def gathered(tensor):
 # ---------------------------------------------------------------- signals
 
 
-class Interruption:
-    """Ctrl-C, SIGTERM and SIGHUP, held back in a `with` block: the loop finishes its update, saves and leaves.
+@contextmanager
+def held_signals():
+    """Holds back Ctrl-C, SIGTERM and SIGHUP in a block, and gives a list of those that arrived here: the loop finishes
+    its update, saves and leaves.
 
     Only the main thread can hold back signals; elsewhere, as in a notebook's worker, they do what they always do."""
-
-    def __init__(self):
-        self.arrived = False  # here; see sums() for whether it arrived anywhere
-
-    def __enter__(self):
-        numbers = [signal.SIGINT, signal.SIGTERM]
-        if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as under nohup
-            numbers.append(signal.SIGHUP)
-        if threading.current_thread() is not threading.main_thread():
-            numbers = []
-        self.before = {number: signal.signal(number, self.note) for number in numbers}
-        return self
-
-    def note(self, *_):
-        self.arrived = True
-
-    def __exit__(self, *_):
-        for number, handler in self.before.items():
+    arrived, numbers = [], [signal.SIGINT, signal.SIGTERM]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as under nohup
+        numbers.append(signal.SIGHUP)
+    if threading.current_thread() is not threading.main_thread():
+        numbers = []
+    before = {number: signal.signal(number, lambda number, _: arrived.append(number)) for number in numbers}
+    try:
+        yield arrived
+    finally:
+        for number, handler in before.items():
             signal.signal(number, handler)

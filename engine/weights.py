@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from engine.faults import one_line
@@ -55,13 +55,10 @@ def open_tensors(folder, skipped):
     """Yields (path, name, open file) of each tensor in a model folder but those whose names match `skipped`.
     Files are mapped: nothing is read yet."""
     for path in weight_files(folder):
-        try:
-            with safe_open(path, framework="pt") as file:
-                for name in file.keys():  # noqa: SIM118 (no mapping)
-                    if not skipped.fullmatch(name):
-                        yield path, name, file
-        except SafetensorError as fault:
-            raise ValueError(f"{path}: damaged ({fault}); fetch or save it again") from None
+        with blaming(path, "fetch or save it again"), safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 (no mapping)
+                if not skipped.fullmatch(name):
+                    yield path, name, file
 
 
 def list_tensors(folder, skipped):

@@ -7,7 +7,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
-from engine.processes import Interruption
+from engine.processes import held_signals
 
 ROOT = Path(__file__).parent.parent
 
@@ -27,7 +27,7 @@ def side_by_side(commands, at_once, launcher, bar):
     running, faults, threads = [], [], max(1, (os.cpu_count() or 1) // at_once)
 
     def work(number, out):
-        if faults or interruption.arrived:
+        if faults or signals:
             return
         bar.write(f"run {number}/{len(commands)} {out}", file=sys.stdout)
         process = start(commands[out], launcher, threads)
@@ -38,7 +38,7 @@ def side_by_side(commands, at_once, launcher, bar):
             faults.append(f"{out}: {complaints[-1] if complaints else f'exit code {process.returncode}'}")
 
     before = bar.n
-    with Interruption() as interruption, ThreadPoolExecutor(at_once) as pool:
+    with held_signals() as signals, ThreadPoolExecutor(at_once) as pool:
         waiting = [pool.submit(work, number, out) for number, out in enumerate(commands, 1)]
         while waiting:
             done, waiting = wait(waiting, timeout=0.2)
@@ -46,10 +46,10 @@ def side_by_side(commands, at_once, launcher, bar):
                 future.result()  # raises what went wrong here
             bar.n = before + sum(map(tokens_done, commands))
             bar.refresh()
-            if (faults or interruption.arrived) and os.name == "posix":  # elsewhere Ctrl-C reaches all
+            if (faults or signals) and os.name == "posix":  # elsewhere Ctrl-C reaches all
                 for process in [*running]:
                     process.terminate()
-    if faults and not interruption.arrived:
+    if faults and not signals:
         raise RuntimeError(f"{faults[0]}; the same command resumes")
 
 

@@ -159,9 +159,9 @@ def test_an_environment_without_a_launcher_is_one_line(monkeypatch, size):
 def test_a_terminal_that_closes_is_an_interruption_unless_under_nohup():
     for before, noted in ((signal.SIG_DFL, True), (signal.SIG_IGN, False)):
         kept = signal.signal(signal.SIGHUP, before)
-        with processes.Interruption() as interruption:
+        with processes.held_signals() as signals:
             os.kill(os.getpid(), signal.SIGHUP)
-        assert interruption.arrived == noted and signal.signal(signal.SIGHUP, kept) == before
+        assert signals == [signal.SIGHUP] * noted and signal.signal(signal.SIGHUP, kept) == before
 
 
 def test_an_unknown_flag_ends_all_processes_at_once(house):
