@@ -24,15 +24,16 @@ from engine.flags import OneLineParser, add_flags, given_flags, whole_number
 from engine.folder import read_runs
 from paper.arms import CONSTANT, pick
 from paper.claims import draw_claims, print_claims
-from paper.experiments import NAMES, Flags, run_experiment
+from paper.experiments import NAMES, PEAKS, Flags, run_experiment
 from paper.figures import FIGURES, OURS, draw_figure
 from paper.lengths import draw_lengths, print_lengths
 from paper.tables import print_arms
 
 HERE = Path(__file__).parent
 TABLES = {"claims": print_claims, "lengths": print_lengths, "arms": print_arms}
-CLAIMED = ("nano", "far", "samples", "micro", "tiny")  # packs of the figure of all claims, as far as they are there
 STUDIES = {"length": draw_lengths, "claims": draw_claims}  # figures of runs of several studies
+# The packs from which figures of the pages are drawn; all others are drawn from `arms`.
+SOURCES = dict.fromkeys("1234", "nano") | {"length": "lengths", "claims": "nano far samples micro tiny"}
 PAGES = ("README.md", "exercises.md", "paper/README.md")
 TABLE = re.compile(r"(<!-- python -m paper ([^\n]*) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
@@ -40,14 +41,12 @@ TABLE = re.compile(r"(<!-- python -m paper ([^\n]*) -->\n)(.*?)(<!-- end -->)", 
 def redraw(flags):
     """Draws every figure of the pages from the packs beside this file, and, unless into another folder, makes the
     tables of the pages anew."""
-    out, packs = flags.out or HERE / "figures", {file.name.partition(".")[0]: file for file in HERE.glob("results/*")}
-    runs, older = read_runs([packs["nano"]]), read_runs([packs["arms"]])
-    for number in (*FIGURES, *OURS):  # the first four need no arm that older runs alone have
-        save_figure(draw_figure(runs if number in "1234" else older, number), out / f"figure-{number}.png")
-    save_figure(draw_lengths(read_runs([packs["lengths"]])), out / "figure-length.png")
-    save_figure(draw_claims(read_runs(packs[name] for name in CLAIMED if name in packs)), out / "figure-claims.png")
-    first = [run for arm in ({"peak": 0.5}, {}, {"peak": 2.0}, CONSTANT) for run in pick(runs, **arm)]
-    draw_curves(first, out / "rewarm.png")
+    out = flags.out or HERE / "figures"
+    for number in (*FIGURES, *OURS, *STUDIES):
+        packs = [str(HERE / f"results/{name}.jsonl.gz") for name in SOURCES.get(number, "arms").split()]
+        main(["figure", number, *packs, "--out", str(out / f"figure-{number}.png")])
+    runs = read_runs([HERE / "results/nano.jsonl.gz"])
+    draw_curves([run for arm in (*PEAKS, CONSTANT) for run in pick(runs, **arm)], out / "rewarm.png")
     for page in PAGES if flags.out is None else ():
         (HERE.parent / page).write_text(refreshed(HERE.parent / page), encoding="utf-8")
 

@@ -25,14 +25,15 @@ from schedule import SCHEDULES
 from train import SMALLEST, Flags, flags_to_go_on, resolve_rates, run_name, starting_config, upstream_flags
 
 PYTHIA_STEPS, PYTHIA_BATCH = 143_000, 1024 * 2048  # updates of Pythia's pre-training, tokens in each
-# An arm is how a run departs from the base, in the words of arms.py; for Pythia 410M the peaks are the paper's 1.5e-4,
-# 3e-4 and 6e-4, and constant 3e-5. `start`: a step of Pythia's pre-training, or the same share of another's.
+# An arm is how a run departs from the base, in flags of train.py or words of arms.py; for Pythia 410M the peaks are the
+# paper's 1.5e-4, 3e-4 and 6e-4, and constant 3e-5. `start`: a step of Pythia's pre-training, or the same share of
+# another's.
 PEAKS = [{"peak": 0.5}, {}, {"peak": 2.0}]
 REPLAY = [{"replay": share} for share in (0.01, 0.05, 0.1, 0.25, 0.5, 0.75)]
 SAME_DATA = {"replay": 1.0}  # nothing but old text
 STARTS = [{"start": step} for step in (10_000, 27_000)]
 NO_WARMUP = {"warmup": 0.0}
-PULLS = [{"decay_to_start": True}, {"decay_to_start": True, "weight_decay": 1.0}]
+TO_THE_START = [{"decay_to_start": True}, {"decay_to_start": True, "weight_decay": 1.0}]
 ENDS_ONLY = {"eval_every": 10**9}  # evaluated at the start and the end
 EXPERIMENTS = {
     "warmup-length": [NO_WARMUP, {"warmup": 0.005}, {}, {"warmup": 0.02}],  # section 4.1
@@ -43,7 +44,7 @@ EXPERIMENTS = {
     "schedules": [*({"schedule": name} for name in SCHEDULES), CONSTANT],
     "replay": [{}, *REPLAY],
     "overlap": [{}, *REPLAY],  # the same runs: overlap x and replay x train on the same windows
-    "softening": [{}, {"replay": 0.05}, {"schedule": "infinite-cosine"}, {"schedule": "infinite-rsqrt"}, *PULLS],
+    "softening": [{}, {"replay": 0.05}, {"schedule": "infinite-cosine"}, {"schedule": "infinite-rsqrt"}, *TO_THE_START],
     "model-size": [arm | {"size": place} for place in range(3) for arm in ({}, CONSTANT)],
 }
 LENGTHS = {0.01: 0, 1 / 30: 0, 0.1: 0, 1 / 3: 3, 1: 3}  # shares of the pre-training; of how many seeds (0: all)
