@@ -23,7 +23,7 @@ import torch
 
 import data
 import schedule as lr_schedule
-from corpora.texts import named_corpora, prepare_hub
+from corpora.texts import DEFAULTS, named_corpora, prepare_hub
 from engine import checkpoints, folder, machine, processes
 from engine.faults import explained, run_command
 from engine.files import blaming, read_json
@@ -37,7 +37,7 @@ from model import SIZES, GPTNeoX, GPTNeoXConfig, config_of, pretraining_peak, st
 
 BETAS, EPS, WEIGHT_DECAY, CLIP = (0.9, 0.95), 1e-8, 0.1, 1.0  # Pythia's and the paper's
 MIN_LR_SHARE = 0.1  # min = 0.1 x max
-TEXTS, SMALLEST = ("stdlib", "torch"), "nano"  # what a run without flags takes
+SMALLEST = "nano"  # the model that a run without flags takes
 PRETRAINING_SEED = 10**6  # added to --seed: a continuation on the same text would repeat the pre-training's batches
 
 # ---------------------------------------------------------------- the flags
@@ -182,7 +182,7 @@ def train(flags: Flags, given: dict | None = None) -> bool:
             words = flags_to_go_on(before)
             if not finished(resolve(Flags(**words), words), "the same command resumes it"):
                 return False
-        folder.refuse_other_data(Path(before.out), {before.upstream: corpora[before.upstream].hashes}, data.ORDER)
+        folder.refuse_other_data(Path(before.out), {before.upstream: corpora[before.upstream]}, data.ORDER)
         flags = replace(flags, init=before.out)
     whole = finished(flags, f"resume with: python train.py --resume {flags.out}")
     if whole:
@@ -267,30 +267,11 @@ def texts_of(flags: Flags):
     return corpora, distribution, mixture, windows
 
 
-def starting_model(flags: Flags, corpus: data.Corpus, checkpoint: Path | None = None):
-    """(a model of shapes, its weights as (name, tensor) one at a time): of a checkpoint of the run, else of --init."""
-    tokenizer = corpus.tokenizer()
-    if checkpoint is None and flags.init == "scratch":
-        model = GPTNeoX(config_of(flags.model, tokenizer.vocab_size), empty=True)
-        weights = model.initial_weights(flags.seed)
-    else:
-        source = checkpoint or model_folder(checkpoints.newest(flags.init), flags.revision)
-        check_tokenizer(source, corpus)
-        with blaming(source, checkpoints.way_out(source)) if checkpoint else nullcontext():
-            model, weights = GPTNeoX.from_pretrained(source, empty=True), stored_weights(source)
-    if corpus.vocab_size > model.config.vocab_size:
-        rows = f"{corpus.vocab_size} token ids, {flags.init} {model.config.vocab_size} embedding rows"
-        raise ValueError(f"data/{corpus.name} has {rows}; prepare the corpus with the model's own tokenizer")
-    model.config.extra |= {"bos_token_id": tokenizer.eot, "eos_token_id": tokenizer.eot}
-    return model, weights
-
-
 def checkpoint_to_resume(flags: Flags, corpora: dict) -> tuple[Path | None, dict]:
     """(folder, state) of the newest checkpoint of a run to resume; (None, {}) where there is none."""
     if not flags.resume:
         return None, {}
-    hashes = {name: corpus.hashes for name, corpus in corpora.items()}
-    folder.refuse_other_data(Path(flags.out), hashes, data.ORDER)
+    folder.refuse_other_data(Path(flags.out), corpora, data.ORDER)
     checkpoint, state = checkpoints.newest_state(flags.out)
     if checkpoint and state["step"] > flags.stop:
         raise ValueError(f"{flags.out} is at update {state['step']}, past --stop-tokens; raise it or leave it out")
@@ -323,6 +304,24 @@ def ready_to_train(flags: Flags, corpora: dict, device: torch.device, checkpoint
     return model, forward, optimizer, scaler
 
 
+def starting_model(flags: Flags, corpus: data.Corpus, checkpoint: Path | None = None):
+    """(a model of shapes, its weights as (name, tensor) one at a time): of a checkpoint of the run, else of --init."""
+    tokenizer = corpus.tokenizer()
+    if checkpoint is None and flags.init == "scratch":
+        model = GPTNeoX(config_of(flags.model, tokenizer.vocab_size), empty=True)
+        weights = model.initial_weights(flags.seed)
+    else:
+        source = checkpoint or model_folder(checkpoints.newest(flags.init), flags.revision)
+        check_tokenizer(source, corpus)
+        with blaming(source, checkpoints.way_out(source)) if checkpoint else nullcontext():
+            model, weights = GPTNeoX.from_pretrained(source, empty=True), stored_weights(source)
+    if corpus.vocab_size > model.config.vocab_size:
+        rows = f"{corpus.vocab_size} token ids, {flags.init} {model.config.vocab_size} embedding rows"
+        raise ValueError(f"data/{corpus.name} has {rows}; prepare the corpus with the model's own tokenizer")
+    model.config.extra |= {"bos_token_id": tokenizer.eot, "eos_token_id": tokenizer.eot}
+    return model, weights
+
+
 def record_of(flags: Flags, corpora: dict, config: GPTNeoXConfig) -> dict:
     """What config.json says of the run, besides versions."""
     record = {"flags": asdict(replace(flags, resume=None)), "data_order": data.ORDER}
@@ -340,7 +339,8 @@ def resolve(flags: Flags, given: dict) -> Flags:
     given: {name: value} of those that were set; when resuming, all others keep their recorded values."""
     check_flags(flags)
     names = named_corpora(flags.upstream, flags.downstream, flags.init, flags.revision, flags.resume, flags.dry_run)
-    flags = replace(flags, upstream=names[0], downstream=names[1])
+    sides = dict(zip(SIDES, names, strict=True))
+    flags = replace(flags, **sides)
     if flags.resume is None:
         refuse_unused(flags)
         flags = replace(flags, out=flags.out or run_name(flags))
@@ -348,7 +348,7 @@ def resolve(flags: Flags, given: dict) -> Flags:
     else:
         if flags.resume and "out" in given:
             raise ValueError("--resume names the run's folder; leave --out out")
-        given = given | {side: name for side, name in zip(SIDES, names, strict=True) if side in given}
+        given = given | {side: name for side, name in sides.items() if side in given}
         out = flags.resume or flags.out or run_name(replace(flags, resume=None))
         flags = folder.flags_to_resume(Flags, given | {"resume": out, "out": out}, out, RESUMABLE_FLAGS)
     if given.get("stop_tokens", 0) > flags.tokens:
@@ -402,7 +402,7 @@ def starting_config(init: str, revision: str | None, size: str | None) -> GPTNeo
 
 def run_name(flags: Flags) -> str:
     """A folder made of the flags that decide the result and are not the defaults."""
-    sides = (side or text for side, text in zip((flags.upstream, flags.downstream), TEXTS, strict=True))
+    sides = (side or text for side, text in zip((flags.upstream, flags.downstream), DEFAULTS, strict=True))
     changed = {name: value for name, value in changed_flags(flags).items() if name not in (*RESUMABLE_FLAGS, *SIDES)}
     return Path("runs", folder.name_from("-to-".join(dict.fromkeys(sides)), changed)).as_posix()
 
@@ -410,7 +410,7 @@ def run_name(flags: Flags) -> str:
 def upstream_flags(flags: Flags) -> Flags:
     """The flags of the pre-training behind --init upstream: an ordinary run from scratch, cached under runs/. Each seed
     has its own; all checkpoints are kept, because section 4.5 starts from earlier ones."""
-    size, text, tokens = flags.model or SMALLEST, flags.upstream or TEXTS[0], flags.upstream_tokens or Flags.tokens
+    size, text, tokens = flags.model or SMALLEST, flags.upstream or DEFAULTS[0], flags.upstream_tokens or Flags.tokens
     precision = machine.pick_precision(flags.precision, machine.pick_device(flags.device))
     usual_precision = machine.pick_precision("auto", machine.pick_device("auto"))
     name = f"upstream-{size}-{text}"

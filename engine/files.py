@@ -102,18 +102,12 @@ def sample_hash(path, blocks=16, size=2**16):
     return digest.hexdigest()
 
 
-@contextlib.contextmanager
 def locked(path, message=None):
-    """Holds a lock file while the block runs. Where another process holds it: ValueError with the message; without a
-    message it waits.
+    """A lock file, held until the end of a `with` block. Where another process holds it: ValueError with the message;
+    without a message it waits.
 
     The system drops the lock with its process, so a killed run leaves nothing to clean up."""
     try:
-        lock = filelock.FileLock(path, blocking=message is None)
-        lock.acquire()
+        return filelock.FileLock(path, blocking=message is None).acquire()
     except filelock.Timeout:
         raise ValueError(message) from None
-    try:
-        yield
-    finally:
-        lock.release()

@@ -35,10 +35,10 @@ def refuse_to_overwrite(out):
         raise ValueError(f"{out} already holds a run; continue it with --resume {out}, or choose another --out")
 
 
-def refuse_other_data(out, hashes, order):
-    """Raises ValueError if the run in a folder began with other data, or in another order, than it would have now."""
+def refuse_other_data(out, corpora, order):
+    """Raises ValueError if the run in a folder began with other data than {name: corpus}, or in another order."""
     began = read_record(out)
-    if began.get("corpora") != hashes:
+    if began.get("corpora") != {name: corpus.hashes for name, corpus in corpora.items()}:
         raise ValueError(f"{out}: the corpora changed since the run began; start a new run with --init")
     if began.get("data_order") != order:
         raise ValueError(f"{out}: an earlier version, with another order of the data, began it; start a new run")
