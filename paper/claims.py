@@ -63,11 +63,11 @@ def rise(side, arm, when):
 
 
 PEAKS = ("half the peak", "the peak", "double the peak")
-WARMUPS = ("no warm-up", "0.5 %", "2 %")
 HALF_RESTORED = ((1, "5 % replay", END), (-0.5, "no replay", END), (-0.5, "no replay", BEFORE))
 CLAIMS = {  # the claim, what the paper found, its measures
     "1": ("The length of the warm-up does not matter", "one curve each, to 17 % of the schedule",
-        [gap(s, arm, "1 %", WITHIN, when) for arm in WARMUPS for when in (EARLY, END) for s in SIDES]),
+        [gap(side, arm, "1 %", WITHIN, when) for arm in ("no warm-up", "0.5 %", "2 %") for when in (EARLY, END)
+         for side in SIDES]),
     "1b": ("Without warm-up there is an early spike", "a spike that leaves no trace",
         [m for s in SIDES for m in (gap(s, "no warm-up", "1 %", ABOVE, SPIKE), rise(s, "no warm-up", SPIKE))]),
     "2": ("Re-warming first raises both losses, then beats the constant rate on new text", "yes",

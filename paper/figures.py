@@ -6,8 +6,7 @@ python -m paper figure 4 runs/* --out figure-4.pdf
 from statistics import fmean
 
 import schedule
-from engine import figures as curves
-from engine.figures import BEFORE, COLORS, in_tokens, level_before, new_figure, over_seeds
+from engine.figures import BEFORE, COLORS, draw_arms, draw_band, in_tokens, level_before, new_figure, over_seeds
 from engine.log import SIDES
 from paper.arms import CONSTANT, SCRATCH, arms, pick, studies
 
@@ -48,7 +47,7 @@ def draw_figure(runs, number):
     if len(groups) < 2:
         raise ValueError(f"figure {number}: fewer than two of its arms are here; see python -m paper run")
     until *= max(run["flags"]["tokens"] for group in groups.values() for run in group)
-    return curves.draw_arms(groups, "loss", sides, until) if sides else draw_paths(groups, until)
+    return draw_arms(groups, "loss", sides, until) if sides else draw_paths(groups, until)
 
 
 def draw_paths(groups, until):
@@ -119,7 +118,7 @@ def draw_shares(groups, words, *panels):
     for panel, (title, measures) in zip(drawn, panels, strict=True):
         for side, measure in measures.items():
             values = [[measure(run, side) for run in group] for group in groups.values()]
-            curves.draw_band(panel, shares, values, marker="o", ms=4, color=COLORS[SIDES.index(side)], label=side)
+            draw_band(panel, shares, values, marker="o", ms=4, color=COLORS[SIDES.index(side)], label=side)
         panel.set_xscale("symlog", linthresh=1)
         panel.set_xticks(shares, [f"{share:g}" for share in shares])
         panel.minorticks_off()
