@@ -81,6 +81,8 @@ def decompressed(blocks, suffix):
     zstd, frame = zstandard.ZstdDecompressor(max_window_size=2**31), None  # as `zstd -d --long=31`
     for block in blocks:
         while block:
+            if suffix == ".gz" and frame and frame.eof and not (block := block.lstrip(b"\0")):
+                break  # gzip ignores zeros at the end
             if not frame or frame.eof:  # a file may hold several, one after the other
                 frame = zlib.decompressobj(31) if suffix == ".gz" else zstd.decompressobj()
             yield frame.decompress(block)
@@ -110,7 +112,7 @@ def read_documents(files, bar, skip_bad_lines=False, way_out="mend or convert it
                 where = f"{path}:{number}" if rows else path
                 try:
                     if not rows:
-                        yield None, document.decode("utf-8-sig")  # a byte-order mark is no text
+                        yield None, document.decode("utf-8" if number > 1 else "utf-8-sig")  # without its mark
                     elif row := document.strip():
                         yield parse_row(row)
                 except skipped:

@@ -17,6 +17,7 @@ import pytest
 import torch
 import zstandard
 from conftest import REAL, ROOT, call, refused, texts
+from tqdm import tqdm
 
 import data
 from corpora import readers
@@ -331,7 +332,6 @@ BAD = {
     "padded.jsonl.zst": (zstandard.compress(b'{"text": "a"}\n') + bytes(9), ": damaged: "),
     "cut.jsonl.gz": (gzip.compress(rows(texts("old", 90)))[:-50], ": damaged: "),
     "not.txt.gz": (b"hello", ": damaged: "),
-    "padded.txt.gz": (gzip.compress(b"a text") + bytes(5000), ": damaged: "),
     "followed.txt.gz": (gzip.compress(b"a text") + b"\x1fanything", ": damaged: "),
 }
 
@@ -388,10 +388,17 @@ ARCHIVES = {
     "cut between.zst": ZSTD + SKIPPABLE[:-1],
     "members.gz": GZIP * 3,
     "empty member.gz": gzip.compress(b"") + GZIP,
+    "padded.gz": GZIP + bytes(5000),
     "named.gz": GZIP[:3] + b"\x08" + GZIP[4:10] + b"name\0" + GZIP[10:],
     "cut.gz": GZIP + GZIP[:-1],
     "wrong sum.gz": GZIP[:-5] + bytes(5),
 }
+
+
+def test_only_the_mark_at_the_start_of_a_text_is_left_out(tmp_path):
+    text = ("x" * 255 + "\n\ufeff") * 9  # a piece has 256 bytes, so that some begin with the letter of the mark
+    (tmp_path / "a.txt").write_text("\ufeff" + text, encoding="utf-8")
+    assert "".join(piece for _, piece in read_documents([tmp_path / "a.txt"], tqdm(disable=True))) == text
 
 
 @pytest.mark.parametrize("name", ARCHIVES)
