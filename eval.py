@@ -12,6 +12,7 @@ The paper's own figures, and its claims, are in paper/.
 
 import json
 import math
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 
@@ -26,7 +27,7 @@ from engine import processes
 from engine.checkpoints import folder_of, newest
 from engine.faults import run_command
 from engine.figures import draw_curves
-from engine.flags import OneLineParser, flag_name, whole_number
+from engine.flags import OneLineParser, whole_number
 from engine.folder import read_run, read_runs
 from engine.log import perplexity_of, sides_of
 from engine.machine import autocast, pick_device, pick_threads
@@ -85,11 +86,14 @@ def open_checkpoint(flags):
     return folder, model
 
 
-def check_tokenizer(folder, corpus):
-    """ValueError if the checkpoint's tokenizer is not the one that made the corpus's ids."""
+def check_vocabulary(folder, model, corpus):
+    """ValueError if the checkpoint in a folder has another tokenizer than a corpus, or too few rows for its ids."""
+    way_out = f"prepare the corpus anew with data.py --tokenizer {folder}"
     if (Path(folder) / "tokenizer.json").is_file() and load_tokenizer(folder).sha256 != corpus.tokenizer_sha256:
-        way_out = f"prepare the corpus anew with data.py --tokenizer {folder}"
         raise ValueError(f"{folder} has another tokenizer than data/{corpus.name}; {way_out}")
+    if corpus.vocab_size > model.config.vocab_size:
+        rows = f"{model.config.vocab_size} embedding rows, data/{corpus.name} {corpus.vocab_size} token ids"
+        raise ValueError(f"{folder} has {rows}; {way_out}")
 
 
 def perplexity(flags):
@@ -102,10 +106,7 @@ def perplexity(flags):
     if not flags.json:
         print(f"{'corpus':<{width}}{'tokens':>10}{'loss':>9}{'+-':>8}{'perplexity':>12}{'bits/byte':>11}")
     for corpus in corpora:
-        check_tokenizer(folder, corpus)
-        if corpus.vocab_size > model.config.vocab_size:
-            ids = f"{corpus.vocab_size} token ids; the model has {model.config.vocab_size}"
-            raise ValueError(f"data/{corpus.name} has {ids}")
+        check_vocabulary(folder, model, corpus)
         windows = fixed_windows(corpus, context, flags.eval_tokens)  # (N, T + 1)
         tokens = len(windows) * context
         by_window = token_losses(model, windows, flags.micro_batch_size).double().mean(dim=1)  # (N,)
@@ -221,7 +222,7 @@ def plot(flags):
 def main(argv=None):
     parser = OneLineParser(prog="eval.py", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=OneLineParser)
-    count = {"type": whole_number, "metavar": "N"}
+    count = {"type": partial(whole_number, low=1), "metavar": "N"}
 
     measuring = commands.add_parser("perplexity", help="loss, perplexity and bits per byte on prepared corpora")
     add_checkpoint(measuring)
@@ -245,7 +246,7 @@ def main(argv=None):
     sampling.add_argument("--tokens", **count, default=100, help="how many to add (%(default)s)")
     sampling.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest (%(default)s)")
     sampling.add_argument("--top-k", **count, help="sample among the N likeliest (all)")
-    sampling.add_argument("--seed", **count, default=0, help="random seed (%(default)s)")
+    sampling.add_argument("--seed", type=whole_number, metavar="N", default=0, help="random seed (%(default)s)")
 
     plotting = commands.add_parser("plot", help="the curves of runs; an arm with several seeds becomes one band")
     plotting.add_argument("runs", nargs="+", metavar="RUNS", help="folders that train.py wrote, or packs of runs")
@@ -254,9 +255,6 @@ def main(argv=None):
     flags = parser.parse_args(argv)
     if not 0 <= getattr(flags, "temperature", 0) < math.inf:
         parser.error(f"--temperature {flags.temperature} is not a number from 0")
-    for name in ("micro_batch_size", "eval_tokens", "context", "top_k"):
-        if getattr(flags, name, None) == 0:
-            parser.error(f"{flag_name(name)} 0 is not a whole number from 1")
     {"perplexity": perplexity, "lambada": lambada, "sample": sample, "plot": plot}[flags.command](flags)
 
 

@@ -32,7 +32,7 @@ from engine.kernels import in_cache
 from engine.log import SIDES
 from engine.processes import held_signals
 from engine.weights import is_hub_id, model_folder
-from eval import check_tokenizer, evaluate, report
+from eval import check_vocabulary, evaluate, report
 from model import SIZES, GPTNeoX, GPTNeoXConfig, config_of, pretraining_peak, stored_weights
 
 BETAS, EPS, WEIGHT_DECAY, CLIP = (0.9, 0.95), 1e-8, 0.1, 1.0  # Pythia's and the paper's
@@ -312,12 +312,9 @@ def starting_model(flags: Flags, corpus: data.Corpus, checkpoint: Path | None = 
         weights = model.initial_weights(flags.seed)
     else:
         source = checkpoint or model_folder(checkpoints.newest(flags.init), flags.revision)
-        check_tokenizer(source, corpus)
         with blaming(source, checkpoints.way_out(source)) if checkpoint else nullcontext():
             model, weights = GPTNeoX.from_pretrained(source, empty=True), stored_weights(source)
-    if corpus.vocab_size > model.config.vocab_size:
-        rows = f"{corpus.vocab_size} token ids, {flags.init} {model.config.vocab_size} embedding rows"
-        raise ValueError(f"data/{corpus.name} has {rows}; prepare the corpus with the model's own tokenizer")
+        check_vocabulary(source, model, corpus)
     model.config.extra |= {"bos_token_id": tokenizer.eot, "eos_token_id": tokenizer.eot}
     return model, weights
 

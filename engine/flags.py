@@ -17,14 +17,14 @@ class OneLineParser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
-def whole_number(text):
+def whole_number(text, low=0):
     """A count as people write it: 5000000, 5e6 or 5_000_000."""
     try:
         number = float(text)
     except ValueError:
         number = -1.0
-    if not number.is_integer() or number < 0 or number > 1e15:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 0")
+    if not number.is_integer() or not low <= number <= 1e15:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number from {low}")
     return int(number)
 
 

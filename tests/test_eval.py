@@ -116,7 +116,7 @@ def test_bad_input(run):
         (["sample", "nowhere"], "nowhere"),
         (["sample", "r", "--tokenizer", "missing"], "missing"),
         (["sample", "r", "--temperature", "nan"], "--temperature nan"),
-        (["perplexity", "r", "--data", "old", "--micro-batch-size", "0"], "--micro-batch-size 0"),
+        (["perplexity", "r", "--data", "old", "--micro-batch-size", "0"], "--micro-batch-size: 0"),
         (["perplexity", "r", "--data", "short", "--context", "200"], "short"),
         (["dance"], "dance"),
     ]:
