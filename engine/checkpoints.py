@@ -101,11 +101,9 @@ def newest_state(out):
     file = folder / STATE_FILES[0]
     file = file if file.is_file() else folder / OLD_STATE_FILES[0]
     with blaming(file, way_out(folder)):
-        state = read_json(file)
-        for name in ("step", "metrics_bytes", "adam_t"):
+        state = {"skipped": 0, "skipped_in_a_row": 0} | read_json(file)
+        for name in ("step", "metrics_bytes", "adam_t", "skipped", "skipped_in_a_row"):
             value_of(state, name)
-        for name in ("skipped", "skipped_in_a_row"):
-            state[name] = value_of(state, name) if state.get(name) else 0
         if folder != folder_of(out, state["step"]):
             raise ValueError("of another step")
     return folder, state
