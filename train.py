@@ -29,7 +29,7 @@ from engine.faults import explained, run_command
 from engine.files import blaming, read_json
 from engine.flags import OneLineParser, add_flags, changed_flags, check_flags, flag, flag_name, given_flags
 from engine.kernels import in_cache
-from engine.log import SIDES
+from engine.log import SIDES, Log
 from engine.processes import held_signals
 from engine.weights import is_hub_id, model_folder
 from eval import check_vocabulary, evaluate, report
@@ -211,7 +211,8 @@ def run(flags: Flags) -> int:
     evaluations = lr_schedule.evaluation_steps(flags.updates, flags.stop, flags.warmup_updates, flags.eval_every)
     evaluations -= {start} if state.get("evaluated", checkpoint) else set()
     saves = {flags.warmup_updates, flags.stop, *range(flags.save_every, flags.stop, flags.save_every)}
-    with folder.opened(flags, record_of(flags, corpora, model.config), state) as log, held_signals() as signals:
+    log = Log(out, flags.stop, flags.tokens_per_update, state)
+    with folder.opened(out, record_of(flags, corpora, model.config), flags.resume), log, held_signals() as signals:
         checkpoints.prune(out, start, flags.keep, flags.warmup_updates)  # in case the run was killed before it did
         lr, stopping = flags.learning_rate(start) if start else 0.0, False
         for step in range(start, flags.stop + 1):  # `step` updates are done
@@ -242,8 +243,7 @@ def run(flags: Flags) -> int:
                 loss += weighted.detach()
             scaler.unscale_(optimizer)  # before clipping: else the norm would include the loss scale
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP).item()
-            loss, arrived = processes.sums(loss / processes.count(), len(signals))
-            stopping = arrived > 0  # all processes stop after the same update
+            loss, stopping = processes.sums(loss / processes.count(), len(signals))  # all stop after the same update
             overflows = machine.check_finite(loss, norm, scaler, overflows, step + 1, lr)
             skipped += overflows > 0
             log.update(step + 1, lr, loss, norm, skipped if scaler.is_enabled() else None)

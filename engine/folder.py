@@ -21,7 +21,7 @@ from engine import VERSION, processes
 from engine.faults import one_line
 from engine.files import blaming, locked, read_json, to_json, value_of, write_whole
 from engine.flags import check_flags, flag_name
-from engine.log import RECORDS, SIDES, Log, checked, read_records
+from engine.log import RECORDS, SIDES, checked, read_records
 
 RESTORE = "restore it, or begin a new run"  # the way out of a config.json that was changed
 
@@ -45,26 +45,22 @@ def refuse_other_data(out, corpora, order):
 
 
 @contextmanager
-def opened(flags, record, state):
-    """Makes the folder of a run, keeps other processes out of it while the block runs, writes config.json, and gives
-    the run's Log.
+def opened(out, record, resumed):
+    """Makes the folder of a run, keeps other processes out of it while the block runs, and writes config.json.
 
-    record: {"flags": every resolved flag, "corpora": their hashes, "parameters", "pretraining_peak"}; state: of the
-    checkpoint from which the run resumes, if it does. Of several processes rank 0 writes. RuntimeError, with the way
-    out, for what cannot be written in the block."""
-    out = Path(flags.out)
+    record: {"flags": every resolved flag, "corpora": their hashes, "parameters", "pretraining_peak"}. Of several
+    processes rank 0 does it. RuntimeError, with the way out, for what cannot be written in the block."""
     with ExitStack() as cleanup:
         if processes.rank() == 0:
             out.mkdir(parents=True, exist_ok=True)
             taken = f"{out}: another process runs it; wait or choose another --out"
             cleanup.enter_context(locked(out / ".lock", taken))
-            if not flags.resume:
+            if not resumed:
                 refuse_to_overwrite(out)  # another process may have come and gone since it was looked at
             versions = {"rewarm": VERSION, "python": platform.python_version(), "torch": torch.__version__}
             write_whole(out / "config.json", to_json(record | {"versions": versions}))
-        log = cleanup.enter_context(Log(out, flags.stop, flags.tokens_per_update, state))
         try:
-            yield log
+            yield
         except (OSError, SafetensorError) as fault:  # a full disk, most often
             way_out = f"make room, then: python train.py --resume {out}"
             raise RuntimeError(f"could not save {out}: {one_line(fault)}; {way_out}") from None

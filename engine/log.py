@@ -53,23 +53,26 @@ def progress_bar(name, total, done=0):
 
 
 class Log:
-    """Appends the records of a run to metrics.jsonl and shows them to a person. Of several processes the first writes.
+    """Appends the records of a run to metrics.jsonl and shows them to a person, in a `with` block. Of several processes
+    the first writes.
 
     out: folder of the run; stop: its last step; state: of the checkpoint from which it resumes, if it does, with its
     `step` and the length of the log then.
     """
 
     def __init__(self, out, stop, tokens_per_update, state):
-        self.stop, self.tokens_per_update = stop, tokens_per_update
-        self.path, self.writes = out / "metrics.jsonl", processes.rank() == 0
-        self.terminal = sys.stderr.isatty()
+        self.path, self.stop, self.tokens_per_update, self.state = out / "metrics.jsonl", stop, tokens_per_update, state
+        self.writes, self.terminal = processes.rank() == 0, sys.stderr.isatty()
+
+    def __enter__(self):
         self.file = open(self.path if self.writes else os.devnull, "a+b", buffering=0)  # a line is one write
         self.first_evaluation = None
         if self.writes:
-            self.truncate(state.get("metrics_bytes", 0))
-        self.bar = progress_bar(out.name[:24], stop, state.get("step", 0))
+            self.truncate(self.state.get("metrics_bytes", 0))
+        self.bar = progress_bar(self.path.parent.name[:24], self.stop, self.state.get("step", 0))
         self.seconds, self.updates = 0.0, 0  # spent on updates, and how many
         self.resume_clock()
+        return self
 
     def truncate(self, size):
         """Drops the lines after the checkpoint, at which the log had `size` bytes: they will be logged again."""
@@ -79,9 +82,6 @@ class Log:
         self.file.truncate(size)
         self.file.seek(0, os.SEEK_END)
         self.first_evaluation = next(iter(read_records(self.path)["eval"]), None)
-
-    def __enter__(self):
-        return self
 
     def __exit__(self, *_):
         self.file.close()

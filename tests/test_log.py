@@ -120,7 +120,7 @@ def test_on_resume_the_lines_after_the_checkpoint_are_dropped(tmp_path, capsys):
     assert [(r["step"], r.get("loss")) for r in records(tmp_path)] == [(0, None), (1, 3.0), (2, 2.5), (2, None)]
     assert "upstream 7.39 (+171.8%)" in capsys.readouterr().out  # against the evaluation before the first update
     with pytest.raises(ValueError, match="not as at the checkpoint"):
-        Log(tmp_path, 4, 1000, {"step": 1, "metrics_bytes": size - 1})
+        Log(tmp_path, 4, 1000, {"step": 1, "metrics_bytes": size - 1}).__enter__()
 
 
 def test_units():
