@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -30,6 +29,7 @@ def worker(rank, ranks, port, folder, words, change):
     os.chdir(folder)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
     torch.set_num_threads(1)
     sys.stdout = sys.__stdout__ = open(f"said-{rank}", "w")
     sys.stderr = sys.__stderr__ = open(f"complained-{rank}", "w")
@@ -41,10 +41,9 @@ def worker(rank, ranks, port, folder, words, change):
 
 def together(ranks, *words, change=None, timeout=100):
     """Runs train.py in several processes, as torchrun does: (exit codes, what each said, what each complained)."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    arguments = [(rank, ranks, port, os.getcwd(), [str(w) for w in words], change) for rank in range(ranks)]
+    # The launcher's: a process may end while another still joins.
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    arguments = [(rank, ranks, store.port, os.getcwd(), [str(w) for w in words], change) for rank in range(ranks)]
     started = [FORKS.Process(target=worker, args=each) for each in arguments]
     for process in started:
         process.start()
