@@ -48,7 +48,7 @@ EXPERIMENTS = {
     "model-size": [arm | {"size": place} for place in range(3) for arm in ({}, CONSTANT)],
 }
 LENGTHS = {0.01: 0, 1 / 30: 0, 0.1: 0, 1 / 3: 3, 1: 3}  # shares of the pre-training; of how many seeds (0: all)
-LONG_PEAKS = {1: (0.2, 0.4, 0.8, 1.6), 1 / 8: (0.1, 0.2, 0.4)}  # near the best of the shorter ones
+LONG_PEAKS = {1: (0.2, 0.4, 0.8, 1.6), 1 / 8: (0.1, 0.2, 0.4, 0.8)}  # near the best of the shorter ones
 MORE = {  # not in `all`
     # The arms that the claims compare, which need more seeds than the rest; those for a second pair of corpora.
     "claims": [*ARMS.values(), *STARTS],
