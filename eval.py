@@ -10,7 +10,6 @@ corpus against tokens. The metric is the mean cross-entropy of a token in nats; 
 The paper's own figures, and its claims, are in paper/.
 """
 
-import json
 import math
 from functools import partial
 from pathlib import Path
@@ -29,7 +28,7 @@ from engine.faults import run_command
 from engine.figures import draw_curves
 from engine.flags import OneLineParser, whole_number
 from engine.folder import read_run, read_runs
-from engine.log import perplexity_of, sides_of
+from engine.log import json_line, perplexity_of, sides_of
 from engine.machine import autocast, pick_device, pick_threads
 from engine.weights import model_folder
 from model import GPTNeoX
@@ -115,9 +114,8 @@ def perplexity(flags):
         error = by_window.std().item() / math.sqrt(len(windows)) if len(windows) > 1 else math.nan
         bits = loss / math.log(2) / corpus.bytes_per_token
         if flags.json:
-            row = {"corpus": corpus.name, "tokens": tokens, "loss": loss}
-            row["standard_error"] = None if math.isnan(error) else error  # JSON has no NaN
-            print(json.dumps(row | {"perplexity": perplexity_of(loss), "bits_per_byte": bits}))
+            row = {"corpus": corpus.name, "tokens": tokens, "loss": loss, "standard_error": error}
+            print(json_line(row | {"perplexity": perplexity_of(loss), "bits_per_byte": bits}))
         else:
             name = f"{corpus.name:<{width}}"
             print(f"{name}{tokens:>10,}{loss:>9.4f}{error:>8.4f}{perplexity_of(loss):>12.3f}{bits:>11.4f}")
@@ -152,7 +150,7 @@ def lambada(flags):
             total += scores.gather(1, target[:, None]).sum().item()
             right += torch.equal(scores.argmax(dim=1), target)
     result = {"texts": len(rows), "perplexity": perplexity_of(-total / len(rows)), "accuracy": right / len(rows)}
-    print(json.dumps(result) if flags.json else "  ".join(f"{name} {value:.5g}" for name, value in result.items()))
+    print(json_line(result) if flags.json else "  ".join(f"{name} {value:.5g}" for name, value in result.items()))
 
 
 def lambada_rows(file: str | None, tokenizer, model: GPTNeoX) -> list[tuple[list[int], int]]:

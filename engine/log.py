@@ -52,6 +52,11 @@ def progress_bar(name, total, done=0):
     return tqdm(**options, disable=not sys.stderr.isatty(), dynamic_ncols=True)
 
 
+def json_line(record):
+    """A record as a line of JSON, with null for what is not finite."""
+    return json.dumps({n: None if isinstance(v, float) and not math.isfinite(v) else v for n, v in record.items()})
+
+
 class Log:
     """Appends the records of a run to metrics.jsonl and shows them to a person, in a `with` block. Of several processes
     the first writes.
@@ -99,8 +104,7 @@ class Log:
 
     def write(self, record):
         """Appends a line."""
-        record = {n: None if isinstance(v, float) and not math.isfinite(v) else v for n, v in record.items()}
-        line = (json.dumps(record) + "\n").encode()
+        line = (json_line(record) + "\n").encode()
         if self.file.write(line) < len(line):
             raise OSError(errno.ENOSPC, "No space left on device", str(self.path))
 

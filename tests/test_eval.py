@@ -58,6 +58,18 @@ def test_perplexity_is_the_exp_of_the_mean_loss(run):
     assert f"{rows[0]['perplexity']:.3f}" in table and "bits/byte" in table
 
 
+def test_json_has_null_for_what_is_not_finite(run):
+    """Bits per byte of a corpus without text, as one of special tokens alone; the error of a single window."""
+    meta = json.loads(Path("data/old/meta.json").read_text())
+    meta["val"]["bytes_of_text"] = 0
+    Path("data/old/meta.json").write_text(json.dumps(meta))
+    words = ["eval.py", "perplexity", run, "--data", "old", "--context", "32", "--eval-tokens", "32"]
+    done = call(*words, "--json")
+    row = json.loads(done.stdout, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert row["bits_per_byte"] is None and row["standard_error"] is None and row["loss"] > 0
+    assert "nan" in call(*words).stdout  # in the table
+
+
 def test_evaluation_leaves_the_model_training_and_without_gradients(run):
     network = GPTNeoX.from_pretrained("r/checkpoints/step_00000020").train()
     windows = data.fixed_windows(data.Corpus("old"), 32, 320)
