@@ -18,7 +18,6 @@ import math
 import os
 import signal
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -28,9 +27,6 @@ from corpora.tokenizer import Tokenizer, load_tokenizer
 from engine.faults import one_line, run_command
 from engine.files import sample_hash, value_of
 from engine.flags import OneLineParser, whole_number
-
-if TYPE_CHECKING:
-    import torch
 
 # ---------------------------------------------------------------- a prepared corpus
 
@@ -59,7 +55,7 @@ class Corpus:
     def mapped(self, split: str) -> np.ndarray:
         """The token ids of a split, (tokens,) uint16, read only where they are used."""
         file, meta = self.folder / f"{split}.bin", self.meta[split]
-        tokens, _, _ = (value_of(meta, name, high=2**48) for name in COUNTS)
+        tokens = {name: value_of(meta, name, high=2**48) for name in COUNTS}["tokens"]
         if file.stat().st_size != 2 * tokens:
             raise ValueError(f"{split}.bin has {file.stat().st_size} bytes, not 2 x {tokens} tokens")
         if sample_hash(file) != value_of(meta, "sample_sha256", str):
@@ -77,7 +73,7 @@ class Corpus:
             raise self.damaged("tokenizer.json is not the one that made the ids")
         return tokenizer
 
-    def windows(self, split: str, context: int) -> int:
+    def window_count(self, split: str, context: int) -> int:
         """How many windows of context + 1 tokens a split has, each beginning with the last token of the one before."""
         count = (len(self.splits[split]) - 1) // context
         if count < 1:
@@ -152,7 +148,7 @@ class Mixture:
     def __init__(self, shares: dict[Corpus, float], context: int, seed: int):
         """shares: {Corpus: positive weight}, of any sum. ValueError for a share below 2^-32."""
         self.corpora, self.context, self.seed = list(shares), context, seed
-        self.sizes = [corpus.windows("train", context) for corpus in self.corpora]
+        self.sizes = [corpus.window_count("train", context) for corpus in self.corpora]
         weights = list(shares.values())
         if never := [corpus.name for corpus, weight in shares.items() if weight / sum(weights) < 2**-32]:
             raise ValueError(f"the share of {never[0]} is below 2^-32, too small for it ever to come; leave it out")
@@ -163,19 +159,20 @@ class Mixture:
     def locate(self, position: int) -> tuple[int, int]:
         """(number of the corpus, window of its train split) at a position of the stream."""
         for number, threshold in enumerate(self.thresholds):
-            # A corpus takes the positions at which position * share + offset passes a whole number, evenly spread, and
-            # took `before` of those before this one. Keys are hashes of hashes: sums of seed, number and epoch could be
-            # the same for two of them, which would then share an order.
+            # Keys are hashes of hashes: sums of seed, number and epoch could be the same for two of them, which would
+            # then share an order.
             key = hash64(hash64(self.seed) + number)
+            # A corpus takes the positions at which position * share + offset passes a whole number, evenly spread, and
+            # took `before` of those before this one. The offset is a phase: else corpora of equal share keep in step.
             offset = hash64(key - 1) & (2**32 - 1) if threshold < 2**32 else 0
             before = (position * threshold + offset) >> 32
             if (((position + 1) * threshold + offset) >> 32) > before:
                 epoch, index = divmod(before, self.sizes[number])
                 return number, permute(index, self.sizes[number], hash64(key + epoch))
-            position -= before
+            position -= before  # its number among the positions that this corpus leaves
         raise AssertionError("the last corpus takes every position that is left")
 
-    def batch(self, update: int, size: int, rank: int = 0, ranks: int = 1) -> "torch.Tensor":
+    def batch(self, update: int, size: int, rank: int = 0, ranks: int = 1):
         """Tokens (size / ranks, context + 1), int64, of an update counted from 0: the rank's share of its positions."""
         rows = [self.locate(update * size + i) for i in range(rank, size, ranks)]
         return as_tensor(self.corpora[c].window("train", w, self.context) for c, w in rows)
@@ -196,31 +193,31 @@ def parse_shares(text: str) -> dict[str, float]:
         try:
             shares[name] = float(weight) if equals else 1.0
         except ValueError:
-            raise ValueError(f"{entry!r}: the weight is no number; write NAME=WEIGHT,NAME=WEIGHT") from None
+            shares[name] = math.nan
         if not 0 < shares[name] < 1e9:
-            raise ValueError(f"{entry!r}: a weight must be above 0 and below 1e9")
+            raise ValueError(f"{entry!r}: a weight is a number above 0 and below 1e9; write NAME=WEIGHT,NAME=WEIGHT")
     return shares
 
 
-def blend(shares: dict[str, float], other: str, share: float) -> dict[str, float]:
-    """The shares times 1 - share, plus `share` of the corpus `other`; they sum to 1. For overlap and replay."""
+def blend(shares: dict[str, float], added: str, part: float) -> dict[str, float]:
+    """The shares times 1 - part, plus `part` of the corpus `added`; they sum to 1. For overlap and replay."""
     total = sum(shares.values())
-    mixed = {name: weight / total * (1 - share) for name, weight in shares.items()}
-    mixed[other] = mixed.get(other, 0) + share
+    mixed = {name: weight / total * (1 - part) for name, weight in shares.items()}
+    mixed[added] = mixed.get(added, 0) + part
     return {name: weight for name, weight in mixed.items() if weight > 0}
 
 
 # ---------------------------------------------------------------- windows
 
 
-def fixed_windows(corpus: Corpus, context: int, tokens: int) -> "torch.Tensor":
+def fixed_windows(corpus: Corpus, context: int, tokens: int):
     """Evenly spread validation windows, (N, context + 1) int64: the same ones at every evaluation of every run."""
-    available = corpus.windows("val", context)
+    available = corpus.window_count("val", context)
     count = min(available, max(1, round(tokens / context)))
     return as_tensor(corpus.window("val", i * available // count, context) for i in range(count))
 
 
-def as_tensor(windows: Iterable[np.ndarray]) -> "torch.Tensor":
+def as_tensor(windows: Iterable[np.ndarray]):
     """Windows of token ids, (context + 1,) each, as one tensor (N, context + 1) of int64."""
     import torch  # late: whoever only prepares a corpus starts ten times as fast
 

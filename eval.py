@@ -21,7 +21,8 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from corpora.readers import read_documents
-from data import Corpus, fixed_windows, load_tokenizer
+from corpora.tokenizer import load_tokenizer
+from data import Corpus, fixed_windows
 from engine import processes
 from engine.checkpoints import folder_of, newest
 from engine.faults import run_command
@@ -69,6 +70,7 @@ def evaluate(
         repeated = rows[torch.arange(filled) % len(rows)]
         by_window = torch.zeros(filled, dtype=torch.float64)
         by_window[rank::ranks] = token_losses(model, repeated[rank::ranks], micro_batch, precision).double().mean(dim=1)
+        # A process leaves the places of the others at zero, so the sums over processes have a loss in every place.
         losses[name] = fmean(processes.sums(*by_window)[: len(rows)])
     downstream = sum(share * losses[name] for name, share in distribution.items())
     by_corpus = {f"{name}_loss": loss for name, loss in losses.items()}
@@ -134,8 +136,7 @@ def lambada(flags):
     """Perplexity and accuracy on LAMBADA (OpenAI's version), as published for Pythia by its authors' harness.
 
     The context is all but the last word; the target is a space and the last word. Perplexity is exp(-mean of the
-    targets' log-probabilities); a target is right if each of its tokens is the likeliest.
-    """
+    targets' log-probabilities); a target is right if each of its tokens is the likeliest."""
     folder, model = open_checkpoint(flags)
     rows = lambada_rows(flags.file, load_tokenizer(flags.tokenizer or folder), model)
     device, total, right = next(model.parameters()).device, 0.0, 0
@@ -223,23 +224,22 @@ def main(argv=None):
     count = {"type": partial(whole_number, low=1), "metavar": "N"}
 
     measuring = commands.add_parser("perplexity", help="loss, perplexity and bits per byte on prepared corpora")
-    add_checkpoint(measuring)
+    scoring = commands.add_parser("lambada", help="perplexity and accuracy on LAMBADA (OpenAI's version)")
+    sampling = commands.add_parser("sample", help="a checkpoint's continuation of a prompt")
+    for command in (measuring, scoring, sampling):
+        command.add_argument("checkpoint", help="a run's folder (its last checkpoint), a model folder, or a hub id")
+        command.add_argument("--revision", help="of a hub id, such as step1000")
+        command.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
+    for command in (scoring, sampling):
+        command.add_argument("--tokenizer", help="a tokenizer.json, bytes or neox (the checkpoint's)")
+    for command in (measuring, scoring):
+        command.add_argument("--micro-batch-size", **count, default=8, help="windows or texts at a time (%(default)s)")
+        command.add_argument("--json", action="store_true", help="one JSON object a line")
+
     measuring.add_argument("--data", nargs="+", required=True, metavar="NAME", help="prepared corpora (their val.bin)")
     measuring.add_argument("--eval-tokens", **count, default=1_000_000, help="tokens, in whole windows (%(default)s)")
     measuring.add_argument("--context", **count, help="tokens of a window, at most the model's (the model's)")
-    measuring.add_argument("--micro-batch-size", **count, default=8, help="windows at a time (%(default)s)")
-    measuring.add_argument("--json", action="store_true", help="one JSON object a line")
-
-    scoring = commands.add_parser("lambada", help="perplexity and accuracy on LAMBADA (OpenAI's version)")
-    add_checkpoint(scoring)
     scoring.add_argument("--file", help='rows with a "text" (fetched from the hub)')
-    scoring.add_argument("--tokenizer", help="a tokenizer.json, bytes or neox (the checkpoint's)")
-    scoring.add_argument("--micro-batch-size", **count, default=8, help="texts at a time (%(default)s)")
-    scoring.add_argument("--json", action="store_true", help="one JSON object")
-
-    sampling = commands.add_parser("sample", help="a checkpoint's continuation of a prompt")
-    add_checkpoint(sampling)
-    sampling.add_argument("--tokenizer", help="a tokenizer.json, bytes or neox (the checkpoint's)")
     sampling.add_argument("--prompt", default="", help="text to continue")
     sampling.add_argument("--tokens", **count, default=100, help="how many to add (%(default)s)")
     sampling.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest (%(default)s)")
@@ -254,13 +254,6 @@ def main(argv=None):
     if not 0 <= getattr(flags, "temperature", 0) < math.inf:
         parser.error(f"--temperature {flags.temperature} is not a number from 0")
     {"perplexity": perplexity, "lambada": lambada, "sample": sample, "plot": plot}[flags.command](flags)
-
-
-def add_checkpoint(parser):
-    """The flags that say which model to measure, and where."""
-    parser.add_argument("checkpoint", help="a run's folder (its last checkpoint), a model folder, or a hub id")
-    parser.add_argument("--revision", help="of a hub id, such as step1000")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
 
 
 if __name__ == "__main__":

@@ -140,11 +140,11 @@ class GPTNeoXConfig:
         return 2 * self.vocab_size * d + self.num_hidden_layers * layer + 2 * d
 
 
-def config_of(size: str, vocab_size: int | None = None) -> GPTNeoXConfig:
-    """GPTNeoXConfig of a key of SIZES, with `vocab_size` embedding rows; for Pythia's own tokenizer, or an unknown one,
-    with Pythia's padded number of rows."""
+def config_of(size: str, vocab_size: int = PYTHIA_IDS) -> GPTNeoXConfig:
+    """GPTNeoXConfig of a key of SIZES, with an embedding row for each token id; for those of Pythia's own tokenizer
+    with its padded number of rows."""
     layers, width, heads, _, rows, context = SIZES[size]
-    rows = rows if vocab_size in (None, 0, PYTHIA_IDS) else vocab_size
+    rows = rows if vocab_size == PYTHIA_IDS else vocab_size
     # vocabulary, width, layers, heads, inner width
     return GPTNeoXConfig(rows, width, layers, heads, 4 * width, max_position_embeddings=context)
 
@@ -185,7 +185,7 @@ class Attention(nn.Module):
 
 def attention(query, key, value):  # 3 x (B, H, T, D/H) -> (B, H, T, D/H)
     """softmax(Q K^T / sqrt(D/H)) V, each token seeing itself and those before it."""
-    if kernels.FAST and query.is_cpu and query.dtype.itemsize == 2:  # where torch's own is slow
+    if kernels.FAST and query.is_cpu and query.dtype.itemsize == 2:  # torch's own is slow there
         return kernels.attention(query, key, value)
     return F.scaled_dot_product_attention(query, key, value, is_causal=True)
 
@@ -236,7 +236,7 @@ class Layer(nn.Module):
 
 def cross_entropy(hidden, weight, targets):  # (B, T, D), (V, D), (B, T) -> (), (B, T)
     """-log softmax(W h) of each target in nats: the mean, and all of them."""
-    if kernels.FAST:  # where all logits never exist at once
+    if kernels.FAST:  # True except in tests; works in chunks, because all logits, (B, T, V), can be gigabytes
         return kernels.linear_cross_entropy(hidden, weight, targets)
     losses = F.cross_entropy(F.linear(hidden, weight).mT, targets, reduction="none")
     return losses.mean(), losses
@@ -271,7 +271,7 @@ class GPTNeoX(nn.Module):
     def forward(self, tokens: Tensor, targets: Tensor | None = None, per_token: bool = False) -> Tensor:
         """Logits (B, T, V) of token ids (B, T); with targets (B, T), their mean cross-entropy in nats, a scalar.
 
-        per_token=True gives the loss of each target instead, (B, T), without a gradient."""
+        per_token=True gives the loss of each target instead, (B, T), to measure with: it may have no gradient."""
         x = self.gpt_neox.embed_in(tokens)  # (B, T, D)
         exact = torch.promote_types(x.dtype, torch.float32)
         cos, sin = rotary_tables(tokens.shape[1], self.config, x.device, exact)  # (T, R)
@@ -301,14 +301,14 @@ class GPTNeoX(nn.Module):
             yield name, tensor
 
     @torch.no_grad()
-    def load_weights(self, weights, device="cpu", placed=lambda parameter, tensor: tensor) -> None:
+    def load_weights(self, weights, device="cpu", stored_part=lambda parameter, tensor: tensor) -> None:
         """Allocates an empty model on a device and copies into it `weights`, (name, tensor) of each parameter.
 
-        placed(parameter, tensor): the part of the whole tensor that this process stores, for a sharded model."""
+        stored_part(parameter, tensor): of a whole tensor what this process stores, for a sharded model."""
         self.to_empty(device=device)
         parameters = dict(self.named_parameters())
         for name, tensor in weights:  # one at a time; fp16 on the hub, fp32 master weights here
-            parameters[name].copy_(placed(parameters[name], tensor))
+            parameters[name].copy_(stored_part(parameters[name], tensor))
 
     @torch.no_grad()
     def generate(

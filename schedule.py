@@ -8,12 +8,12 @@ Sections 3 and 4 of "How to (re)warm your model?" (arXiv 2308.04014) and section
 """
 
 import argparse
-import itertools
 import math
 import os
 
-COOLDOWN_END = 0.60  # infinite schedules: share of the updates after the warm-up at which the constant phase begins,
-CONSTANT_END = 0.85  # and at which annealing begins (follow-up: 60 % and 85 %; its code counts from the warm-up's end)
+# Infinite schedules: the follow-up's phases, as shares of the updates after the warm-up (as its code counts them).
+COOLDOWN_END = 0.60  # the end of the cool-down, where the constant phase begins
+CONSTANT_END = 0.85  # the end of the constant phase, where annealing begins
 RSQRT_TIMESCALE = 10.0  # "a" of the inverse square root cool-down
 
 # Where the paper stopped its runs, as shares of a schedule of 296.86B tokens: sections 4.1 and 4.5 after 50B, with the
@@ -71,7 +71,8 @@ def cosine_clipped(n, N, max_lr, min_lr):
     """What GPT-NeoX computed when Pythia, and by inference the paper's runs, were trained.
 
     A cosine towards zero, clipped at min. Its N counts the warm-up too. With min = max / 10 it meets the floor at
-    n = 0.795 N, 80.5 % of all updates: the paper's "reaches the minimum at 240B and is constant thereafter"."""
+    n = 0.795 N; with 1 % of warm-up before it, at 80.5 % of all updates: the paper's "reaches the minimum at 240B and
+    is constant thereafter"."""
     return max(min_lr, max_lr / 2 * (1 + math.cos(math.pi * (n / N))))
 
 
@@ -114,14 +115,8 @@ def infinite(n, N, max_lr, min_lr, cooled):
     return hold * (1 - share)  # an exponential never reaches zero, a line does
 
 
-SCHEDULES = {
-    "cosine": cosine,
-    "cosine-clipped": cosine_clipped,
-    "linear": linear,
-    "constant": constant,
-    "infinite-cosine": infinite_cosine,
-    "infinite-rsqrt": infinite_rsqrt,
-}
+DECAYS = (cosine, cosine_clipped, linear, constant, infinite_cosine, infinite_rsqrt)
+SCHEDULES = {decay.__name__.replace("_", "-"): decay for decay in DECAYS}  # "cosine-clipped": cosine_clipped
 
 
 def main(argv=None):
@@ -132,15 +127,14 @@ def main(argv=None):
     os.environ["MPLBACKEND"] = "agg"  # a notebook names its own, which may not be installed here
     from matplotlib.figure import Figure  # late: the rest of this file needs nothing but math
 
-    figure = Figure(figsize=(6, 3.2), layout="constrained")
-    axes = figure.subplots()
-    for name, style in zip(SCHEDULES, itertools.cycle(("-", "--", "-.", ":")), strict=False):
+    axes = Figure(figsize=(6, 3.2), layout="constrained").subplots()
+    for number, name in enumerate(SCHEDULES):
         rates = [learning_rate(update, 2000, 3e-4, 3e-5, 0.01, name) for update in range(1, 2001)]  # the 410M's
-        axes.plot(range(1, 2001), rates, style, label=name)
+        axes.plot(range(1, 2001), rates, ("-", "--", "-.", ":")[number % 4], label=name)
     axes.set(xlabel="update", ylabel="learning rate", xlim=(0, 2000), ylim=0)
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     try:
-        figure.savefig(out, dpi=200)
+        axes.figure.savefig(out, dpi=200)
     except (OSError, ValueError) as fault:
         parser.exit(2, f"schedule.py: cannot write {out}: {fault}; choose another --out\n")
     print(out)

@@ -114,8 +114,7 @@ class AdamW(torch.optim.Optimizer):
         p <- p - lr wd p - lr m_hat / (sqrt(v_hat) + eps)       m_hat = m / (1 - beta1^t), v_hat = v / (1 - beta2^t)
 
     Decoupled decay: lr wd p is taken off the weight, not added to its gradient. With `towards`, {p: tensor of its
-    shape}, weights decay to these values instead of zero: lr wd (p - towards[p]) is taken off.
-    """
+    shape}, weights decay to these values instead of zero: lr wd (p - towards[p]) is taken off."""
 
     def __init__(self, params, lr, betas=BETAS, eps=EPS, weight_decay=WEIGHT_DECAY, towards=None):
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "t": 0})
@@ -136,6 +135,7 @@ class AdamW(torch.optim.Optimizer):
             group["t"] += 1
             lr, (beta1, beta2), t = group["lr"], group["betas"], group["t"]
             targets = [self.towards[p] for p in params] if self.towards else params
+            # in_cache() gives the same lists in pieces that fit a CPU's cache.
             for p, g, m_p, v_p, target in zip(*map(in_cache, (params, grads, m, v, targets)), strict=True):
                 torch._foreach_mul_(p, 1 - lr * group["weight_decay"])
                 if self.towards:
@@ -151,11 +151,9 @@ class AdamW(torch.optim.Optimizer):
 
 def parameter_groups(model: torch.nn.Module) -> list[dict]:
     """Weight matrices decay; biases and LayerNorms, all the one-dimensional parameters, do not."""
-    params = list(model.parameters())
-    return [
-        {"params": [p for p in params if p.ndim > 1]},
-        {"params": [p for p in params if p.ndim == 1], "weight_decay": 0.0},
-    ]
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    vectors = [p for p in model.parameters() if p.ndim == 1]
+    return [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
 
 
 # ---------------------------------------------------------------- the loop
@@ -176,21 +174,21 @@ def train(flags: Flags, given: dict | None = None) -> bool:
         prepare_hub((flags.upstream, flags.downstream), max(flags.tokens, flags.upstream_tokens or 0))
         corpora, *_ = texts_of(flags)  # what is wrong with them is said before minutes are spent on a pre-training
     if flags.init == "upstream":
-        before = upstream_flags(flags)
-        if not checkpoints.reached(before.out, before.stop):
-            print(f"pre-training {before.model} on {before.upstream} (once; cached in {before.out})")
-            words = flags_to_go_on(before)
-            if not finished(resolve(Flags(**words), words), "the same command resumes it"):
+        pretraining = upstream_flags(flags)
+        if not checkpoints.reached(pretraining.out, pretraining.stop):
+            print(f"pre-training {pretraining.model} on {pretraining.upstream} (once; cached in {pretraining.out})")
+            changed = flags_to_go_on(pretraining)
+            if not run_and_report(resolve(Flags(**changed), changed), "the same command resumes it"):
                 return False
-        folder.refuse_other_data(Path(before.out), {before.upstream: corpora[before.upstream]}, data.ORDER)
-        flags = replace(flags, init=before.out)
-    whole = finished(flags, f"resume with: python train.py --resume {flags.out}")
-    if whole:
+        folder.refuse_other_data(Path(pretraining.out), {flags.upstream: corpora[flags.upstream]}, data.ORDER)
+        flags = replace(flags, init=pretraining.out)  # recorded, so that a resumed run goes straight to that folder
+    reached_end = run_and_report(flags, f"resume with: python train.py --resume {flags.out}")
+    if reached_end:
         print(f"next        python eval.py sample {shlex.quote(flags.out)}")
-    return whole
+    return reached_end
 
 
-def finished(flags: Flags, way_on: str) -> bool:
+def run_and_report(flags: Flags, way_on: str) -> bool:
     """A run and its report. Returns whether it got to its end; where a signal stopped it, prints how to go on."""
     step = run(flags)
     if processes.rank() == 0:
@@ -207,35 +205,35 @@ def run(flags: Flags) -> int:
     corpora, distribution, mixture, windows = texts_of(flags)
     checkpoint, state = checkpoint_to_resume(flags, corpora)
     model, forward, optimizer, scaler = ready_to_train(flags, corpora, device, checkpoint, state)
-    start, skipped, overflows = (state.get(name, 0) for name in ("step", "skipped", "skipped_in_a_row"))
+    start, skipped, skipped_in_a_row = (state.get(name, 0) for name in ("step", "skipped", "skipped_in_a_row"))
     evaluations = lr_schedule.evaluation_steps(flags.updates, flags.stop, flags.warmup_updates, flags.eval_every)
-    evaluations -= {start} if state.get("evaluated", checkpoint) else set()
+    if state.get("evaluated", checkpoint):  # False at a step that only a changed --stop-tokens makes an evaluation
+        evaluations.discard(start)
     saves = {flags.warmup_updates, flags.stop, *range(flags.save_every, flags.stop, flags.save_every)}
     log = Log(out, flags.stop, flags.tokens_per_update, state)
     with folder.opened(out, record_of(flags, corpora, model.config), flags.resume), log, held_signals() as signals:
         checkpoints.prune(out, start, flags.keep, flags.warmup_updates)  # in case the run was killed before it did
-        lr, stopping = flags.learning_rate(start) if start else 0.0, False
+        signalled = 0
         for step in range(start, flags.stop + 1):  # `step` updates are done
             if step in evaluations:
                 losses = evaluate(model, windows, flags.upstream, distribution, flags.micro_batch_size, dtype)
-                log.evaluation(step, lr, losses)
-            if (step in saves and step > start) or stopping:
+                log.evaluation(step, flags.learning_rate(step) if step else 0.0, losses)
+            if (step in saves and step > start) or signalled:
                 to_resume = {"metrics_bytes": log.durable_size(), "evaluated": step in evaluations}
-                to_resume |= {"skipped": skipped, "skipped_in_a_row": overflows, "scaler": scaler.state_dict()}
+                to_resume |= {"skipped": skipped, "skipped_in_a_row": skipped_in_a_row, "scaler": scaler.state_dict()}
                 checkpoints.save(out, step, model, optimizer, corpora[flags.upstream].tokenizer(), to_resume)
                 checkpoints.prune(out, step, flags.keep, flags.warmup_updates)
                 log.resume_clock()  # the time of a checkpoint is not the time of an update
-            if step == flags.stop or stopping:
+            if step == flags.stop or signalled:
                 break
 
-            lr = flags.learning_rate(step + 1)
+            lr = flags.learning_rate(step + 1)  # updates count from 1, the stream of data from 0
             for group in optimizer.param_groups:
                 group["lr"] = lr
             batch = mixture.batch(step, flags.batch_size, processes.rank(), processes.count())  # (B / ranks, T + 1)
-            loss, micro_batches = 0.0, batch.split(flags.micro_batch_size)
-            for number, rows in enumerate(micro_batches, 1):
-                processes.sync_gradients(forward, on=number == len(micro_batches))
-                rows = rows.to(device, non_blocking=True)
+            loss, micro_batches = 0.0, batch.to(device).split(flags.micro_batch_size)
+            for rows in micro_batches:
+                processes.sync_gradients(forward, on=rows is micro_batches[-1])
                 with machine.autocast(device, dtype):
                     # Weighted by size, so that the gradients of micro-batches sum to that of the batch's mean loss.
                     weighted = forward(rows[:, :-1], rows[:, 1:]) * (len(rows) / len(batch))
@@ -243,9 +241,9 @@ def run(flags: Flags) -> int:
                 loss += weighted.detach()
             scaler.unscale_(optimizer)  # before clipping: else the norm would include the loss scale
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP).item()
-            loss, stopping = processes.sums(loss / processes.count(), len(signals))  # all stop after the same update
-            overflows = machine.check_finite(loss, norm, scaler, overflows, step + 1, lr)
-            skipped += overflows > 0
+            loss, signalled = processes.sums(loss / processes.count(), len(signals))  # all stop after the same update
+            skipped_in_a_row = machine.check_finite(loss, norm, scaler, skipped_in_a_row, step + 1, lr)
+            skipped += skipped_in_a_row > 0
             log.update(step + 1, lr, loss, norm, skipped if scaler.is_enabled() else None)
             scaler.step(optimizer)
             scaler.update()
@@ -259,6 +257,7 @@ def run(flags: Flags) -> int:
 def texts_of(flags: Flags):
     """({name: corpus} of both sides, {name: its share of the downstream distribution}, the mixture to train on, {name:
     validation windows (N, T + 1)})."""
+    # Overlap changes what downstream is, which is evaluated too; replay only what is trained on.
     distribution = data.blend(data.parse_shares(flags.downstream), flags.upstream, flags.overlap)
     corpora = data.open_corpora([flags.upstream, *distribution])
     shares = data.blend(distribution, flags.upstream, flags.replay)
@@ -268,7 +267,8 @@ def texts_of(flags: Flags):
 
 
 def checkpoint_to_resume(flags: Flags, corpora: dict) -> tuple[Path | None, dict]:
-    """(folder, state) of the newest checkpoint of a run to resume; (None, {}) where there is none."""
+    """(folder, state) of the newest checkpoint of a run to resume; (None, {}) where there is none. Of the
+    state the Log reads `metrics_bytes`, load_optimizer() `adam_t` and `scaler`, run() the rest."""
     if not flags.resume:
         return None, {}
     folder.refuse_other_data(Path(flags.out), corpora, data.ORDER)
@@ -283,7 +283,7 @@ def ready_to_train(flags: Flags, corpora: dict, device: torch.device, checkpoint
 
     The weights are fp32 in every precision: small updates would vanish in 16 bits."""
     with processes.rank_0_first():  # it fetches what the others then find
-        model, weights = starting_model(flags, corpora[flags.upstream], checkpoint)
+        model, weights = starting_model(flags, corpora[flags.upstream], checkpoint)  # placed() reads the weights
     model.activation_checkpointing = flags.activation_checkpointing
     machine.pick_threads(model.config.hidden_size)
     if flags.compile:
@@ -321,9 +321,13 @@ def starting_model(flags: Flags, corpus: data.Corpus, checkpoint: Path | None = 
 
 def record_of(flags: Flags, corpora: dict, config: GPTNeoXConfig) -> dict:
     """What config.json says of the run, besides versions."""
-    record = {"flags": asdict(replace(flags, resume=None)), "data_order": data.ORDER}
-    record["corpora"] = {name: corpus.hashes for name, corpus in corpora.items()}
-    return record | {"parameters": config.parameters, "pretraining_peak": pretraining_peak(config) or flags.max_lr}
+    return {
+        "flags": asdict(replace(flags, resume=None)),
+        "data_order": data.ORDER,
+        "corpora": {name: corpus.hashes for name, corpus in corpora.items()},
+        "parameters": config.parameters,
+        "pretraining_peak": pretraining_peak(config) or flags.max_lr,  # for paper/, whose arms are multiples of it
+    }
 
 
 # ---------------------------------------------------------------- from flags as given to flags of a run
@@ -331,24 +335,24 @@ def record_of(flags: Flags, corpora: dict, config: GPTNeoXConfig) -> dict:
 
 def resolve(flags: Flags, given: dict) -> Flags:
     """The flags with a value in place of every None that stands for one, checked. ValueError or OSError for what is
-    wrong with them. Reads only the model's config.json.
+    wrong with them. Reads the model's config.json, and prepares the corpora that are given as paths.
 
     given: {name: value} of those that were set; when resuming, all others keep their recorded values."""
     check_flags(flags)
     names = named_corpora(flags.upstream, flags.downstream, flags.init, flags.revision, flags.resume, flags.dry_run)
-    sides = dict(zip(SIDES, names, strict=True))
+    sides = dict(zip(SIDES, names, strict=True))  # a corpus for each side, also in place of a path
     flags = replace(flags, **sides)
     if flags.resume is None:
         refuse_unused(flags)
         flags = replace(flags, out=flags.out or run_name(flags))
         folder.refuse_to_overwrite(Path(flags.out))
-    else:
+    else:  # "", of --resume without a folder, means the run that the other flags name
         if flags.resume and "out" in given:
             raise ValueError("--resume names the run's folder; leave --out out")
         given = given | {side: name for side, name in sides.items() if side in given}
-        out = flags.resume or flags.out or run_name(replace(flags, resume=None))
+        out = flags.resume or flags.out or run_name(flags)
         flags = folder.flags_to_resume(Flags, given | {"resume": out, "out": out}, out, RESUMABLE_FLAGS)
-    if given.get("stop_tokens", 0) > flags.tokens:
+    if given.get("stop_tokens", 0) > flags.tokens:  # one that version 1.0 recorded may be, and ends with --tokens
         raise ValueError(f"--stop-tokens {flags.stop_tokens} is beyond --tokens {flags.tokens}, where the run ends")
     flags = machine.resolve(flags)
     if flags.init in ("upstream", "scratch"):
@@ -434,15 +438,10 @@ def flags_to_go_on(flags: Flags) -> dict:
 # ---------------------------------------------------------------- the command line
 
 
-def parse_flags(argv: list[str] | None) -> dict:
-    """The flags that were given, {name: value}, in the order of the dataclass."""
+def main(argv=None):
     parser = OneLineParser(description=__doc__ or "")
     add_flags(parser, Flags)
-    return given_flags(parser.parse_args(argv), Flags)
-
-
-def main(argv=None):
-    given = parse_flags(argv)  # in every process: a bad flag ends them all
+    given = given_flags(parser.parse_args(argv), Flags)  # in every process: a bad flag ends them all
     train(Flags(**given), given)
 
 

@@ -93,7 +93,7 @@ def test_embedded_corpora_are_real_text_of_many_files(embedded, name, words, mon
     for split in ("train", "val"):  # no file makes up 2 %
         longest = np.diff(np.flatnonzero(corpus.splits[split] == 256), prepend=-1).max()
         assert longest <= readers.EMBEDDED_FILE_BYTES + 1 and longest < 0.02 * len(corpus.splits[split])
-    assert corpus.meta["train"]["tokens"] > 2e6 and corpus.windows("val", 256) * 256 >= 131_072
+    assert corpus.meta["train"]["tokens"] > 2e6 and corpus.window_count("val", 256) * 256 >= 131_072
 
 
 def test_an_embedded_corpus_is_prepared_once_and_not_taken_from_an_earlier_version(tmp_path, monkeypatch):
@@ -178,7 +178,7 @@ def test_any_position_without_a_list():
 
 def test_each_window_once_an_epoch_and_ranks_are_disjoint(house):
     corpus = data.Corpus("old")
-    windows = corpus.windows("train", 32)
+    windows = corpus.window_count("train", 32)
     stream = data.Mixture({corpus: 1}, 32, seed=3)
     first = [stream.locate(p)[1] for p in range(windows)]
     second = [stream.locate(p)[1] for p in range(windows, 2 * windows)]
@@ -208,7 +208,7 @@ def test_no_two_keys_of_the_order_are_alike(house, monkeypatch):
 
 def test_windows_cover_every_target_once(house):
     corpus = data.Corpus("old")
-    targets = np.concatenate([corpus.window("train", i, 32)[1:] for i in range(corpus.windows("train", 32))])
+    targets = np.concatenate([corpus.window("train", i, 32)[1:] for i in range(corpus.window_count("train", 32))])
     assert np.array_equal(targets, corpus.splits["train"][1 : len(targets) + 1])
     assert len(corpus.splits["train"]) - 1 - len(targets) < 32
 
@@ -259,7 +259,7 @@ def test_shares_as_written():
 def test_validation_windows_are_fixed_and_spread(house):
     corpus = data.Corpus("old")
     some, every = data.fixed_windows(corpus, 32, 320), data.fixed_windows(corpus, 32, 10**9)
-    assert some.shape == (10, 33) and len(every) == corpus.windows("val", 32)
+    assert some.shape == (10, 33) and len(every) == corpus.window_count("val", 32)
     assert torch.equal(some, data.fixed_windows(corpus, 32, 320))
     assert torch.equal(some[0], every[0]) and torch.equal(some[5], every[len(every) // 2])
     with pytest.raises(ValueError, match="val.bin"):

@@ -92,7 +92,7 @@ def test_an_empty_model_loads_the_same_weights_tensor_by_tensor(tmp_path):
     empty = GPTNeoX(small(), empty=True)
     for weights in (empty.initial_weights(3), stored_weights(tmp_path)):
         assert all(p.is_meta for p in empty.parameters())
-        empty.load_weights(weights, placed=lambda parameter, tensor: tensor[: len(parameter)])
+        empty.load_weights(weights, stored_part=lambda parameter, tensor: tensor[: len(parameter)])
         for one, two in zip(network.parameters(), empty.parameters(), strict=True):
             assert torch.equal(one, two)
         empty = GPTNeoX.from_pretrained(tmp_path, empty=True)

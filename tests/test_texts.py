@@ -123,7 +123,7 @@ def test_a_small_text_has_a_validation_text(house, bytes_of_text):
 def test_two_at_once_prepare_one_corpus(notes):
     with multiprocessing.get_context("fork").Pool(2) as pool:
         names = pool.starmap(prepare_path, [(notes, "bytes")] * 2, chunksize=1)
-    assert names[0] == names[1] and Corpus(names[0]).windows("val", 32)
+    assert names[0] == names[1] and Corpus(names[0]).window_count("val", 32)
 
 
 def test_a_run_is_resumed_with_its_text_named_by_its_path(notes):
