@@ -185,7 +185,7 @@ class Attention(nn.Module):
 
 def attention(query, key, value):  # 3 x (B, H, T, D/H) -> (B, H, T, D/H)
     """softmax(Q K^T / sqrt(D/H)) V, each token seeing itself and those before it."""
-    if kernels.FAST and query.is_cpu and query.dtype.itemsize == 2:  # torch's own is slow there
+    if kernels.FAST and query.is_cpu and query.dtype.itemsize == 2:  # always FAST but in tests; torch's is slow here
         return kernels.attention(query, key, value)
     return F.scaled_dot_product_attention(query, key, value, is_causal=True)
 
@@ -236,7 +236,7 @@ class Layer(nn.Module):
 
 def cross_entropy(hidden, weight, targets):  # (B, T, D), (V, D), (B, T) -> (), (B, T)
     """-log softmax(W h) of each target in nats: the mean, and all of them."""
-    if kernels.FAST:  # True except in tests; works in chunks, because all logits, (B, T, V), can be gigabytes
+    if kernels.FAST:  # in chunks, because all logits at once, (B, T, V), can be gigabytes
         return kernels.linear_cross_entropy(hidden, weight, targets)
     losses = F.cross_entropy(F.linear(hidden, weight).mT, targets, reduction="none")
     return losses.mean(), losses
