@@ -95,7 +95,7 @@ def test_the_study_has_the_arms_that_were_fixed_beforehand(house):
     sweep = experiments.experiment_runs("sweep", 2, {"downstream": "stdlib"})[0].values()
     assert len(sweep) == 2 * 15 and all(flags["eval_every"] > flags.get("tokens", Flags.tokens) for flags in sweep)
     runs = experiments.experiment_runs("length", 5, {})[0].values()
-    assert len(runs) == 5 * 3 * 2 * 7 * 3 + 3 * 2 * (4 + 3)
+    assert len(runs) == 5 * 3 * 2 * 7 * 3 + 3 * 2 * (4 + 4)
     rare = [f for f in runs if f["tokens"] == 20_000 and f["batch_size"] == 8 and f["seed"] == 4]
     assert sorted({round(f["max_lr"] / 8e-3, 3) for f in rare}) == [0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6]
     kinds = {(f.get("schedule"), f["warmup"], f.get("min_lr")) for f in rare}
