@@ -120,7 +120,7 @@ def draw_shares(groups, words, *panels):
             values = [[measure(run, side) for run in group] for group in groups.values()]
             draw_band(panel, shares, values, marker="o", ms=4, color=COLORS[SIDES.index(side)], label=side)
         panel.set_xscale("symlog", linthresh=1)
-        panel.set_xticks(shares, ["" if share == 75 else f"{share:g}" for share in shares])  # no room for 75
+        panel.set_xticks(shares, ["" if share == 75 else f"{share:g}" for share in shares], fontsize=7)
         panel.minorticks_off()
         panel.set(title=title, xlabel=words)
     return figure, drawn
