@@ -7,17 +7,12 @@ import numpy as np
 
 from corpora.readers import WAY_OUT, hash_share, read_blocks, read_documents
 
-# A dataset, and a pattern of file names. SlimPajama's own home, cerebras/SlimPajama-627B, is no longer on the hub.
-HUB = {
-    "pile": {
-        "val": ("EleutherAI/pile_val_test", "val.jsonl*"),
-        "train": ("EleutherAI/pile-deduped-pythia-preshuffled", "document-*.bin"),
-    },
-    "slimpajama": {
-        "val": ("venketh/SlimPajama-62B", "validation/chunk*.jsonl.zst"),
-        "train": ("venketh/SlimPajama-62B", "train/chunk*.jsonl.zst"),
-    },
-}
+SLIMPAJAMA = ("cerebras/SlimPajama-627B", "venketh/SlimPajama-62B")  # the first was not always there in 2026
+HUB = {  # a pattern of file names; datasets, of which the first that is on the hub is read
+    "pile": {"val": ("val.jsonl*", "EleutherAI/pile_val_test"),
+             "train": ("document-*.bin", "EleutherAI/pile-deduped-pythia-preshuffled")},
+    "slimpajama": {"val": ("validation/chunk*.jsonl.zst", *SLIMPAJAMA), "train": ("train/chunk*.jsonl.zst", *SLIMPAJAMA)},
+}  # fmt: skip
 VAL_TOKENS = 20_000_000  # of the official validation files, if --val-tokens does not say
 PYTHIA_ROW = 2049  # tokens in a row of the Pile as Pythia read it: a window of 2048, and the last one's target
 RANGE = 2**24  # bytes asked for at a time
@@ -58,7 +53,8 @@ def hub_documents(name, split, sources, bar, skip_bad_lines):
     `sources` the files that it begins to read."""
     from huggingface_hub import HfApi  # late: everything else here works without a network
 
-    dataset, pattern = HUB[name][split]
+    pattern, *datasets = HUB[name][split]
+    dataset = next((each for each in datasets if HfApi().repo_exists(each, repo_type="dataset")), datasets[-1])
     files = fnmatch.filter(HfApi().list_repo_files(dataset, repo_type="dataset"), pattern)
     if not files:
         raise ValueError(f"{dataset}: no {pattern} there; give FILES of your own")

@@ -361,6 +361,9 @@ def test_a_corpus_that_the_hub_does_not_have(hub, tmp_path):
     hub.repos["venketh/SlimPajama-62B"] = {"main": {"README.md": b"#"}}
     done = command(*words, cwd=tmp_path, **env(hub, tmp_path))
     assert "venketh/SlimPajama-62B: no validation/chunk*.jsonl.zst there" in last_line(done)
+    hub.repos["cerebras/SlimPajama-627B"] = {"main": {"README.md": b"#"}}  # comes first where it is there
+    done = command(*words, cwd=tmp_path, **env(hub, tmp_path))
+    assert "cerebras/SlimPajama-627B: no validation/chunk*.jsonl.zst there" in last_line(done)
     refused(call("data.py", "pile"), "--train-tokens")
     for words in (["a.jsonl"], ["--val-share", "0.1"], ["--tokenizer", "bytes"]):
         refused(call("data.py", "pile", *words, "--train-tokens", "9"), "neither FILES nor --tokenizer nor --val-share")
