@@ -11,7 +11,8 @@ SLIMPAJAMA = ("cerebras/SlimPajama-627B", "venketh/SlimPajama-62B")  # the first
 HUB = {  # a pattern of file names; datasets, of which the first that is on the hub is read
     "pile": {"val": ("val.jsonl*", "EleutherAI/pile_val_test"),
              "train": ("document-*.bin", "EleutherAI/pile-deduped-pythia-preshuffled")},
-    "slimpajama": {"val": ("validation/chunk*.jsonl.zst", *SLIMPAJAMA), "train": ("train/chunk*.jsonl.zst", *SLIMPAJAMA)},
+    "slimpajama": {"val": ("validation/chunk*.jsonl.zst", *SLIMPAJAMA),
+                   "train": ("train/chunk*.jsonl.zst", *SLIMPAJAMA)},
 }  # fmt: skip
 VAL_TOKENS = 20_000_000  # of the official validation files, if --val-tokens does not say
 PYTHIA_ROW = 2049  # tokens in a row of the Pile as Pythia read it: a window of 2048, and the last one's target
