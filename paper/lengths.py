@@ -117,6 +117,7 @@ def draw_lengths(runs):
         ticks = sorted({peak for design in found for peak in design.peaks})
         panel.set(xscale="log", yscale="log", xlabel=f"{words} (% of pre-training)", ylabel="best peak")
         panel.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+        panel.set_ylim(0.8 * ticks[0], 1.25 * ticks[-1])
         panel.xaxis.set_major_formatter("{x:g}")
         panel.minorticks_off()
     draw_front(front, [design for design in found if design.kind == "cosine"])
