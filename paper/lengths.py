@@ -96,8 +96,8 @@ def print_lengths(runs, markdown):
     pairs = itertools.combinations([design for design in found if design.kind == "cosine"], 2)
     pairs = [(a, b) for a, b in pairs if a.best != b.best]
     tokens, rates = (sum((a.best - b.best) * (a[by] - b[by]) > 0 for a, b in pairs) for by in (0, 7))
-    print(f"Best peaks differ in {len(pairs)} pairs of cosines; tokens order {tokens} of them alike, ", end="")
-    print(f"the sum of rates {rates}.")
+    orders = f"the share of tokens puts {tokens} of them in the same order, the sum of rates {rates}"
+    print(f"Best peaks differ in {len(pairs)} pairs of cosines; {orders}.")
 
 
 def draw_lengths(runs):
