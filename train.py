@@ -375,6 +375,7 @@ def refuse_unused(flags: Flags) -> None:
         ("revision", is_hub_id(flags.init), start),
         ("upstream_tokens", flags.init == "upstream", start),
         ("min_lr", flags.schedule != "constant", f"--schedule {flags.schedule}"),
+        ("decay_to_start", flags.weight_decay > 0, "--weight-decay 0"),
         *((name, flags.upstream != flags.downstream, "one text on both sides") for name in ("overlap", "replay")),
     ):
         if getattr(flags, name) != getattr(Flags, name) and not used:
@@ -413,11 +414,10 @@ def upstream_flags(flags: Flags) -> Flags:
     has its own; all checkpoints are kept, because section 4.5 starts from earlier ones."""
     size, text, tokens = flags.model or SMALLEST, flags.upstream or DEFAULTS[0], flags.upstream_tokens or Flags.tokens
     precision = machine.pick_precision(flags.precision, machine.pick_device(flags.device))
-    usual_precision = machine.pick_precision("auto", machine.pick_device("auto"))
     name = f"upstream-{size}-{text}"
     name += f"-tokens-{tokens}" if tokens != Flags.tokens else ""
     name += f"-seed-{flags.seed}" if flags.seed else ""
-    name += f"-{precision}" if precision != usual_precision else ""
+    name += "" if precision == machine.pick_precision("auto", machine.pick_device("auto")) else f"-{precision}"
     before = Flags(
         init="scratch", model=size, upstream=text, downstream=text, tokens=tokens, context=SIZES[size][5],
         seed=PRETRAINING_SEED + flags.seed, precision=flags.precision, out=f"runs/{name}",

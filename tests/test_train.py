@@ -519,6 +519,7 @@ def test_dry_run_writes_nothing(house):
         (["--init", "scratch", "--revision", "step1"], "--revision"),
         (["--stop-tokens", "9e9"], "--stop-tokens"),
         (["--schedule", "constant", "--min-lr", "1e-4"], "--min-lr"),
+        (["--decay-to-start", "--weight-decay", "0"], "--decay-to-start"),
         (["--upstream", "new", "--replay", "0.05"], "--replay"),
         (["--upstream", "new", "--overlap", "0.5"], "--overlap"),
     ],
