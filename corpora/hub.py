@@ -55,7 +55,7 @@ def hub_documents(name, split, sources, bar, skip_bad_lines):
     from huggingface_hub import HfApi  # late: everything else here works without a network
 
     pattern, *datasets = HUB[name][split]
-    dataset = next((each for each in datasets if HfApi().repo_exists(each, repo_type="dataset")), datasets[-1])
+    dataset = next((each for each in datasets[:-1] if HfApi().repo_exists(each, repo_type="dataset")), datasets[-1])
     files = fnmatch.filter(HfApi().list_repo_files(dataset, repo_type="dataset"), pattern)
     if not files:
         raise ValueError(f"{dataset}: no {pattern} there; give FILES of your own")

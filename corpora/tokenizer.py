@@ -21,8 +21,7 @@ class Tokenizer:
     """A byte-level BPE tokenizer of GPT-NeoX's kind, read from the contents of its tokenizer.json into tiktoken.
 
     encode(text) -> list of ids, with text that spells <|endoftext|> left as text; decode(ids) -> text;
-    vocab_size; eot, the id that ends a document; sha256, of what decides the ids; spec, what tokenizer.json holds.
-    """
+    vocab_size; eot, the id that ends a document; sha256, of what decides the ids; spec, what tokenizer.json holds."""
 
     def __init__(self, spec):
         """Raises ValueError for a tokenizer that encode() would get wrong, KeyError and such for other contents."""

@@ -52,9 +52,14 @@ def progress_bar(name, total, done=0):
     return tqdm(**options, disable=not sys.stderr.isatty(), dynamic_ncols=True)
 
 
+def in_json(record):
+    """A record with null for what is not finite, which JSON does not have."""
+    return {n: None if isinstance(v, float) and not math.isfinite(v) else v for n, v in record.items()}
+
+
 def json_line(record):
-    """A record as a line of JSON, with null for what is not finite."""
-    return json.dumps({n: None if isinstance(v, float) and not math.isfinite(v) else v for n, v in record.items()})
+    """A record as a line of JSON."""
+    return json.dumps(in_json(record))
 
 
 class Log:
@@ -62,8 +67,7 @@ class Log:
     the first writes.
 
     out: folder of the run; stop: its last step; state: of the checkpoint from which it resumes, if it does, with its
-    `step` and the length of the log then.
-    """
+    `step` and the length of the log then."""
 
     def __init__(self, out, stop, tokens_per_update, state):
         self.path, self.stop, self.tokens_per_update, self.state = out / "metrics.jsonl", stop, tokens_per_update, state

@@ -11,7 +11,6 @@ import contextlib
 import gzip
 import io
 import json
-import math
 import re
 import shlex
 from pathlib import Path
@@ -22,6 +21,7 @@ from engine.figures import draw_curves, save_figure
 from engine.files import write_whole
 from engine.flags import OneLineParser, add_flags, given_flags, whole_number
 from engine.folder import read_runs
+from engine.log import in_json
 from paper.arms import CONSTANT, pick
 from paper.claims import draw_claims, print_claims
 from paper.experiments import NAMES, PEAKS, Flags, run_experiment
@@ -90,11 +90,6 @@ def pack(flags):
     content = "".join(lines).encode()
     write_whole(flags.out, gzip.compress(content, mtime=0) if flags.out.endswith(".gz") else content)
     print(flags.out)
-
-
-def in_json(record):
-    """A record with null where it has no finite number, which JSON has not either."""
-    return {name: value if math.isfinite(value) else None for name, value in record.items()}
 
 
 def experiment(flags):

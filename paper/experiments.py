@@ -7,6 +7,7 @@ The study itself: run claims --seeds 8, run all --seeds 3, run far --seeds 5 --d
 run sweep --seeds 2 --downstream stdlib --seed 1000000.
 """
 
+import functools
 import itertools
 import os
 import re
@@ -72,6 +73,7 @@ PAPER = {"batch_size": 1104, "context": 2048, "tokens": SCHEDULE_TOKENS, "schedu
 PAPER |= {"eval_every": 1313, "eval_tokens": 1024 * 2048}  # more often costs more than it shows
 STOPS = {"warmup-length": {"stop_tokens": 50 * 10**9}, "max-lr": {"stop_tokens": 240 * 10**9}}
 STOPS |= {"checkpoints": STOPS["warmup-length"], "same-data": STOPS["warmup-length"] | {"tokens": SAME_DATA_TOKENS}}
+stored_config = functools.cache(starting_config)  # a plan asks for the same once a run, and the hub answers slowly
 
 # ---------------------------------------------------------------- from tables to runs
 
@@ -150,7 +152,7 @@ def size_of(flags):
 def resolved(flags):
     """The flags of a run with its context and its learning rates."""
     size = size_of(flags)
-    return resolve_rates(flags, config_of(size) if size else starting_config(flags.init, flags.revision, None))
+    return resolve_rates(flags, config_of(size) if size else stored_config(flags.init, flags.revision, None))
 
 
 # ---------------------------------------------------------------- the plan, and running it
