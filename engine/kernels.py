@@ -111,8 +111,7 @@ class LinearCrossEntropy(torch.autograd.Function):
 
     At Pythia's vocabulary a batch's logits are large: 1.6 GB in fp32 for 4 x 2048 tokens, like the 410M's weights.
     The gradient of the summed loss with respect to the logits is softmax - one hot, known as soon as they are. So
-    forward forms it, uses it for the gradients of both inputs, and drops it; backward, good for one pass, divides by N.
-    """
+    forward forms it, uses it for the gradients of both inputs, and drops it; backward, good once, divides by N."""
 
     @staticmethod
     def forward(ctx, hidden, weight, targets, dtype):

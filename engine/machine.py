@@ -81,6 +81,7 @@ def check_finite(loss, norm, scaler, overflows, step, lr):
     overflows += 1
     if scaler.is_enabled() and math.isfinite(loss) and overflows < SKIPS:
         return overflows
-    fault = f"loss {loss} and gradient norm {norm} at update {step} (lr {lr:.2e}), {overflows} updates in a row"
+    in_a_row = f", {overflows} updates in a row" if overflows > 1 else ""
+    fault = f"loss {loss} and gradient norm {norm} at update {step} (lr {lr:.2e}){in_a_row}"
     way_out = "another --init" if step == 1 else "a lower --max-lr"  # no rate has acted before the first update
     raise RuntimeError(f"{fault}; the weights were left alone; try {way_out} or --precision bf16 or fp32")
