@@ -81,6 +81,11 @@ def linear(n, N, max_lr, min_lr):
     return max_lr + (min_lr - max_lr) * (n / N)
 
 
+def wsd(n, N, max_lr, min_lr):
+    """Warmup-stable-decay (arXiv 2404.06395): stays at max, then a straight line to min over the last 20 %."""
+    return max_lr + (min_lr - max_lr) * max(0, 1 - (1 - n / N) / 0.2)
+
+
 def constant(n, N, max_lr, min_lr):
     """Stays at max. With max = Pythia's last rate and no warm-up: the paper's baseline."""
     return max_lr
@@ -115,7 +120,7 @@ def infinite(n, N, max_lr, min_lr, cooled):
     return hold * (1 - share)  # an exponential never reaches zero, a line does
 
 
-DECAYS = (cosine, cosine_clipped, linear, constant, infinite_cosine, infinite_rsqrt)
+DECAYS = (cosine, cosine_clipped, linear, wsd, constant, infinite_cosine, infinite_rsqrt)
 SCHEDULES = {decay.__name__.replace("_", "-"): decay for decay in DECAYS}  # "cosine-clipped": cosine_clipped
 
 

@@ -28,7 +28,6 @@ from engine import checkpoints, folder, machine, processes
 from engine.faults import explained, run_command
 from engine.files import blaming, read_json
 from engine.flags import OneLineParser, add_flags, changed_flags, check_flags, flag, flag_name, given_flags
-from engine.kernels import in_cache
 from engine.log import SIDES, Log
 from engine.processes import held_signals
 from engine.weights import is_hub_id, model_folder
@@ -135,18 +134,16 @@ class AdamW(torch.optim.Optimizer):
             group["t"] += 1
             lr, (beta1, beta2), t = group["lr"], group["betas"], group["t"]
             targets = [self.towards[p] for p in params] if self.towards else params
-            # in_cache() gives the same lists in pieces that fit a CPU's cache.
-            for p, g, m_p, v_p, target in zip(*map(in_cache, (params, grads, m, v, targets)), strict=True):
-                torch._foreach_mul_(p, 1 - lr * group["weight_decay"])
-                if self.towards:
-                    torch._foreach_add_(p, target, alpha=lr * group["weight_decay"])
-                torch._foreach_lerp_(m_p, g, 1 - beta1)
-                torch._foreach_mul_(v_p, beta2)
-                torch._foreach_addcmul_(v_p, g, g, 1 - beta2)
-                denominator = torch._foreach_sqrt(v_p)
-                torch._foreach_div_(denominator, math.sqrt(1 - beta2**t))
-                torch._foreach_add_(denominator, group["eps"])
-                torch._foreach_addcdiv_(p, m_p, denominator, -lr / (1 - beta1**t))
+            torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
+            if self.towards:
+                torch._foreach_add_(params, targets, alpha=lr * group["weight_decay"])
+            torch._foreach_lerp_(m, grads, 1 - beta1)
+            torch._foreach_mul_(v, beta2)
+            torch._foreach_addcmul_(v, grads, grads, 1 - beta2)
+            denominator = torch._foreach_sqrt(v)
+            torch._foreach_div_(denominator, math.sqrt(1 - beta2**t))
+            torch._foreach_add_(denominator, group["eps"])
+            torch._foreach_addcdiv_(params, m, denominator, -lr / (1 - beta1**t))
 
 
 def parameter_groups(model: torch.nn.Module) -> list[dict]:

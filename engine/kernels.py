@@ -11,8 +11,6 @@ import math
 import torch
 import torch.nn.functional as F
 
-FAST = True  # False: model.py computes by its formulas alone
-
 # Rows of Q at a time in attention; the longest context that saves its probabilities for the backward pass.
 BLOCK, SAVED_CONTEXT = 128, 1024
 # Logits formed at a time in the loss. On a CPU 64 MiB in fp32, some 330 tokens at Pythia's vocabulary. On a GPU four
@@ -171,14 +169,3 @@ def add_product(total, error, hidden):
     for errors, states in zip(error.split(tokens), hidden.split(tokens), strict=True):
         for rows, columns in zip(total.split(size), errors.T.split(size), strict=True):
             rows += columns @ states
-
-
-# ---------------------------------------------------------------- the optimizer
-
-
-def in_cache(tensors, size=2**18):
-    """Lists of tensors for AdamW to update in turn. GPUs and sharded tensors get all at once; a CPU gets flat stretches
-    of 1 MiB, which stay in its cache from the first line of the formula to the last."""
-    if tensors[0].device.type != "cpu" or hasattr(tensors[0], "full_tensor"):
-        return [tensors]
-    return [[stretch] for tensor in tensors for stretch in tensor.view(-1).split(size)]
