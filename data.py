@@ -121,17 +121,24 @@ def hash64(number: int) -> int:
 
 
 def permute(index: int, size: int, key: int) -> int:
-    """The image of `index` under a pseudo-random permutation of range(size): no list, no state, O(1).
+    """The place of `index` in a shuffled range(size); each key shuffles in another way. No list, no state, O(1).
 
-    A Feistel network permutes the smallest range of 4^k numbers, k > 0, that holds `size`: each round XORs a hash of
-    one half into the other, which can be undone. A result of `size` or more is permuted again until it is less."""
-    bits = max(1, ((size - 1).bit_length() + 1) // 2)
-    mask = (1 << bits) - 1
+    A Feistel network. It writes the index as two digits, left and right, of `base` values each, and four times replaces
+    them by (right, left XOR hash of right). Each such round can be undone, so no two indices get the same place among
+    the base * base. Places of `size` or more do not exist: from there the walk goes on until it is below `size`.
+
+    Five windows have base 4, so 16 places. With key 7, index 2 goes to 9, which does not exist, and from there to 2:
+
+    >>> [permute(index, 5, key=7) for index in range(5)]
+    [3, 1, 2, 0, 4]
+    """
+    bits = max(1, ((size - 1).bit_length() + 1) // 2)  # of a digit
+    base = 1 << bits
     while True:
-        left, right = index >> bits, index & mask
+        left, right = divmod(index, base)
         for turn in range(4):
-            left, right = right, left ^ (hash64(right ^ hash64(key + turn)) & mask)
-        index = left << bits | right
+            left, right = right, left ^ (hash64(right ^ hash64(key + turn)) % base)
+        index = left * base + right
         if index < size:
             return index
 
@@ -143,68 +150,84 @@ class Mixture:
     """A training stream drawn from several corpora in fixed shares.
 
     Position p holds one window of one corpus, computed from p, the seed and the shares alone: so a resumed run has no
-    state of the data to restore. No window of a corpus comes again before all of them have come."""
+    state of the data to restore. No window of a corpus comes again before all of them have come.
+
+    By hand, for corpus A of five windows with weight 3, and B of two with weight 1. A takes three positions of four:
+    those at which 3/4 of the positions so far, plus a constant, reaches the next whole number. B takes what A leaves.
+    Each corpus gives its windows in a shuffled order, and shuffles them anew for each epoch:
+
+        position   0   1   2   3   4   5   6   7   8   9
+        corpus     A   A   B   A   A   A   B   A   A   A
+        number     0   1   0   2   3   4   1   5   6   7      how many windows this corpus has given before
+        window     4   2   1   3   1   0   0   2   1   0      permute(number % 5, 5, key of A and of epoch number // 5)
+    """
 
     def __init__(self, shares: dict[Corpus, float], context: int, seed: int):
         """shares: {Corpus: positive weight}, of any sum. ValueError for a share below 2^-32."""
-        self.corpora, self.context, self.seed = list(shares), context, seed
+        self.corpora, self.context = list(shares), context
         self.sizes = [corpus.window_count("train", context) for corpus in self.corpora]
+        self.keys = [hash64(hash64(seed) + number) for number in range(len(shares))]
         weights = list(shares.values())
-        if never := [corpus.name for corpus, weight in shares.items() if weight / sum(weights) < 2**-32]:
-            raise ValueError(f"the share of {never[0]} is below 2^-32, too small for it ever to come; leave it out")
-        # Each takes a share of the positions that those before it leave, in units of 2^-32, exact at any position: of
-        # the weights 2, 1, 1 these are 2^31 of all (a half), 2^31 of what is left, and 2^32 of the rest (all of it).
-        self.thresholds = [round(2**32 * weight / sum(weights[i:])) for i, weight in enumerate(weights)]
+        # Each corpus takes a share of the positions that those before it leave: of the weights 2, 1, 1 these are a
+        # half, a half and all. In units of 2^-32, as whole numbers, which are exact at any position.
+        self.thresholds = []
+        for number, (corpus, weight) in enumerate(shares.items()):
+            if weight / sum(weights) < 2**-32:
+                raise ValueError(
+                    f"the share of {corpus.name} is below 2^-32, too small for it ever to come; leave it out"
+                )
+            self.thresholds.append(round(2**32 * weight / sum(weights[number:])))
 
     def locate(self, position: int) -> tuple[int, int]:
         """(number of the corpus, window of its train split) at a position of the stream."""
-        for number, threshold in enumerate(self.thresholds):
-            # Keys are hashes of hashes: sums of seed, number and epoch could be the same for two of them, which would
-            # then share an order.
-            key = hash64(hash64(self.seed) + number)
-            # A corpus takes the positions at which position * share + offset passes a whole number, evenly spread, and
-            # took `before` of those before this one. The offset is a phase: else corpora of equal share keep in step.
-            offset = hash64(key - 1) & (2**32 - 1) if threshold < 2**32 else 0
-            before = (position * threshold + offset) >> 32
-            if (((position + 1) * threshold + offset) >> 32) > before:
-                epoch, index = divmod(before, self.sizes[number])
+        for number, (key, threshold) in enumerate(zip(self.keys, self.thresholds, strict=True)):
+            # A constant of its own, so that corpora of equal share do not keep in step.
+            offset = hash64(key - 1) % 2**32 if threshold < 2**32 else 0
+            taken = (position * threshold + offset) >> 32  # how many positions before this one it took
+            if ((position + 1) * threshold + offset) >> 32 > taken:
+                epoch, index = divmod(taken, self.sizes[number])
                 return number, permute(index, self.sizes[number], hash64(key + epoch))
-            position -= before  # its number among the positions that this corpus leaves
+            position -= taken  # its number among the positions that this corpus leaves
         raise AssertionError("the last corpus takes every position that is left")
 
     def batch(self, update: int, size: int, rank: int = 0, ranks: int = 1):
-        """Tokens (size / ranks, context + 1), int64, of an update counted from 0: the rank's share of its positions."""
-        rows = [self.locate(update * size + i) for i in range(rank, size, ranks)]
-        return as_tensor(self.corpora[c].window("train", w, self.context) for c, w in rows)
+        """Tokens (size / ranks, context + 1), int64, of an update counted from 1: the rank's share of its positions."""
+        windows = []
+        for position in range((update - 1) * size + rank, update * size, ranks):
+            corpus, window = self.locate(position)
+            windows.append(self.corpora[corpus].window("train", window, self.context))
+        return as_tensor(windows)
 
 
 def parse_shares(text: str) -> dict[str, float]:
-    """{"arxiv": 2.5, "c4": 15} from "arxiv=2.5,c4=15"; {"torch": 1} from "torch"; a key of MIXTURES by its name.
+    """{"arxiv": 0.25, "c4": 0.75} from "arxiv=1,c4=3"; {"torch": 1.0} from "torch"; a key of MIXTURES by its name.
 
-    ValueError for anything else."""
+    The shares sum to 1. ValueError for anything else."""
     if text in MIXTURES:
-        return {f"slimpajama-redpajama{d}": w for d, w in zip(DOMAINS, MIXTURES[text], strict=True)}
-    shares = {}
+        weights = {f"slimpajama-redpajama{d}": w for d, w in zip(DOMAINS, MIXTURES[text], strict=True)}
+        return blend(weights)
+    weights = {}
     for entry in text.split(","):
         name, equals, weight = entry.strip().partition("=")
         corpus_folder(name)  # ValueError for what is no name
-        if name in shares:
+        if name in weights:
             raise ValueError(f"{text}: {name} is named twice")
         try:
-            shares[name] = float(weight) if equals else 1.0
+            weights[name] = float(weight) if equals else 1.0
         except ValueError:
-            shares[name] = math.nan
-        if not 0 < shares[name] < 1e9:
+            weights[name] = math.nan
+        if not 0 < weights[name] < 1e9:
             raise ValueError(f"{entry!r}: a weight is a number above 0 and below 1e9; write NAME=WEIGHT,NAME=WEIGHT")
-    return shares
+    return blend(weights)
 
 
-def blend(shares: dict[str, float], added: str, part: float) -> dict[str, float]:
-    """The shares times 1 - part, plus `part` of the corpus `added`; they sum to 1. For overlap and replay."""
-    total = sum(shares.values())
-    mixed = {name: weight / total * (1 - part) for name, weight in shares.items()}
-    mixed[added] = mixed.get(added, 0) + part
-    return {name: weight for name, weight in mixed.items() if weight > 0}
+def blend(weights: dict[str, float], added: str | None = None, part: float = 0.0) -> dict[str, float]:
+    """Shares that sum to 1: the weights in 1 - part of it, and the corpus `added` in `part`, as for replay."""
+    total = sum(weights.values())
+    shares = {name: weight / total * (1 - part) for name, weight in weights.items()}
+    if part:
+        shares[added] = shares.get(added, 0) + part
+    return {name: share for name, share in shares.items() if share > 0}
 
 
 # ---------------------------------------------------------------- windows

@@ -24,15 +24,18 @@ from corpora.readers import read_documents
 from corpora.tokenizer import load_tokenizer
 from data import Corpus, fixed_windows
 from engine import processes
-from engine.checkpoints import folder_of, newest
+from engine.checkpoints import newest
 from engine.faults import run_command
 from engine.figures import draw_curves
 from engine.flags import OneLineParser, whole_number
-from engine.folder import read_run, read_runs
-from engine.log import json_line, perplexity_of, sides_of
+from engine.folder import read_run as read_run  # for those who import it from here
+from engine.folder import read_runs, record_behind
+from engine.log import json_line, perplexity_of
 from engine.machine import autocast, pick_device, pick_threads
 from engine.weights import model_folder
 from model import GPTNeoX
+
+PADDING_ROWS = 512  # that an embedding may have beyond its tokenizer's ids: Pythia's have 27 to 411
 
 # ---------------------------------------------------------------- measuring a checkpoint
 
@@ -52,6 +55,11 @@ def token_losses(model: GPTNeoX, windows: Tensor, micro_batch: int, precision: t
     return torch.cat(losses).cpu()
 
 
+def window_losses(model, windows, micro_batch, precision=None):
+    """Mean loss of each window (N, context + 1): (N,), fp64 in nats."""
+    return token_losses(model, windows, micro_batch, precision).double().mean(dim=1)
+
+
 def evaluate(
     model: GPTNeoX, windows: dict[str, Tensor], upstream: str, distribution: dict[str, float], micro_batch: int,
     precision: torch.dtype | None = None,
@@ -61,17 +69,12 @@ def evaluate(
     windows: {corpus: token ids (N, context + 1)}; upstream: a corpus; distribution: {corpus: share} downstream, shares
     summing to 1. The loss on a mixture is the share-weighted mean of the losses on its corpora; its perplexity is exp
     of that. All processes must call this function: each computes its part of the windows."""
-    rank, ranks = processes.rank(), processes.count()
     losses = {}
     for name, rows in windows.items():
-        # Every process needs equally many windows, because the processes of a sharded model compute together. Windows
-        # that are repeated to fill up the number are not counted.
-        filled = -(-len(rows) // ranks) * ranks
-        repeated = rows[torch.arange(filled) % len(rows)]
-        by_window = torch.zeros(filled, dtype=torch.float64)
-        by_window[rank::ranks] = token_losses(model, repeated[rank::ranks], micro_batch, precision).double().mean(dim=1)
-        # A process leaves the places of the others at zero, so the sums over processes have a loss in every place.
-        losses[name] = fmean(processes.sums(*by_window)[: len(rows)])
+        by_window = processes.in_parts(
+            rows, partial(window_losses, model, micro_batch=micro_batch, precision=precision)
+        )
+        losses[name] = fmean(by_window)
     downstream = sum(share * losses[name] for name, share in distribution.items())
     by_corpus = {f"{name}_loss": loss for name, loss in losses.items()}
     # The sides come last, in case a corpus is called "upstream" or "downstream".
@@ -88,20 +91,25 @@ def open_checkpoint(flags):
 
 
 def check_vocabulary(folder, model, corpus):
-    """ValueError if the checkpoint in a folder has another tokenizer than a corpus, or too few rows for its ids."""
+    """ValueError if the checkpoint in a folder has another tokenizer than a corpus, or rows that do not fit its ids."""
     way_out = f"prepare the corpus anew with data.py --tokenizer {folder}"
-    if (Path(folder) / "tokenizer.json").is_file() and load_tokenizer(folder).sha256 != corpus.tokenizer_sha256:
-        raise ValueError(f"{folder} has another tokenizer than data/{corpus.name}; {way_out}")
-    if corpus.vocab_size > model.config.vocab_size:
-        rows = f"{model.config.vocab_size} embedding rows, data/{corpus.name} {corpus.vocab_size} token ids"
-        raise ValueError(f"{folder} has {rows}; {way_out}")
+    rows, ids = model.config.vocab_size, corpus.vocab_size
+    if ids > rows:
+        raise ValueError(f"{folder} has {rows} embedding rows, data/{corpus.name} {ids} token ids; {way_out}")
+    if (Path(folder) / "tokenizer.json").is_file():
+        if load_tokenizer(folder).sha256 != corpus.tokenizer_sha256:
+            raise ValueError(f"{folder} has another tokenizer than data/{corpus.name}; {way_out}")
+    elif rows - ids > PADDING_ROWS:
+        fault = f"no tokenizer.json, and {rows} embedding rows where data/{corpus.name} has {ids} token ids"
+        raise ValueError(f"{folder}: {fault}; put the model's tokenizer.json there")
 
 
 def perplexity(flags):
     """Prints loss, perplexity and bits per byte of a checkpoint on the validation text of each corpus."""
     folder, model = open_checkpoint(flags)
+    record = record_behind(flags.checkpoint)
     longest = model.config.max_position_embeddings
-    context = min(flags.context or longest, longest)
+    context = min(flags.context or (record["flags"]["context"] if record else longest), longest)
     corpora = [Corpus(name) for name in flags.data]
     width = 2 + max(map(len, ["corpus", *flags.data]))
     if not flags.json:
@@ -109,18 +117,20 @@ def perplexity(flags):
     for corpus in corpora:
         check_vocabulary(folder, model, corpus)
         windows = fixed_windows(corpus, context, flags.eval_tokens)  # (N, T + 1)
-        tokens = len(windows) * context
-        by_window = token_losses(model, windows, flags.micro_batch_size).double().mean(dim=1)  # (N,)
+        parts = tqdm(windows.split(flags.micro_batch_size), disable=None, desc=corpus.name, leave=False)
+        by_window = torch.cat([window_losses(model, part, len(part)) for part in parts])  # (N,)
         loss = by_window.mean().item()
         # Over windows, because the tokens of one are not independent; of a single window it is unknown.
         error = by_window.std().item() / math.sqrt(len(windows)) if len(windows) > 1 else math.nan
-        bits = loss / math.log(2) / corpus.bytes_per_token
+        result = {
+            "corpus": corpus.name, "tokens": len(windows) * context, "loss": loss, "standard_error": error,
+            "perplexity": perplexity_of(loss), "bits_per_byte": loss / math.log(2) / corpus.bytes_per_token,
+        }  # fmt: skip
         if flags.json:
-            row = {"corpus": corpus.name, "tokens": tokens, "loss": loss, "standard_error": error}
-            print(json_line(row | {"perplexity": perplexity_of(loss), "bits_per_byte": bits}))
+            print(json_line(result))
         else:
-            name = f"{corpus.name:<{width}}"
-            print(f"{name}{tokens:>10,}{loss:>9.4f}{error:>8.4f}{perplexity_of(loss):>12.3f}{bits:>11.4f}")
+            name, tokens, *numbers = result.values()
+            print(f"{name:<{width}}{tokens:>10,}" + "{:>9.4f}{:>8.4f}{:>12.3f}{:>11.4f}".format(*numbers))
 
 
 def encode(text: str, tokenizer, model: GPTNeoX) -> list[int]:
@@ -192,23 +202,6 @@ def sample(flags):
 # ---------------------------------------------------------------- the curves of runs
 
 
-def report(out: Path, step: int, stop: int) -> None:
-    """Draws the figure of a run that ends, and says what happened and where everything is."""
-    figure, run = out / "perplexity.png", read_run(out)
-    try:
-        draw_curves([run], figure)
-    except ValueError as fault:
-        raise RuntimeError(f"all else of {out} is whole, but {fault}") from None
-    if step < stop:
-        return
-    for side in sides_of(run["eval"][-1]):
-        perplexities = [record[f"{side}_perplexity"] for record in run["eval"]]
-        before, end = perplexities[0], perplexities[-1]
-        numbers = f"{before:.2f} before, {max(perplexities):.2f} at its highest, {end:.2f} at the end"
-        print(f"{side:<11} {numbers} ({end / before - 1:+.1%})")
-    print(f"figure      {figure}\ncheckpoint  {folder_of(out, step)}")
-
-
 def plot(flags):
     """The curves of one or more runs; the same arm with several seeds becomes one band."""
     draw_curves(read_runs(flags.runs), flags.out)
@@ -238,7 +231,9 @@ def main(argv=None):
 
     measuring.add_argument("--data", nargs="+", required=True, metavar="NAME", help="prepared corpora (their val.bin)")
     measuring.add_argument("--eval-tokens", **count, default=1_000_000, help="tokens, in whole windows (%(default)s)")
-    measuring.add_argument("--context", **count, help="tokens of a window, at most the model's (the model's)")
+    measuring.add_argument(
+        "--context", **count, help="tokens of a window, at most the model's (that of its run, or the model's)"
+    )
     scoring.add_argument("--file", help='rows with a "text" (fetched from the hub)')
     sampling.add_argument("--prompt", default="", help="text to continue")
     sampling.add_argument("--tokens", **count, default=100, help="how many to add (%(default)s)")

@@ -14,6 +14,7 @@ import math
 import re
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -25,23 +26,33 @@ from engine.files import blaming, read_json, to_json, value_of
 from engine.weights import check_tensors, list_tensors, model_folder, read_tensors, save_tensors
 
 PYTHIA_IDS = 50277  # token ids of its tokenizer; its embedding has more rows
-# Pythia's sizes, and three that a laptop trains in minutes. The peak learning rates are those of pre-training: Pythia's
-# own; of the three small sizes the best of five, a factor of two apart (paper/README.md).
-#         layers width heads  max LR  embedding rows  context
+
+
+class Size(NamedTuple):
+    layers: int
+    width: int
+    heads: int
+    peak: float  # the highest learning rate of its pre-training
+    rows: int = 50304  # of the embedding, for Pythia's tokenizer
+    context: int = 2048
+
+
+# Pythia's sizes with its peaks, and three that a laptop trains in minutes, with the best of five peaks a factor of two
+# apart (paper/README.md).
 SIZES = {
-    "nano": (2, 64, 2, 8e-3, 50304, 256),
-    "micro": (3, 96, 3, 4e-3, 50304, 256),
-    "tiny": (4, 128, 4, 4e-3, 50304, 256),
-    "14m": (6, 128, 4, 1e-3, 50304, 2048),
-    "31m": (6, 256, 8, 1e-3, 50304, 2048),
-    "70m": (6, 512, 8, 1e-3, 50304, 2048),
-    "160m": (12, 768, 12, 6e-4, 50304, 2048),
-    "410m": (24, 1024, 16, 3e-4, 50304, 2048),
-    "1b": (16, 2048, 8, 3e-4, 50304, 2048),
-    "1.4b": (24, 2048, 16, 2e-4, 50304, 2048),
-    "2.8b": (32, 2560, 32, 1.6e-4, 50304, 2048),
-    "6.9b": (32, 4096, 32, 1.2e-4, 50432, 2048),
-    "12b": (36, 5120, 40, 1.2e-4, 50688, 2048),
+    "nano": Size(2, 64, 2, 8e-3, context=256),
+    "micro": Size(3, 96, 3, 4e-3, context=256),
+    "tiny": Size(4, 128, 4, 4e-3, context=256),
+    "14m": Size(6, 128, 4, 1e-3),
+    "31m": Size(6, 256, 8, 1e-3),
+    "70m": Size(6, 512, 8, 1e-3),
+    "160m": Size(12, 768, 12, 6e-4),
+    "410m": Size(24, 1024, 16, 3e-4),
+    "1b": Size(16, 2048, 8, 3e-4),
+    "1.4b": Size(24, 2048, 16, 2e-4),
+    "2.8b": Size(32, 2560, 32, 1.6e-4),
+    "6.9b": Size(32, 4096, 32, 1.2e-4, rows=50432),
+    "12b": Size(36, 5120, 40, 1.2e-4, rows=50688),
 }
 
 # Pythia was trained with tanh GELU; its config.json says "gelu", the erf form that everyone runs (within 5e-4).
@@ -143,21 +154,25 @@ class GPTNeoXConfig:
 def config_of(size: str, vocab_size: int = PYTHIA_IDS) -> GPTNeoXConfig:
     """GPTNeoXConfig of a key of SIZES, with an embedding row for each token id; for those of Pythia's own tokenizer
     with its padded number of rows."""
-    layers, width, heads, _, rows, context = SIZES[size]
-    rows = rows if vocab_size == PYTHIA_IDS else vocab_size
-    # vocabulary, width, layers, heads, inner width
-    return GPTNeoXConfig(rows, width, layers, heads, 4 * width, max_position_embeddings=context)
+    shape = SIZES[size]
+    return GPTNeoXConfig(
+        vocab_size=shape.rows if vocab_size == PYTHIA_IDS else vocab_size,
+        hidden_size=shape.width,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        intermediate_size=4 * shape.width,
+        max_position_embeddings=shape.context,
+    )
 
 
-def pretraining_peak(config: GPTNeoXConfig, name: str | None = None) -> float | None:
-    """The peak learning rate of the pre-training of this shape. One that is not in SIZES gives None, or ValueError with
-    the model's `name`."""
-    shape = (config.num_hidden_layers, config.hidden_size, config.num_attention_heads, config.max_position_embeddings)
-    for layers, width, heads, peak, _, context in SIZES.values():
-        if (layers, width, heads, context) == shape:
-            return peak
-    if name:
-        raise ValueError(f"{name} is none of Pythia's sizes, so its pre-training peak is unknown; give --max-lr")
+def pretraining_peak(config: GPTNeoXConfig) -> float | None:
+    """The peak learning rate of the pre-training of this shape; None for one that is not in SIZES."""
+    for size in SIZES.values():
+        same_shape = (size.layers, size.width, size.heads) == (
+            config.num_hidden_layers, config.hidden_size, config.num_attention_heads
+        )  # fmt: skip
+        if same_shape and size.context == config.max_position_embeddings:
+            return size.peak
     return None
 
 

@@ -15,10 +15,7 @@ import os
 COOLDOWN_END = 0.60  # the end of the cool-down, where the constant phase begins
 CONSTANT_END = 0.85  # the end of the constant phase, where annealing begins
 RSQRT_TIMESCALE = 10.0  # "a" of the inverse square root cool-down
-
-# Where the paper stopped its runs, as shares of a schedule of 296.86B tokens: sections 4.1 and 4.5 after 50B, with the
-# rate still at 94 % of its peak; 4.2 and 4.3 after 240B. (4.4 stopped after 50B of a schedule of 411B.)
-PAPER_STOPS = {"50B": 50e9 / 296.86e9, "240B": 240e9 / 296.86e9}
+WSD_DECAY_FROM = 0.80  # where the decay of warmup-stable-decay begins, as a share of the updates after the warm-up
 
 
 def warmup_updates(updates: int, warmup: float) -> int:
@@ -44,20 +41,6 @@ def learning_rate(update: int, updates: int, max_lr: float, min_lr: float, warmu
     return SCHEDULES[schedule](n, N, max_lr, min_lr)
 
 
-def evaluation_steps(updates: int, stop: int, warmup_end: int, every: int) -> set[int]:
-    """The numbers of finished updates at which a run of `stop` updates, on a schedule of `updates`, is evaluated.
-
-    Every `every` updates; at the powers of four before, while the loss changes fast; at the end of the warm-up; and
-    where the paper stopped its runs. With `every` >= `updates` only at the start and at the end."""
-    if every >= updates:
-        return {0, stop}
-    steps = {0, warmup_end, stop}
-    steps.update(4**k for k in range(16) if 4**k < every)
-    steps.update(round(updates * share) for share in PAPER_STOPS.values())
-    steps.update(range(every, stop - every // 4, every))  # none just before the end
-    return {step for step in steps if step <= stop}
-
-
 # ---------------------------------------------------------------- the decays
 # n: updates since the end of the warm-up, from 1 to N; N: length of the decay in updates (of cosine_clipped: of all).
 
@@ -81,46 +64,44 @@ def linear(n, N, max_lr, min_lr):
     return max_lr + (min_lr - max_lr) * (n / N)
 
 
-def wsd(n, N, max_lr, min_lr):
-    """Warmup-stable-decay (arXiv 2404.06395): stays at max, then a straight line to min over the last 20 %."""
-    return max_lr + (min_lr - max_lr) * max(0, 1 - (1 - n / N) / 0.2)
-
-
 def constant(n, N, max_lr, min_lr):
     """Stays at max. With max = Pythia's last rate and no warm-up: the paper's baseline."""
     return max_lr
 
 
+def wsd(n, N, max_lr, min_lr):
+    """Warmup-stable-decay (arXiv 2404.06395): stays at max, then a straight line to min."""
+    decayed = max(0, n / N - WSD_DECAY_FROM) / (1 - WSD_DECAY_FROM)
+    return max_lr + (min_lr - max_lr) * decayed
+
+
 def infinite_cosine(n, N, max_lr, min_lr):
     """An infinite schedule that cools down along half a cosine."""
-    return infinite(n, N, max_lr, min_lr, (1 - math.cos(math.pi * (n / (COOLDOWN_END * N)))) / 2)
+    return infinite(n, N, max_lr, min_lr, lambda t: (1 - math.cos(math.pi * t)) / 2)
 
 
 def infinite_rsqrt(n, N, max_lr, min_lr):
     """An infinite schedule that cools down along an inverse square root, steep at first."""
-    fall = 1 / math.sqrt(1 + RSQRT_TIMESCALE * (n / (COOLDOWN_END * N))) - 1
-    whole_fall = 1 / math.sqrt(1 + RSQRT_TIMESCALE) - 1
-    return infinite(n, N, max_lr, min_lr, fall / whole_fall)
+    whole = 1 / math.sqrt(1 + RSQRT_TIMESCALE) - 1
+    return infinite(n, N, max_lr, min_lr, lambda t: (1 / math.sqrt(1 + RSQRT_TIMESCALE * t) - 1) / whole)
 
 
-def infinite(n, N, max_lr, min_lr, cooled):
+def infinite(n, N, max_lr, min_lr, cooldown):
     """Can go on for as long as data comes: cool down, hold a constant rate, anneal when a checkpoint is wanted.
 
-    cooled: how much of the cool-down is done, from 0 to 1 at its end. The constant rate is halfway between max and min,
-    as in the follow-up (1.65e-4 between 3e-4 and 3e-5)."""
+    cooldown(t): its shape, from 0 at t = 0 to 1 at t = 1. The constant rate is halfway between max and min, as in the
+    follow-up (1.65e-4 between 3e-4 and 3e-5)."""
     hold = (max_lr + min_lr) / 2
-    anneal_from = CONSTANT_END * N
     if n < COOLDOWN_END * N:
-        return hold + (max_lr - hold) * (1 - cooled)
-    if n <= anneal_from:
+        return hold + (max_lr - hold) * (1 - cooldown(n / (COOLDOWN_END * N)))
+    if n <= CONSTANT_END * N:
         return hold
-    share = (n - anneal_from) / (N - anneal_from)
-    if min_lr > 0:
-        return hold * (min_lr / hold) ** share
-    return hold * (1 - share)  # an exponential never reaches zero, a line does
+    t = (n - CONSTANT_END * N) / (N - CONSTANT_END * N)
+    # An exponential never reaches zero, a line does.
+    return hold * (min_lr / hold) ** t if min_lr > 0 else hold * (1 - t)
 
 
-DECAYS = (cosine, cosine_clipped, linear, wsd, constant, infinite_cosine, infinite_rsqrt)
+DECAYS = (cosine, cosine_clipped, linear, constant, wsd, infinite_cosine, infinite_rsqrt)
 SCHEDULES = {decay.__name__.replace("_", "-"): decay for decay in DECAYS}  # "cosine-clipped": cosine_clipped
 
 
@@ -133,9 +114,10 @@ def main(argv=None):
     from matplotlib.figure import Figure  # late: the rest of this file needs nothing but math
 
     axes = Figure(figsize=(6, 3.2), layout="constrained").subplots()
+    updates = range(1, 2001)
     for number, name in enumerate(SCHEDULES):
-        rates = [learning_rate(update, 2000, 3e-4, 3e-5, 0.01, name) for update in range(1, 2001)]  # the 410M's
-        axes.plot(range(1, 2001), rates, ("-", "--", "-.", ":")[number % 4], label=name)
+        rates = [learning_rate(update, 2000, 3e-4, 3e-5, schedule=name) for update in updates]  # the 410M's
+        axes.plot(updates, rates, ("-", "--", "-.", ":")[number % 4], label=name)
     axes.set(xlabel="update", ylabel="learning rate", xlim=(0, 2000), ylim=0)
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     try:

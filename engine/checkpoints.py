@@ -94,15 +94,17 @@ def hidden(folder):
 
 
 def newest_state(out):
-    """(folder, state) of a run's newest checkpoint; (None, {}) without one. ValueError if it cannot be read."""
+    """(folder, state) of a run's newest checkpoint; (None, {"step": 0}) without one.
+
+    ValueError if it cannot be read."""
     folder = next(reversed(all_of(out)), None)
     if folder is None:
-        return None, {}
+        return None, {"step": 0}
     file = folder / STATE_FILES[0]
     file = file if file.is_file() else folder / OLD_STATE_FILES[0]
     with blaming(file, way_out(folder)):
-        state = {"skipped": 0, "skipped_in_a_row": 0} | read_json(file)
-        for name in ("step", "metrics_bytes", "adam_t", "skipped", "skipped_in_a_row"):
+        state = read_json(file)
+        for name in ("step", "metrics_bytes", "adam_t"):
             value_of(state, name)
         if folder != folder_of(out, state["step"]):
             raise ValueError("of another step")
@@ -125,8 +127,6 @@ def load_optimizer(folder, state, model, optimizer, scaler):
                     if moment.shape != parameter.shape or moment.dtype != torch.float32:
                         raise ValueError(f"{kind} of {name} has another shape or type")
                     optimizer.state[parameter][kind] = processes.placed_as(parameter, moment)
-        if scaler.is_enabled():
-            scale, tracker = (value_of(state["scaler"], name, float) for name in ("scale", "_growth_tracker"))
-            scaler.load_state_dict(scaler.state_dict() | {"scale": float(scale), "_growth_tracker": int(tracker)})
+        scaler.load_state_dict(state["scaler"])
     for group in optimizer.param_groups:
         group["t"] = state["adam_t"]

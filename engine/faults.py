@@ -35,6 +35,11 @@ def explained():
         raise RuntimeError(f"out of memory ({text[:100]}); {way_out}") from None
 
 
+def saving_fault(fault, out):
+    """RuntimeError."""
+    return RuntimeError(f"could not save {out}: {one_line(fault)}; make room, then: python train.py --resume {out}")
+
+
 def run_command(main, program=None):
     """Runs the main() of a command line, called `program`. Bad input (ValueError, OSError) is one line and exit code 2;
     a failure on the way (RuntimeError, MemoryError) one line and 1; Ctrl-C one line and 130. A standard output that

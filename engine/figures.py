@@ -123,7 +123,7 @@ def draw_band(panel, x, seeds, **look):
 def title_of(side, runs):
     """What a panel shows: the side and, as far as the runs agree, its corpus and its share of upstream text."""
     corpora = {run["flags"][side] for run in runs}
-    overlaps = {(run["flags"]["overlap"], run["flags"]["upstream"]) for run in runs}
+    overlaps = {(run["flags"].get("overlap", 0), run["flags"]["upstream"]) for run in runs}
     title = side.capitalize() + (f": {corpora.pop()}" if len(corpora) == 1 else "")
     (share, upstream), *others = overlaps
     return f"{title} ({100 * share:g} % {upstream})" if side == "downstream" and share and not others else title

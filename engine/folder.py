@@ -9,6 +9,8 @@ import hashlib
 import json
 import platform
 import re
+import shlex
+import shutil
 import zlib
 from contextlib import ExitStack, contextmanager
 from fnmatch import fnmatch
@@ -17,11 +19,12 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 
-from engine import VERSION, processes
-from engine.faults import one_line
+from engine import VERSION, checkpoints, processes
+from engine.faults import saving_fault
+from engine.figures import draw_curves
 from engine.files import blaming, locked, read_json, to_json, value_of, write_whole
-from engine.flags import check_flags, flag_name
-from engine.log import RECORDS, SIDES, checked, read_records
+from engine.flags import check_flags
+from engine.log import RECORDS, numbers_of, read_records, sides_of
 
 RESTORE = "restore it, or begin a new run"  # the way out of a config.json that was changed
 
@@ -29,10 +32,16 @@ RESTORE = "restore it, or begin a new run"  # the way out of a config.json that 
 
 
 def refuse_to_overwrite(out):
-    """Raises ValueError if the folder holds a run: a log that has a line, or a checkpoint."""
+    """Raises ValueError unless a run can begin in a folder: one that is missing or empty, or of a run that died before
+    its first line."""
     log = out / "metrics.jsonl"
     if (log.exists() and log.stat().st_size) or (out / "checkpoints").exists():
-        raise ValueError(f"{out} already holds a run; continue it with --resume {out}, or choose another --out")
+        way_out = f"go on with --resume {shlex.quote(str(out))}, or choose another --out"
+        raise ValueError(f"{out} already holds a run; {way_out}")
+    left = {"config.json", "metrics.jsonl"} if holds_run(out) else set()
+    found = {path.name for path in out.iterdir() if path.name[0] != "."} if out.exists() else set()
+    if found - left:
+        raise ValueError(f"{out} holds other files, such as {min(found - left)}; choose another --out")
 
 
 def refuse_other_data(out, corpora, order):
@@ -45,44 +54,66 @@ def refuse_other_data(out, corpora, order):
 
 
 @contextmanager
-def opened(out, record, resumed):
-    """Makes the folder of a run, keeps other processes out of it while the block runs, and writes config.json.
+def opened(out, resumed):
+    """Makes the folder of a run and keeps other processes out of it while the block runs: a run locks its folder before
+    it reads a checkpoint. Of several processes rank 0 does it.
 
-    record: {"flags": every resolved flag, "corpora": their hashes, "parameters", "pretraining_peak"}. Of several
-    processes rank 0 does it. RuntimeError, with the way out, for what cannot be written in the block."""
+    RuntimeError, with the way out, for what cannot be saved in the block. What failed before its config.json was
+    written leaves no folder."""
     with ExitStack() as cleanup:
         if processes.rank() == 0:
+            new = not out.exists()
             out.mkdir(parents=True, exist_ok=True)
             taken = f"{out}: another process runs it; wait or choose another --out"
             cleanup.enter_context(locked(out / ".lock", taken))
             if not resumed:
                 refuse_to_overwrite(out)  # another process may have come and gone since it was looked at
-            versions = {"rewarm": VERSION, "python": platform.python_version(), "torch": torch.__version__}
-            write_whole(out / "config.json", to_json(record | {"versions": versions}))
         try:
             yield
-        except (OSError, SafetensorError) as fault:  # a full disk, most often
-            way_out = f"make room, then: python train.py --resume {out}"
-            raise RuntimeError(f"could not save {out}: {one_line(fault)}; {way_out}") from None
+        except (OSError, SafetensorError) as fault:
+            raise saving_fault(fault, out) from None
+        finally:
+            if processes.rank() == 0 and new and not holds_run(out):
+                shutil.rmtree(out)
 
 
-def flags_to_resume(dataclass, given, out, changeable):
-    """The flags of the run in `out`, with those `given` now that are among `changeable`.
+@contextmanager
+def one_at_a_time(out):
+    """Processes that need one run wait for each other in this block, so that the first makes it and the others find it.
+    Of the processes of torchrun rank 0 waits for all."""
+    with ExitStack() as cleanup:
+        with processes.rank_0_first():
+            if processes.rank() == 0:
+                Path(out).parent.mkdir(parents=True, exist_ok=True)
+                cleanup.enter_context(locked(Path(out).parent / f".{Path(out).name}.lock"))
+        yield
 
-    ValueError for any other that differs, for a config.json that is not a run's, and for a folder without one."""
-    if not (Path(out) / "config.json").is_file():
-        raise ValueError(f"{out}: no run to resume (no config.json); leave --resume out to begin one")
-    saved = read_record(out)["flags"]
+
+def write_record(out, record):
+    """Writes config.json: {"flags": every flag, "corpora": their hashes, "parameters", "pretraining_peak"}."""
+    if processes.rank() == 0:
+        versions = {"rewarm": VERSION, "python": platform.python_version(), "torch": torch.__version__}
+        write_whole(out / "config.json", to_json(record | {"versions": versions}))
+
+
+def holds_run(out):
+    """Whether a folder holds a run, just begun or finished; a model's config.json has no flags."""
+    file = Path(out) / "config.json"
+    return file.is_file() and "flags" in read_json(file)
+
+
+def tokens_before(out, tokens):
+    """The lengths that a run was planned for before it was resumed with a larger --tokens."""
+    record = read_record(out) if holds_run(out) else {"flags": {"tokens": tokens}}
+    planned = [*record.get("tokens_before", []), record["flags"]["tokens"]]
+    return [length for length in planned if length < tokens]
+
+
+def recorded_flags(dataclass, out):
+    """The flags of the run in a folder. ValueError for a config.json that is not a run's of this version."""
     with blaming(f"{out}/config.json", RESTORE):
-        flags = dataclass(**(saved | given))
+        flags = dataclass(**read_record(out)["flags"])
         check_flags(flags)
-        for name in (*SIDES, "context", "max_lr", "min_lr"):  # which a run has, whatever their default
-            if getattr(flags, name) is None:
-                raise ValueError(f"no {flag_name(name)}")
-    for name, value in given.items():
-        if name not in changeable and value != saved.get(name):
-            was = f"the run's {saved.get(name)!s:.60}"
-            raise ValueError(f"{flag_name(name)} {value} is not {was}; begin a new run with --init {out}")
     return flags
 
 
@@ -132,20 +163,7 @@ def read_run(folder):
 
 
 def as_run(folder, config, records):
-    """What read_run() gives, from the contents of config.json and the records of the log; checked."""
-    with blaming(f"{folder}/config.json", RESTORE):
-        flags = value_of(config, "flags", dict)
-        for side in SIDES:
-            value_of(flags, side, str)
-        for name in ("warmup", "overlap"):
-            value_of(flags, name, float, 0, 1)
-        value_of(flags, "tokens", float, 0, 1e30)
-        for name in ("parameters", "pretraining_peak"):
-            if config.get(name) is not None:
-                value_of(config, name, float, 0, 1e15)
-        for name, value in flags.items():
-            if not isinstance(value, str | None) and not (isinstance(value, int | float) and abs(value) < 1e30):
-                raise ValueError(f"{name} is {value!r:.60}")
+    """What read_run() gives, from the contents of config.json and the records of the log."""
     if not records["eval"]:
         raise ValueError(f"{folder}: no evaluation yet; wait for the first, or --resume the run")
     return {"folder": folder, "parameters": None, "pretraining_peak": None, "versions": {}} | config | records
@@ -175,6 +193,29 @@ def read_pack(pack, pattern):
         with blaming(f"{pack}:{number}", "not a run; restore the pack"):
             run = json.loads(line)
             if fnmatch(run["name"], pattern):
-                records = {kind: [checked(record, kind) for record in run["records"][kind]] for kind in RECORDS}
+                records = {kind: [numbers_of(record, kind) for record in run["records"][kind]] for kind in RECORDS}
                 runs.append(as_run(Path(run["name"]), run["config"], records))
     return runs
+
+
+# ---------------------------------------------------------------- the end of a run
+
+
+def report(out, update, stop):
+    """Draws the figure of a run that ends, and says what happened, where everything is, and what to type next."""
+    figure, run = out / "perplexity.png", read_run(out)
+    try:
+        draw_curves([run], figure)
+    except ValueError as fault:
+        raise RuntimeError(f"all else of {out} is whole, but {fault}") from None
+    if update < stop:
+        print(f"stopped at update {update} of {stop}; resume with: python train.py --resume {shlex.quote(str(out))}")
+        return
+    for side in sides_of(run["flags"]):
+        perplexities = [record[f"{side}_perplexity"] for record in run["eval"]]
+        before, end = perplexities[0], perplexities[-1]
+        numbers = f"{before:.2f} before, {max(perplexities):.2f} at its highest, {end:.2f} at the end"
+        print(f"{side:<11} {numbers} ({end / before - 1:+.1%})")
+    print(f"figure      {figure}")
+    print(f"checkpoint  {checkpoints.folder_of(out, update)}")
+    print(f"next        python eval.py sample {shlex.quote(str(out))}")

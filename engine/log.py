@@ -1,7 +1,8 @@
 """metrics.jsonl, what a person sees while a run goes on, and how the log is read back.
 
-A line an update, {"kind": "train", "step", "tokens", "lr", "loss", "grad_norm", "tokens_per_second"}; a line an
-evaluation, {"kind": "eval", "step", "tokens", "lr"}, loss and perplexity of both sides, and NAME_loss of every corpus.
+A line an update, {"kind": "train", "step", "tokens", "lr", "loss", "grad_norm", "tokens_per_second", "time"}; a line an
+evaluation, {"kind": "eval", "step", "tokens", "lr", "time"}, loss and perplexity of both sides, and NAME_loss of every
+corpus. `step` is the update after which it was written, `time` the seconds that the run has taken, summed over resumes.
 JSON has no NaN and no infinity: what is not finite is null.
 """
 
@@ -12,18 +13,21 @@ import math
 import os
 import sys
 import time
+from collections import deque
+from statistics import fmean
 
 from tqdm import tqdm
 
 from engine import processes
-from engine.files import blaming, value_of
+from engine.files import blaming
 
 SIDES = ("upstream", "downstream")
-PLACE = ("step", "tokens", "lr")
+PLACE = ("step", "tokens", "lr", "time")
 RECORDS = {  # what a line of each kind must hold
     "train": (*PLACE, "loss"),
     "eval": (*PLACE, "upstream_loss", "upstream_perplexity", "downstream_loss", "downstream_perplexity"),
 }
+RECENT = 50  # updates over which the shown rate is a mean
 
 
 def perplexity_of(loss):
@@ -31,10 +35,13 @@ def perplexity_of(loss):
     return math.exp(min(loss, 700))
 
 
-def sides_of(evaluation):
-    """The sides worth showing of an evaluation: of a run on one corpus, whose sides are equal, upstream alone."""
-    same = evaluation["upstream_loss"] == evaluation["downstream_loss"]
-    return ("upstream",) if same else SIDES
+def sides_of(flags):
+    """The sides worth showing of a run with such flags, {name: value}. Where both are one text, they are equal: it is
+    old text to a model of ours, and new text to a model from elsewhere."""
+    if flags["upstream"] != flags["downstream"]:
+        return SIDES
+    ours = flags["init"] in ("scratch", "upstream") or flags["init"].startswith("runs/")
+    return ("upstream",) if ours else ("downstream",)
 
 
 def in_units(count):
@@ -49,7 +56,12 @@ def progress_bar(name, total, done=0):
     """One line on a terminal, with the time left; nothing in a file."""
     shape = "{desc} {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} [{elapsed}, left {remaining}{postfix}]"
     options = {"total": total, "initial": done, "desc": name, "bar_format": shape, "unit_scale": total > 10**5}
-    return tqdm(**options, disable=not sys.stderr.isatty(), dynamic_ncols=True)
+    return tqdm(**options, disable=not on_terminal(), dynamic_ncols=True)
+
+
+def on_terminal():
+    """Whether errors go to a terminal that can show a line; one in a container may have no width."""
+    return sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).columns > 0
 
 
 def in_json(record):
@@ -66,21 +78,23 @@ class Log:
     """Appends the records of a run to metrics.jsonl and shows them to a person, in a `with` block. Of several processes
     the first writes.
 
-    out: folder of the run; stop: its last step; state: of the checkpoint from which it resumes, if it does, with its
-    `step` and the length of the log then."""
+    out: folder of the run; stop: its last update; sides: those worth showing; state: of the checkpoint after which it
+    goes on, with its "step" and "metrics_bytes", the length of the log then; {"step": 0} for a new run."""
 
-    def __init__(self, out, stop, tokens_per_update, state):
+    def __init__(self, out, stop, tokens_per_update, sides, state):
+        self.sides = sides
         self.path, self.stop, self.tokens_per_update, self.state = out / "metrics.jsonl", stop, tokens_per_update, state
-        self.writes, self.terminal = processes.rank() == 0, sys.stderr.isatty()
+        self.writes, self.terminal = processes.rank() == 0, on_terminal()
 
     def __enter__(self):
         self.file = open(self.path if self.writes else os.devnull, "a+b", buffering=0)  # a line is one write
-        self.first_evaluation = None
+        self.first_evaluation, self.earlier = None, 0.0  # `earlier`: seconds before this resume
         if self.writes:
             self.truncate(self.state.get("metrics_bytes", 0))
-        self.bar = progress_bar(self.path.parent.name[:24], self.stop, self.state.get("step", 0))
-        self.seconds, self.updates = 0.0, 0  # spent on updates, and how many
-        self.resume_clock()
+        self.bar = progress_bar(self.path.parent.name[:24], self.stop, self.state["step"])
+        self.recent, self.updates = deque(maxlen=RECENT), 0  # seconds of the last updates, and how many there were
+        self.began = self.clock = time.perf_counter()
+        self.paused = 0.0  # seconds in evaluations and checkpoints
         return self
 
     def truncate(self, size):
@@ -90,7 +104,10 @@ class Log:
             raise ValueError(f"{self.path} is not as at the checkpoint; restore it, or start a new run with --init")
         self.file.truncate(size)
         self.file.seek(0, os.SEEK_END)
-        self.first_evaluation = next(iter(read_records(self.path)["eval"]), None)
+        records = read_records(self.path)
+        if records["eval"]:
+            self.first_evaluation = records["eval"][0]
+            self.earlier = max(record["time"] for kind in RECORDS for record in records[kind][-1:])
 
     def __exit__(self, *_):
         self.file.close()
@@ -108,6 +125,7 @@ class Log:
 
     def write(self, record):
         """Appends a line."""
+        record["time"] = round(self.earlier + time.perf_counter() - self.began, 3)
         line = (json_line(record) + "\n").encode()
         if self.file.write(line) < len(line):
             raise OSError(errno.ENOSPC, "No space left on device", str(self.path))
@@ -119,44 +137,46 @@ class Log:
         return self.file.tell()
 
     def resume_clock(self):
-        """Leaves the time since the last update, which went into an evaluation or a checkpoint, out of every rate."""
-        self.clock = time.perf_counter()
+        """Leaves the time since the last update, which went into an evaluation or a checkpoint, out of the rate."""
+        now = time.perf_counter()
+        self.paused, self.clock = self.paused + now - self.clock, now
 
-    def update(self, step, lr, loss, norm, skipped=None):
+    def update(self, update, lr, loss, norm, skipped=None):
         """After an update: its learning rate, loss (nats), gradient norm; skipped: how many fp16 has skipped so far."""
         now = time.perf_counter()
         seconds, self.clock = max(1e-9, now - self.clock), now  # a coarse clock can stand still
-        self.seconds, self.updates = self.seconds + seconds, self.updates + 1
-        rate = self.updates * self.tokens_per_update / self.seconds
-        record = {"kind": "train", "step": step, "tokens": step * self.tokens_per_update, "lr": lr, "loss": loss}
+        self.recent.append(seconds)
+        self.updates += 1
+        record = {"kind": "train", "step": update, "tokens": update * self.tokens_per_update, "lr": lr, "loss": loss}
         record |= {"grad_norm": norm, "tokens_per_second": self.tokens_per_update / seconds}
         if skipped is not None:
             record["skipped"] = skipped
         self.write(record)
+        rate = self.tokens_per_update / fmean(self.recent)
         with self.console():
             self.bar.set_postfix_str(f"loss {loss:.3f}, lr {lr:.1e}, {in_units(rate)} tok/s", refresh=False)
             self.bar.update()
-        if not self.terminal and (step % max(1, self.stop // 20) == 0 or step == self.stop):
-            minutes, seconds = divmod(int((self.stop - step) * self.tokens_per_update / rate), 60)
+        if not self.terminal and (update % max(1, self.stop // 20) == 0 or update == self.stop):
+            left = (self.stop - update) * (fmean(self.recent) + self.paused / self.updates)
             skips = f"skipped {skipped} | " if skipped else ""
             self.say(
-                f"step {self.place(step)} | loss {loss:.4f} | lr {lr:.2e} | norm {norm:.2f} | {skips}"
-                f"{in_units(rate)} tok/s | left {minutes}m{seconds:02d}s"
+                f"step {self.place(update)} | loss {loss:.4f} | lr {lr:.2e} | norm {norm:.2f} | {skips}"
+                f"{in_units(rate)} tok/s | left {int(left) // 60}m{int(left) % 60:02d}s"
             )
 
-    def evaluation(self, step, lr, losses):
+    def evaluation(self, update, lr, losses):
         """After an evaluation: the losses in nats that eval.evaluate() returns."""
-        tokens = step * self.tokens_per_update
-        record = {"kind": "eval", "step": step, "tokens": tokens, "lr": lr} | losses
+        tokens = update * self.tokens_per_update
+        record = {"kind": "eval", "step": update, "tokens": tokens, "lr": lr} | losses
         for side in SIDES:
             record[f"{side}_perplexity"] = perplexity_of(losses[f"{side}_loss"])
         self.write(record)
         self.first_evaluation = self.first_evaluation or record
         shown = []
-        for side in sides_of(losses):
+        for side in self.sides:
             now, before = record[f"{side}_perplexity"], self.first_evaluation[f"{side}_perplexity"]
             shown.append(f"{side} {now:.2f} ({now / before - 1:+.1%})")
-        self.say(f"eval {self.place(step)} | {' | '.join(shown)} | {in_units(tokens)} tokens")
+        self.say(f"eval {self.place(update)} | {' | '.join(shown)} | {in_units(tokens)} tokens")
         self.resume_clock()
 
     def place(self, step):
@@ -168,13 +188,16 @@ class Log:
             sys.stdout.flush()
 
 
-def checked(record, kind):
+def numbers_of(record, kind):
     """The numbers of a record, NaN in place of null; ValueError for a record that lacks one, or holds anything else."""
-    numbers = {}
-    for name in (*RECORDS[kind], *record):
-        low, high = int(name.endswith("perplexity")), 1e18 if name in PLACE else 1e305
-        null = record[name] is None and name not in PLACE
-        numbers[name] = math.nan if null else float(value_of(record, name, float, low, high))
+    numbers = {"time": math.nan}  # which earlier runs lack
+    for name, value in record.items():
+        numbers[name] = math.nan if value is None else value
+        if type(numbers[name]) not in (int, float):
+            raise ValueError(f"{name} is {value!r:.60}, not a number")
+    for name in RECORDS[kind]:
+        if name not in numbers:
+            raise ValueError(f"no {name}")
     return numbers
 
 
@@ -187,9 +210,9 @@ def read_records(file):
         for number, line in enumerate(lines, 1):
             try:
                 with blaming(f"{file}:{number}", "remove this damaged line"):
-                    record = json.loads(line, parse_constant=lambda _: None)  # earlier versions wrote NaN
+                    record = json.loads(line)
                     kind = record.pop("kind")
-                    records[kind].append(checked(record, kind))
+                    records[kind].append(numbers_of(record, kind))
             except ValueError:
                 if line.endswith(b"\n"):
                     raise

@@ -70,18 +70,38 @@ def autocast(device, dtype):
     return torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None)
 
 
-def check_finite(loss, norm, scaler, overflows, step, lr):
-    """How many updates in a row have overflowed fp16, from the number before this one.
+class LossScaler(torch.amp.GradScaler):
+    """The paper's dynamic loss scale of fp16; in other precisions it does nothing.
 
-    Raises RuntimeError, in all processes, before a loss or a gradient norm that is not finite reaches the weights. An
-    infinite norm under a finite loss in fp16 is normal at times: the scaler skips that update and halves the loss
-    scale. SKIPS of them end the run."""
-    if math.isfinite(loss) and math.isfinite(norm):
-        return 0
-    overflows += 1
-    if scaler.is_enabled() and math.isfinite(loss) and overflows < SKIPS:
-        return overflows
-    in_a_row = f", {overflows} updates in a row" if overflows > 1 else ""
-    fault = f"loss {loss} and gradient norm {norm} at update {step} (lr {lr:.2e}){in_a_row}"
-    way_out = "another --init" if step == 1 else "a lower --max-lr"  # no rate has acted before the first update
-    raise RuntimeError(f"{fault}; the weights were left alone; try {way_out} or --precision bf16 or fp32")
+    It halves when gradients overflow (that update is skipped), and doubles after 1,000 good ones. GPT-NeoX also
+    forgives one overflow (hysteresis 2), and begins at 2^12, torch's scaler at 2^16."""
+
+    def __init__(self, device, enabled):
+        super().__init__(device.type, growth_interval=1000, enabled=enabled)
+        self.overflows = self.in_a_row = 0
+
+    @property
+    def skipped(self):
+        """How many updates were skipped so far; None where none can be."""
+        return self.overflows if self.is_enabled() else None
+
+    def state_dict(self):
+        return super().state_dict() | {"overflows": self.overflows, "in_a_row": self.in_a_row}
+
+    def load_state_dict(self, state):
+        self.overflows, self.in_a_row = state["overflows"], state["in_a_row"]
+        super().load_state_dict(state)
+
+    def refuse_non_finite(self, loss, norm, update, lr):
+        """Raises RuntimeError, in all processes, before a loss or a gradient norm that is not finite reaches the
+        weights. An infinite norm under a finite loss in fp16 is normal at times; SKIPS of them in a row end a run."""
+        if math.isfinite(loss) and math.isfinite(norm):
+            self.in_a_row = 0
+            return
+        self.overflows, self.in_a_row = self.overflows + 1, self.in_a_row + 1
+        if self.is_enabled() and math.isfinite(loss) and self.in_a_row < SKIPS:
+            return
+        in_a_row = f", {self.in_a_row} updates in a row" if self.in_a_row > 1 else ""
+        fault = f"loss {loss} and gradient norm {norm} at update {update} (lr {lr:.2e}){in_a_row}"
+        way_out = "another --init" if update == 1 else "a lower --max-lr"  # no rate has acted before the first update
+        raise RuntimeError(f"{fault}; the weights were left alone; try {way_out} or --precision bf16 or fp32")

@@ -73,6 +73,28 @@ def sums(*values):
     return values
 
 
+def mean(value):
+    """The mean of a number or one-element tensor over all processes, as a float."""
+    return sums(value)[0] / count()
+
+
+def anywhere(condition):
+    """Whether a condition is true in any process."""
+    return sums(bool(condition))[0] > 0
+
+
+def in_parts(rows, compute):
+    """compute(rows), one number for each row, as a list of floats: each process computes it for a part of the rows."""
+    # All processes need equally many rows, because those of a sharded model compute together. Rows that are repeated to
+    # fill up the number are not counted.
+    filled = -(-len(rows) // count()) * count()
+    mine = torch.arange(rank(), filled, count())
+    numbers = torch.zeros(filled, dtype=torch.float64)
+    numbers[mine] = compute(rows[mine % len(rows)])
+    # A process leaves the places of the others at zero, so the sums over processes have a number in every place.
+    return sums(*numbers)[: len(rows)]
+
+
 @contextmanager
 def rank_0_first():
     """Rank 0 goes through the block first; the others then find what it has fetched or prepared."""

@@ -154,5 +154,5 @@ def refused(done, *says):
 # A run that takes a second: 20 updates of 4 x 32 tokens, from random weights (SHORT) or a model folder (WHEREVER).
 WHEREVER = ["--upstream", "old", "--downstream", "new", "--context", "32", "--batch-size", "4"]
 WHEREVER += ["--tokens", str(20 * 4 * 32), "--warmup", "0.2", "--eval-tokens", "256", "--device", "cpu"]
-WHEREVER += ["--precision", "fp32", "--overlap", "0"]
+WHEREVER += ["--precision", "fp32"]
 SHORT = ["--init", "scratch", "--model", "nano", *WHEREVER]

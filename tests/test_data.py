@@ -1,7 +1,9 @@
 """data.py: prepared corpora, the order of the data, mixtures, validation windows."""
 
+import doctest
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -61,7 +63,7 @@ def test_a_token_id_without_a_row_is_named_before_it_meets_the_model(house):
         file.write(b"\xff\xff")
     stream = data.Mixture({data.Corpus("long"): 1}, 32, seed=0)  # opens: its samples are what was written
     with pytest.raises(ValueError, match=r"data/long: damaged corpus \(train.bin holds token id 65535, of 257\)"):
-        for update in range(stream.sizes[0] // 8 + 1):
+        for update in range(1, stream.sizes[0] // 8 + 2):
             stream.batch(update, 8)
     with open("data/long/train.bin", "r+b") as file:  # no rest of a token
         file.truncate(90_001)
@@ -140,7 +142,7 @@ def test_the_whole_way_on_real_text(tmp_path, monkeypatch):
 
     mixture = "redpajama-sample-redpajamac4=15,redpajama-sample-redpajamaarxiv=2.5"
     words = ["--init", "scratch", "--model", "14m", "--context", "128", "--batch-size", "2", "--tokens", "1024"]
-    words += ["--upstream", "pile-sample", "--downstream", mixture, "--eval-tokens", "256", "--overlap", "0"]
+    words += ["--upstream", "pile-sample", "--downstream", mixture, "--eval-tokens", "256"]
     done = call("train.py", *words, "--device", "cpu", "--out", "r")
     assert done.returncode == 0, done.stderr
     records = [json.loads(line) for line in Path("r/metrics.jsonl").read_text().splitlines()]
@@ -183,12 +185,12 @@ def test_each_window_once_an_epoch_and_ranks_are_disjoint(house):
     first = [stream.locate(p)[1] for p in range(windows)]
     second = [stream.locate(p)[1] for p in range(windows, 2 * windows)]
     assert sorted(first) == sorted(second) == list(range(windows)) and first != second
-    whole = stream.batch(5, 8)
+    whole = stream.batch(6, 8)
     assert whole.shape == (8, 33) and whole.dtype == torch.int64
-    parts = [stream.batch(5, 8, rank, 4) for rank in range(4)]
+    parts = [stream.batch(6, 8, rank, 4) for rank in range(4)]
     assert torch.equal(torch.stack(parts, dim=1).flatten(0, 1), whole)
-    assert torch.equal(whole, data.Mixture({corpus: 1}, 32, seed=3).batch(5, 8))
-    assert not torch.equal(whole, data.Mixture({corpus: 1}, 32, seed=4).batch(5, 8))
+    assert torch.equal(whole, data.Mixture({corpus: 1}, 32, seed=3).batch(6, 8))
+    assert not torch.equal(whole, data.Mixture({corpus: 1}, 32, seed=4).batch(6, 8))
 
 
 def test_no_two_keys_of_the_order_are_alike(house, monkeypatch):
@@ -204,6 +206,27 @@ def test_no_two_keys_of_the_order_are_alike(house, monkeypatch):
     orders = {(seed, number, epoch): data.hash64(data.hash64(data.hash64(seed) + number) + epoch)
               for seed in seeds for number in range(4) for epoch in range(50)}  # fmt: skip
     assert len(set(orders.values())) == len(orders)
+
+
+class Windows:
+    """A corpus of so many windows."""
+
+    def __init__(self, name, count):
+        self.name, self.window_count = name, lambda split, context: count
+
+
+def test_the_examples_in_the_docstrings_are_what_the_code_does():
+    assert doctest.testmod(data).failed == 0
+    table = {}
+    for line in data.Mixture.__doc__.splitlines():
+        if words := re.match(r" +(position|corpus|number|window) +(\w( +\w)*)", line):
+            table[words[1]] = words[2].split()[:10]
+    a, b = Windows("A", 5), Windows("B", 2)
+    stream = data.Mixture({a: 3, b: 1}, 32, seed=0)
+    places = [stream.locate(int(position)) for position in table["position"]]
+    assert [stream.corpora[corpus].name for corpus, _ in places] == table["corpus"]
+    assert [str(window) for _, window in places] == table["window"]
+    assert table["number"] == [str(table["corpus"][:p].count(table["corpus"][p])) for p in range(10)]
 
 
 def test_windows_cover_every_target_once(house):
@@ -241,15 +264,15 @@ def test_far_positions_of_a_mixture_are_arithmetic(house):
 
 def test_shares_as_written():
     assert data.parse_shares("torch") == {"torch": 1}
-    assert data.parse_shares("arxiv=2.5, c4=15") == {"arxiv": 2.5, "c4": 15}
+    assert data.parse_shares("arxiv=2.5, c4=7.5") == {"arxiv": 0.25, "c4": 0.75}
     blended = data.blend({"a": 3, "b": 1}, "old", 0.2)
     assert blended == pytest.approx({"a": 0.6, "b": 0.2, "old": 0.2})
     assert data.blend({"old": 1}, "old", 0.3) == {"old": 1.0}  # the same data: the paper's section 4.4
     assert data.blend({"new": 1}, "old", 0) == {"new": 1}
     assert data.blend({"new": 1}, "old", 1) == {"old": 1}
     paper = data.parse_shares("slimpajama-paper")
-    assert sum(paper.values()) == pytest.approx(100) and paper["slimpajama-redpajamacommoncrawl"] == 67
-    assert sum(data.parse_shares("slimpajama-natural").values()) == pytest.approx(100)
+    assert sum(paper.values()) == pytest.approx(1) and paper["slimpajama-redpajamacommoncrawl"] == pytest.approx(0.67)
+    assert sum(data.parse_shares("slimpajama-natural").values()) == pytest.approx(1)
     for bad in ("", "a=", "a=-1", "a=x", "a=1,a=2", "../a", "a=nan", "a b"):
         with pytest.raises(ValueError):
             if data.parse_shares(bad) == {"a": 1}:  # "a=" is a plain "a"

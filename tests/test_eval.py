@@ -13,7 +13,7 @@ from conftest import SHORT, call, make_corpus, refused
 import data
 import eval as evaluation
 import train
-from engine import figures
+from engine import figures, folder
 from model import GPTNeoX
 
 
@@ -219,16 +219,17 @@ def test_a_corpus_called_like_a_side(run):
 
 
 def test_the_report_of_a_run(run, capsys):
-    evaluation.report(Path("r"), 20, 20)
+    folder.report(Path("r"), 20, 20)
     records = [json.loads(line) for line in Path("r/metrics.jsonl").read_text().splitlines()]
     evaluations = [record for record in records if record["kind"] == "eval"]
-    upstream, downstream, figure, checkpoint = capsys.readouterr().out.splitlines()
+    upstream, downstream, figure, checkpoint, after = capsys.readouterr().out.splitlines()
     for line, side in ((upstream, "upstream"), (downstream, "downstream")):
         perplexities = [record[f"{side}_perplexity"] for record in evaluations]
         before, end = perplexities[0], perplexities[-1]
         numbers = f"{before:.2f} before, {max(perplexities):.2f} at its highest, {end:.2f} at the end"
         assert line == f"{side:<11} {numbers} ({end / before - 1:+.1%})"
     assert figure == "figure      r/perplexity.png" and checkpoint == "checkpoint  r/checkpoints/step_00000020"
+    assert after == "next        python eval.py sample r"
 
 
 def test_help_without_docstrings(monkeypatch, capsys):  # python -OO leaves them out

@@ -13,7 +13,7 @@ from conftest import FORKS, SHORT
 import engine.log
 import train
 from engine.faults import run_command
-from engine.log import Log, in_units, read_records
+from engine.log import SIDES, Log, in_units, read_records, sides_of
 
 LOSSES = {"old_loss": 1.0, "new_loss": 2.0, "upstream_loss": 1.0, "downstream_loss": 2.0}
 
@@ -33,7 +33,7 @@ def records(folder):
 
 
 def test_rates_leave_evaluations_and_checkpoints_out(tmp_path, clock, capsys):
-    with Log(tmp_path, 4, 1000, {}) as log:
+    with Log(tmp_path, 4, 1000, SIDES, {"step": 0}) as log:
         clock.now += 50
         log.evaluation(0, 0.0, LOSSES)
         for step in (1, 2):
@@ -50,18 +50,21 @@ def test_rates_leave_evaluations_and_checkpoints_out(tmp_path, clock, capsys):
     assert [r["tokens_per_second"] for r in records(tmp_path) if r["kind"] == "train"] == [500.0] * 4
     shown = capsys.readouterr().out.splitlines()
     assert all("| 500 tok/s |" in line for line in shown if line.startswith("step"))
-    assert "left 0m06s" in shown[1] and "left 0m00s" in shown[-1]
+    # Before the end of the first evaluation 50 s had passed: it counts as one that comes with each update.
+    assert "left 2m36s" in shown[1] and "left 0m00s" in shown[-1]
     assert shown[0].startswith("eval      0/4 (  0.0%) | upstream 2.72 (+0.0%) | downstream 7.39 (+0.0%) | 0 tokens")
 
 
-def test_a_run_on_one_corpus_shows_one_perplexity(tmp_path, capsys):
-    with Log(tmp_path, 4, 10**6, {}) as log:
+@pytest.mark.parametrize("init, side", [("scratch", "upstream"), ("EleutherAI/pythia-70m", "downstream")])
+def test_a_run_on_one_corpus_shows_one_perplexity(tmp_path, capsys, init, side):
+    sides = sides_of({"init": init, "upstream": "old", "downstream": "old"})
+    with Log(tmp_path, 4, 10**6, sides, {"step": 0}) as log:
         log.evaluation(4, 0.1, {"old_loss": 1.0, "upstream_loss": 1.0, "downstream_loss": 1.0})
-    assert capsys.readouterr().out.endswith("| upstream 2.72 (+0.0%) | 4M tokens\n")
+    assert capsys.readouterr().out.endswith(f"| {side} 2.72 (+0.0%) | 4M tokens\n")
 
 
 def test_what_is_not_finite_is_null_and_can_be_read(tmp_path):
-    with Log(tmp_path, 4, 1000, {}) as log:
+    with Log(tmp_path, 4, 1000, SIDES, {"step": 0}) as log:
         log.evaluation(0, 0.0, LOSSES | {"upstream_loss": math.nan})
         log.update(1, 0.1, math.nan, math.inf, skipped=1)
     evaluation, update = records(tmp_path)
@@ -77,30 +80,27 @@ def test_what_is_not_finite_is_null_and_can_be_read(tmp_path):
     assert read["train"][0]["skipped"] == 1
 
 
-OLD = {"kind": "train", "step": 1, "tokens": 128, "lr": 0.002, "loss": 5.5, "grad_norm": None, "tokens_per_second": 9.5}
-
-
-def test_a_log_of_version_1_0_0_is_read(tmp_path):
-    evaluation = {"kind": "eval", "step": 0, "tokens": 0, "lr": 0.0, "old_loss": 5.5, "new_loss": 5.6}
-    for side, name in (("upstream", "old"), ("downstream", "new")):
-        evaluation |= {f"{side}_loss": evaluation[f"{name}_loss"], f"{side}_perplexity": 250.0}
-    lines = json.dumps(evaluation) + "\n" + json.dumps(OLD) + "\n" + json.dumps(OLD | {"loss": math.nan}) + "\n"
-    Path(tmp_path, "log").write_text(lines)
-    read = read_records(tmp_path / "log")
-    assert read["train"][0]["loss"] == 5.5 and math.isnan(read["train"][1]["loss"])
-    assert read["eval"][0] == {name: value for name, value in evaluation.items() if name != "kind"}
+LINE = {
+    "kind": "train",
+    "step": 1,
+    "tokens": 128,
+    "lr": 0.002,
+    "loss": 5.5,
+    "grad_norm": None,
+    "tokens_per_second": 9.5,
+}
 
 
 @pytest.mark.parametrize(
     "line",
     [
-        b"{torn", b"[]", b"3", b"\xff", b"[" * 5000, b"{}", b'{"kind": "odd"}', json.dumps(OLD | {"lr": None}).encode(),
-        json.dumps(OLD | {"loss": "x"}).encode(), json.dumps(OLD | {"tokens": 10**400}).encode(),
-        json.dumps({name: OLD[name] for name in OLD if name != "loss"}).encode(),
+        b"{torn", b"[]", b"3", b"\xff", b"[" * 5000, b"{}", b'{"kind": "odd"}',
+        json.dumps(LINE | {"loss": "x"}).encode(),
+        json.dumps({name: LINE[name] for name in LINE if name != "loss"}).encode(),
     ],
 )  # fmt: skip
 def test_a_damaged_line_is_named(tmp_path, line):
-    whole = json.dumps(OLD).encode() + b"\n"
+    whole = json.dumps(LINE).encode() + b"\n"
     Path(tmp_path, "log").write_bytes(whole + line + b"\n" + whole)
     with pytest.raises(ValueError, match="log:2: .*remove this damaged line"):
         read_records(tmp_path / "log")
@@ -109,18 +109,18 @@ def test_a_damaged_line_is_named(tmp_path, line):
 
 
 def test_on_resume_the_lines_after_the_checkpoint_are_dropped(tmp_path, capsys):
-    with Log(tmp_path, 4, 1000, {}) as log:
+    with Log(tmp_path, 4, 1000, SIDES, {"step": 0}) as log:
         log.evaluation(0, 0.0, LOSSES)
         log.update(1, 0.1, 3.0, 1.0)
         size = log.durable_size()
         log.update(2, 0.1, 3.0, 1.0)
-    with Log(tmp_path, 4, 1000, {"step": 1, "metrics_bytes": size}) as log:
+    with Log(tmp_path, 4, 1000, SIDES, {"step": 1, "metrics_bytes": size}) as log:
         log.update(2, 0.1, 2.5, 1.0)
         log.evaluation(2, 0.1, LOSSES | {"upstream_loss": 2.0})
     assert [(r["step"], r.get("loss")) for r in records(tmp_path)] == [(0, None), (1, 3.0), (2, 2.5), (2, None)]
     assert "upstream 7.39 (+171.8%)" in capsys.readouterr().out  # against the evaluation before the first update
     with pytest.raises(ValueError, match="not as at the checkpoint"):
-        Log(tmp_path, 4, 1000, {"step": 1, "metrics_bytes": size - 1}).__enter__()
+        Log(tmp_path, 4, 1000, SIDES, {"step": 1, "metrics_bytes": size - 1}).__enter__()
 
 
 def test_units():
@@ -131,7 +131,7 @@ def test_units():
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
 def test_a_full_disk_is_noticed(tmp_path):
-    with Log(tmp_path, 4, 1000, {}) as log:
+    with Log(tmp_path, 4, 1000, SIDES, {"step": 0}) as log:
         log.file = open("/dev/full", "ab", buffering=0)
         with pytest.raises(OSError, match="No space"):
             log.update(1, 0.1, 3.0, 1.0)
@@ -169,7 +169,7 @@ def short_run():
 
 
 def log_of_a_run():
-    with Log(Path(), 4, 1000, {}) as log:
+    with Log(Path(), 4, 1000, SIDES, {"step": 0}) as log:
         for step in range(1, 5):
             log.update(step, 0.1, 3.0, 1.0)
             log.evaluation(step, 0.1, LOSSES)
@@ -200,3 +200,32 @@ def at_once():
 
 def test_a_full_console_is_no_bad_input():
     assert exit_code_with("/dev/full", at_once) == 1
+
+
+def test_the_shown_rate_forgets_a_pause(tmp_path, clock, capsys):
+    with Log(tmp_path, 200, 1000, SIDES, {"step": 0}) as log:
+        for step in range(1, 201):
+            clock.now += 400 if step == 100 else 2  # stopped for a while by its user
+            log.update(step, 0.1, 3.0, 1.0)
+    shown = capsys.readouterr().out.splitlines()
+    assert "| 100 tok/s |" in shown[9] and "| 500 tok/s |" in shown[14]
+
+
+def test_time_is_summed_over_resumes(tmp_path, clock):
+    with Log(tmp_path, 4, 1000, SIDES, {"step": 0}) as log:
+        clock.now += 5
+        log.evaluation(0, 0.0, LOSSES)
+        size = log.durable_size()
+    clock.now += 1000
+    with Log(tmp_path, 4, 1000, SIDES, {"step": 0, "metrics_bytes": size}) as log:
+        clock.now += 2
+        log.update(1, 0.1, 3.0, 1.0)
+    assert [record["time"] for record in records(tmp_path)] == [5.0, 7.0]
+
+
+def test_a_terminal_without_width_is_a_file(monkeypatch):
+    monkeypatch.setattr(engine.log.sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(engine.log.sys.stderr, "fileno", lambda: 2, raising=False)
+    for columns, seen in ((0, False), (80, True)):
+        monkeypatch.setattr(engine.log.os, "get_terminal_size", lambda _, c=columns: os.terminal_size((c, 0)))
+        assert engine.log.on_terminal() is seen

@@ -91,19 +91,6 @@ def test_a_schedule_of_ones_own_is_drawn(tmp_path, monkeypatch):
     assert (tmp_path / "seven.png").stat().st_size > 5000
 
 
-def test_evaluations_are_at_the_start_the_end_the_peak_and_where_the_paper_stopped():
-    assert schedule.evaluation_steps(1000, 1000, 10, 100) == {0, 1, 4, 10, 16, 64, *range(100, 1001, 100), 168, 808}
-    assert schedule.evaluation_steps(1000, 168, 10, 100) == {0, 1, 4, 10, 16, 64, 100, 168}
-    assert 190 not in schedule.evaluation_steps(200, 200, 2, 95)  # so near the end, that says nothing new
-
-
-@pytest.mark.parametrize("every", [168, 169, 10**9])
-def test_an_interval_as_long_as_the_run_leaves_the_start_and_the_end(every):
-    assert schedule.evaluation_steps(168, 168, 10, every) == {0, 168}
-    # Where a run stops early changes nothing before: resumed, it has the evaluations of one that did not stop.
-    assert 1 in schedule.evaluation_steps(1000, 168, 10, 168)
-
-
 def test_after_the_end_the_rate_stays():
     for name in SCHEDULES:
         assert learning_rate(1200, 1000, 2.0, 0.2, 0.1, name) == learning_rate(1000, 1000, 2.0, 0.2, 0.1, name)

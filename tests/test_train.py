@@ -19,12 +19,12 @@ import data
 import train
 from engine import checkpoints
 from engine.files import locked
-from engine.flags import as_words, changed_flags
-from model import SIZES, GPTNeoX, config_of
+from engine.flags import as_words
+from model import SIZES, GPTNeoX, Size, config_of
 from schedule import learning_rate
 
-TRAIN_KEYS = {"kind", "step", "tokens", "lr", "loss", "grad_norm", "tokens_per_second"}
-EVAL_KEYS = {"kind", "step", "tokens", "lr", "old_loss", "new_loss"}
+TRAIN_KEYS = {"kind", "step", "tokens", "lr", "loss", "grad_norm", "tokens_per_second", "time"}
+EVAL_KEYS = {"kind", "step", "tokens", "lr", "old_loss", "new_loss", "time"}
 EVAL_KEYS |= {f"{side}_{what}" for side in ("upstream", "downstream") for what in ("loss", "perplexity")}
 
 
@@ -34,7 +34,7 @@ def metrics(out, kind=None):
 
 
 def without_times(records):
-    return [{k: v for k, v in r.items() if k != "tokens_per_second"} for r in records]
+    return [{k: v for k, v in r.items() if k not in ("tokens_per_second", "time")} for r in records]
 
 
 def same_end(a, b):
@@ -116,12 +116,15 @@ def test_bad_flags_are_told_before_the_pre_training(house):
     refused(call(*words, "--downstream", "typo"), "no corpus typo")
     refused(call(*words, "--downstream", "new", "--min-lr", "1"), "--min-lr")
     refused(call("train.py", "--resume", "a", "--out", "b"), "--out")
+    refused(call("train.py", "--resume", "a", "--warmup", "0.01"), "--warmup")  # also one set to its default
     assert not Path("runs").exists()
 
 
 def test_a_figure_that_cannot_be_written_loses_nothing_else(house):
-    Path("r/perplexity.png").mkdir(parents=True)
-    done = call("train.py", *SHORT, "--out", "r")
+    train.main([*SHORT, "--out", "r", "--stop-tokens", "1280"])
+    Path("r/perplexity.png").unlink()
+    Path("r/perplexity.png").mkdir()
+    done = call("train.py", "--resume", "r", "--stop-tokens", "2560")
     assert done.returncode == 1 and "all else of r is whole" in done.stderr and len(done.stderr.splitlines()) == 1
     assert metrics("r", "eval")[-1]["step"] == 20 and Path("r/checkpoints/step_00000020").exists()
 
@@ -129,7 +132,7 @@ def test_a_figure_that_cannot_be_written_loses_nothing_else(house):
 def test_the_loss_logged_is_the_models_on_the_batch(house):
     train.main([*SHORT, "--out", "r", "--save-every", "7"])
     network = GPTNeoX.from_pretrained("r/checkpoints/step_00000007")
-    rows = data.Mixture({data.Corpus("new"): 1}, 32, seed=0).batch(7, 4)
+    rows = data.Mixture({data.Corpus("new"): 1}, 32, seed=0).batch(8, 4)
     with torch.no_grad():
         loss = network(rows[:, :-1], rows[:, 1:]).item()
     assert metrics("r", "train")[7]["loss"] == pytest.approx(loss, rel=1e-6)
@@ -149,14 +152,14 @@ def test_micro_batches_change_nothing(house):
             assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-3)
 
 
-def test_overlap_mixes_the_validation_as_it_mixes_the_text(house):
+def test_a_mixture_is_evaluated_as_it_is_trained_on_and_replay_is_not(house):
     train.main([*SHORT, "--out", "none"])
-    train.main([*SHORT, "--out", "half", "--overlap", "0.5"])
+    train.main([*SHORT, "--out", "half", "--downstream", "new=1,old=1"])  # an overlap of one half
     train.main([*SHORT, "--out", "replayed", "--replay", "0.5"])
     none, half, replayed = (metrics(out, "eval")[0] for out in ("none", "half", "replayed"))
     mixed = (none["upstream_loss"] + none["downstream_loss"]) / 2
-    assert half["downstream_loss"] == pytest.approx(mixed)  # the downstream distribution itself is half upstream
-    assert replayed["downstream_loss"] == none["downstream_loss"]  # replay changes only what is trained on
+    assert half["downstream_loss"] == pytest.approx(mixed)
+    assert replayed["downstream_loss"] == none["downstream_loss"]
     assert metrics("half", "train")[5]["loss"] == metrics("replayed", "train")[5]["loss"]
 
 
@@ -189,7 +192,7 @@ def test_init_upstream_pretrains_once_and_continues(house):
     assert (before / "checkpoints/step_00000010").is_dir() and len(list(before.glob("checkpoints/*"))) > 3
     second = call("train.py", *words, "--max-lr", "1e-3")
     assert second.returncode == 0 and "pre-training" not in second.stdout
-    runs = sorted(p for p in Path("runs").iterdir() if p != before)
+    runs = sorted(p for p in Path("runs").glob("[!.]*") if p != before)
     assert len(runs) == 2
     assert "eval.py sample runs/old-to-new" in first.stdout and first.stdout.count("next  ") == 1
     starts = [metrics(run, "eval")[0] for run in runs]
@@ -199,12 +202,12 @@ def test_init_upstream_pretrains_once_and_continues(house):
 
 def test_every_seed_has_its_own_pre_training_in_an_order_that_no_run_repeats(house):
     before, usual, exact = (
-        train.upstream_flags(train.resolve(flags, changed_flags(flags)))
+        train.pretraining_flags(train.complete(flags))
         for flags in (train.Flags(seed=2), train.Flags(), train.Flags(precision="fp16", upstream_tokens=1234568))
     )
     assert before.out == "runs/upstream-nano-stdlib-seed-2" and usual.out == "runs/upstream-nano-stdlib"
     assert exact.out == "runs/upstream-nano-stdlib-tokens-1234568-fp16"
-    assert before.seed not in (0, 1, 2) and before.overlap == before.replay == 0
+    assert before.seed not in (0, 1, 2) and before.replay == 0
     assert before.tokens == before.updates * 2048 + 1152 == train.Flags.tokens  # the continuation is as long
 
 
@@ -250,6 +253,18 @@ def test_half_precision_on_the_cpu(house, precision):
     losses = [metrics(out, "eval")[-1]["downstream_loss"] for out in ("full", "half")]
     assert losses[1] == pytest.approx(losses[0], rel=0.05)
     assert load_file("half/checkpoints/step_00000020/model.safetensors")["embed_out.weight"].dtype == torch.float32
+
+
+def test_evaluations_are_at_the_end_the_peak_and_where_the_paper_stopped():
+    def updates(tokens, stop, warmup, every):
+        return train.evaluation_updates(
+            train.Flags(tokens=tokens, stop_tokens=stop, warmup=warmup, batch_size=1, context=1, eval_every=every)
+        )
+
+    assert updates(1000, 1000, 0.01, 100) == {1, 4, 10, 16, 64, *range(100, 1001, 100), 168, 808}
+    assert {step for step in updates(1000, 168, 0.01, 100) if step <= 168} == {1, 4, 10, 16, 64, 100, 168}
+    assert 190 not in updates(200, 200, 0.01, 95)  # so near the end, that says nothing new
+    assert updates(168, 168, 0.01, 0) == {168}
 
 
 # ---------------------------------------------------------------- stopped and resumed
@@ -309,28 +324,47 @@ def test_a_checkpoint_that_cannot_be_read_is_one_line_with_the_way_out(house):
         shutil.rmtree("cut")
 
 
-def test_a_checkpoint_of_an_older_version_is_resumed(house):
-    """Version 1.0 kept the moments and the state beside the weights, and hashes of all files in the state."""
-    train.main([*SHORT, "--out", "whole", "--save-every", "10"])
-    shutil.copytree("whole", "cut")
-    shutil.rmtree("cut/checkpoints/step_00000020")
-    old = Path("cut/checkpoints/step_00000010")
-    os.rename(old / "resume/moments", old / "optimizer.safetensors")
-    state = json.loads((old / "resume/state.json").read_text()) | {"sha256": {"config.json": "0"}}
-    (old / "trainer_state.json").write_text(json.dumps(state))
-    shutil.rmtree(old / "resume")
-    train.main(["--resume", "cut"])
-    same_end("whole", "cut")
+def test_a_run_has_nothing_to_do_where_its_checkpoint_is(house):
+    train.main([*SHORT, "--out", "r", "--stop-tokens", "1280"])
+    before = Path("r/metrics.jsonl").read_bytes()
+    done = call("train.py", "--resume", "r", "--stop-tokens", "1280")
+    assert done.returncode == 0 and "nothing to do" in done.stdout
+    assert Path("r/metrics.jsonl").read_bytes() == before
 
 
-def test_a_run_that_is_resumed_to_stop_where_a_signal_stopped_it_is_evaluated_there(house):
-    train.main([*SHORT, "--out", "r", "--eval-every", "20", "--stop-tokens", str(7 * 128)])
-    train.main([*SHORT, "--out", "cut", "--eval-every", "20", "--save-every", "7"])
-    for step in (14, 20):
-        shutil.rmtree(f"cut/checkpoints/step_{step:08d}")  # as after a signal: saved after 7 updates, not evaluated
-    train.main(["--resume", "cut", "--stop-tokens", str(7 * 128)])
-    assert metrics("cut", "eval")[-1]["step"] == 7
-    assert metrics("cut", "eval") == metrics("r", "eval")
+def test_resume_alone_begins_or_goes_on(house):
+    train.main([*SHORT, "--out", "whole"])
+    train.main([*SHORT, "--out", "r", "--stop-tokens", "1280", "--resume"])
+    assert metrics("r", "eval")[-1]["step"] == 10
+    refused(call("train.py", *SHORT, "--out", "r", "--max-lr", "0.5", "--resume"), "--max-lr", "r")
+    train.main([*SHORT, "--out", "r", "--stop-tokens", "2560", "--resume"])
+    assert metrics("r", "train")[-1] == {**metrics("r", "train")[-1], "step": 20}
+    same = [without_times(metrics(out, "train")) for out in ("r", "whole")]
+    assert same[0] == same[1]
+
+
+def test_a_finished_run_goes_on_longer_with_windows_that_it_has_not_read(house, monkeypatch):
+    train.main([*SHORT, "--out", "whole", "--tokens", str(40 * 128)])
+    train.main([*SHORT, "--out", "r"])
+    read = []
+    locate = data.Mixture.locate
+    monkeypatch.setattr(data.Mixture, "locate", lambda self, at: read.append(at) or locate(self, at))
+    train.main(["--resume", "r", "--tokens", str(40 * 128)])
+    assert read == list(range(20 * 4, 40 * 4))
+    rates = [[r["lr"] for r in metrics(out, "train")] for out in ("r", "whole")]
+    assert rates[0][20:] == rates[1][20:] and len(rates[0]) == 40  # the schedule of the longer run from here on
+    kept = json.loads(Path("r/config.json").read_text())
+    assert kept["flags"]["tokens"] == 40 * 128 and kept["tokens_before"] == [20 * 128]
+    refused(call("train.py", "--resume", "r", "--tokens", "1280"), "--tokens", "r")
+
+
+def test_two_runs_that_need_one_pre_training_make_it_once(house):
+    words = ["--model", "nano", "--upstream", "old", "--downstream", "new", "--upstream-tokens", "20480"]
+    words += ["--tokens", "2048", "--eval-tokens", "64", "--device", "cpu", "--precision", "fp32"]
+    both = [started(*words, "--max-lr", rate, cwd=house) for rate in ("0.001", "0.002")]
+    said = [process.communicate(timeout=120)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    assert sum("pre-training nano" in text for text in said) == 1
 
 
 def test_keep_prunes_but_never_the_peak_or_the_last(house):
@@ -382,7 +416,7 @@ def test_help_lists_every_flag_with_its_comment():
     assert done.returncode == 0
     for name in train.Flags.__dataclass_fields__:
         assert "--" + name.replace("_", "-") in done.stdout, name
-    for words in ("Learning rate:", "share of upstream text in the downstream distribution", "(cosine)"):
+    for words in ("Learning rate:", "share of upstream text in a batch", "(cosine)"):
         assert words in done.stdout
 
 
@@ -398,7 +432,6 @@ BAD = [
     (["--max-lr", "nan"], "--max-lr"),
     (["--max-lr", "0.001", "--min-lr", "0.01"], "--min-lr"),
     (["--warmup", "1.5"], "--warmup"),
-    (["--overlap", "-0.1"], "--overlap"),
     (["--replay", "nan"], "--replay"),
     (["--schedule", "cosin"], "cosine-clipped"),
     (["--model", "3b"], "1.4b"),
@@ -429,7 +462,7 @@ def test_a_run_is_never_overwritten_nor_changed(house):
     train.main([*SHORT, "--out", "r"])
     before = Path("r/metrics.jsonl").read_bytes()
     refused(call("train.py", *SHORT, "--out", "r"), "already holds a run", "--resume")
-    refused(call("train.py", "--resume", "r", "--tokens", "99999"), "--tokens", "--init")
+    refused(call("train.py", "--resume", "r", "--max-lr", "0.5"), "--max-lr")
     refused(call("train.py", "--resume", "r", "--downstream", "old"), "--downstream")
     refused(call("train.py", "--resume", "r", "--stop-tokens", "99999"), "--stop-tokens")
     assert Path("r/metrics.jsonl").read_bytes() == before
@@ -464,7 +497,7 @@ def test_names_of_runs_tell_the_flags_apart(monkeypatch):
     long = name(downstream=",".join(f"corpus{i}=1" for i in range(40)), seed=1)
     assert len(Path(long).name) < 200 and ".." not in name(init="../../x")
     typed = []
-    monkeypatch.setattr(train, "train", lambda flags, given: typed.append(train.run_name(flags)))
+    monkeypatch.setattr(train, "train", lambda flags: typed.append(train.run_name(flags)))
     train.main(["--seed", "1", "--tokens", "9"])
     train.main(["--tokens", "9", "--seed", "1"])
     assert typed[0] == typed[1]
@@ -472,7 +505,7 @@ def test_names_of_runs_tell_the_flags_apart(monkeypatch):
 
 def test_cached_pretrainings_are_told_apart(monkeypatch):
     """By corpus, and by precision on a machine where a GPU computes in bf16 and the CPU does not."""
-    before = lambda **flags: train.upstream_flags(train.Flags(**flags)).out
+    before = lambda **flags: train.pretraining_flags(train.Flags(**flags)).out
     assert len({before(upstream=corpus) for corpus in ("a.b", "a-b", "a_b", "A-b")}) == 4
     monkeypatch.setattr(train.machine, "pick_device", lambda name: {"auto": "cuda"}.get(name, name))
     usual = {"cuda": "bf16", "cpu": "fp32"}
@@ -482,7 +515,7 @@ def test_cached_pretrainings_are_told_apart(monkeypatch):
 
 
 def test_a_pretraining_on_another_text_is_not_taken(house, monkeypatch):
-    monkeypatch.setitem(SIZES, "nano", (1, 16, 2, 1e-2, 257, 32))
+    monkeypatch.setitem(SIZES, "nano", Size(1, 16, 2, 1e-2, 257, 32))
     words = ["--upstream", "old", "--downstream", "new", "--upstream-tokens", "512", "--tokens", "512"]
     words += ["--eval-tokens", "64", "--device", "cpu", "--precision", "fp32", "--out"]
     train.main([*words, "first"])
@@ -500,7 +533,22 @@ RESULTS = {
     "batch_size": 4,
     "weight_decay": 0.0,
 }
-RESULTS |= {"decay_to_start": True, "min_lr": 0.0, "overlap": 0.5, "replay": 0.5, "warmup": 0.5, "revision": "step1"}
+RESULTS |= {"beta2": 0.99, "min_lr": 0.0, "replay": 0.5, "warmup": 0.5, "revision": "step1"}
+
+
+def test_a_folder_of_something_else_is_not_taken(house):
+    GPTNeoX(config_of("nano", 257)).save_pretrained("mine")
+    before = Path("mine/config.json").read_bytes()
+    refused(call("train.py", *WHEREVER, "--init", "mine", "--out", "mine"), "mine holds other files")
+    refused(call("train.py", *WHEREVER, "--init", "mine", "--out", "mine", "--resume"), "mine")
+    assert Path("mine/config.json").read_bytes() == before
+
+
+def test_a_model_without_tokenizer_is_refused_unless_its_rows_say_that_it_fits(house):
+    GPTNeoX(config_of("nano")).save_pretrained("pythia")  # 50,304 rows; the corpora have 257 ids
+    refused(call("train.py", *WHEREVER, "--init", "pythia", "--out", "r"), "pythia: no tokenizer.json", "50304")
+    assert not Path("r").exists()
+    refused(call("eval.py", "perplexity", "pythia", "--data", "old"), "pythia: no tokenizer.json")
 
 
 def test_dry_run_writes_nothing(house):
@@ -519,9 +567,7 @@ def test_dry_run_writes_nothing(house):
         (["--init", "scratch", "--revision", "step1"], "--revision"),
         (["--stop-tokens", "9e9"], "--stop-tokens"),
         (["--schedule", "constant", "--min-lr", "1e-4"], "--min-lr"),
-        (["--decay-to-start", "--weight-decay", "0"], "--decay-to-start"),
         (["--upstream", "new", "--replay", "0.05"], "--replay"),
-        (["--upstream", "new", "--overlap", "0.5"], "--overlap"),
     ],
 )
 def test_a_flag_without_effect_is_refused(house, words, says):
