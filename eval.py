@@ -94,12 +94,12 @@ def check_vocabulary(folder, model, corpus):
     """ValueError if the checkpoint in a folder has another tokenizer than a corpus, or rows that do not fit its ids."""
     way_out = f"prepare the corpus anew with data.py --tokenizer {folder}"
     rows, ids = model.config.vocab_size, corpus.vocab_size
+    has_tokenizer = (Path(folder) / "tokenizer.json").is_file()
+    if has_tokenizer and load_tokenizer(folder).sha256 != corpus.tokenizer_sha256:
+        raise ValueError(f"{folder} has another tokenizer than data/{corpus.name}; {way_out}")
     if ids > rows:
         raise ValueError(f"{folder} has {rows} embedding rows, data/{corpus.name} {ids} token ids; {way_out}")
-    if (Path(folder) / "tokenizer.json").is_file():
-        if load_tokenizer(folder).sha256 != corpus.tokenizer_sha256:
-            raise ValueError(f"{folder} has another tokenizer than data/{corpus.name}; {way_out}")
-    elif rows - ids > PADDING_ROWS:
+    if not has_tokenizer and rows - ids > PADDING_ROWS:
         fault = f"no tokenizer.json, and {rows} embedding rows where data/{corpus.name} has {ids} token ids"
         raise ValueError(f"{folder}: {fault}; put the model's tokenizer.json there")
 

@@ -218,4 +218,5 @@ def report(out, update, stop):
         print(f"{side:<11} {numbers} ({end / before - 1:+.1%})")
     print(f"figure      {figure}")
     print(f"checkpoint  {checkpoints.folder_of(out, update)}")
-    print(f"next        python eval.py sample {shlex.quote(str(out))}")
+    if len(sides_of(run["flags"])) == 2:  # a pre-training goes on by itself
+        print(f"next        python eval.py sample {shlex.quote(str(out))}")
