@@ -2,21 +2,44 @@
 
 import errno
 import os
+import shlex
 import sys
+import traceback
 from contextlib import contextmanager
 from pathlib import Path
 
+from engine.files import printable, variable
+
 
 def hub_or_network(fault):
-    """Whether huggingface_hub, the HTTP client beneath it, or the system raised this."""
-    return isinstance(fault, OSError) or type(fault).__module__.startswith(("huggingface_hub", "httpx", "httpcore"))
+    """Whether the system raised this, or anything beneath huggingface_hub, such as its HTTP client."""
+    modules = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(fault.__traceback__)]
+    return isinstance(fault, OSError) or any(module.startswith("huggingface_hub.") for module in modules)
+
+
+def disk_full(fault):
+    """Whether a disk or a quota is full."""
+    numbers = errno.ENOSPC, errno.EDQUOT
+    in_words = any(f"os error {number})" in str(fault) for number in numbers)  # safetensors has no number but this
+    return in_words or getattr(fault, "errno", None) in numbers
+
+
+def saving_fault(fault, out):
+    """RuntimeError in place of what the system raised while the run in `out` was saved."""
+    way_out = f"python train.py --resume {shlex.quote(str(out))}"
+    way_out = f"make room, then: {way_out}" if disk_full(fault) else f"resume with: {way_out}"
+    return RuntimeError(f"could not save {out}: {one_line(fault)}; {way_out}")
 
 
 def one_line(fault):
     """An exception as one line."""
+    text = " ".join(str(fault).split()) or type(fault).__name__
     if isinstance(fault, OSError) and fault.strerror:
-        return f"{fault.filename or ''}: {fault.strerror}".lstrip(": ")
-    return " ".join(str(fault).split()) or type(fault).__name__
+        # OpenSSL does not say which file it misses; this variable is what can make it look for one.
+        missing = variable("SSL_CERT_FILE") if isinstance(fault, FileNotFoundError) else None
+        file = fault.filename or (f"SSL_CERT_FILE={missing}" if missing else "")
+        text = f"{file}: {fault.strerror}".lstrip(": ")
+    return printable(text)
 
 
 @contextmanager
@@ -53,8 +76,7 @@ def run_command(main, program=None):
         print(f"{program}: stopped; {str(stopped) or 'the same command begins again'}", file=sys.stderr)
         sys.exit(130)
     except Exception as fault:
-        full = isinstance(fault, OSError) and fault.errno in (errno.ENOSPC, errno.EDQUOT)
-        bad_input = isinstance(fault, ValueError) or (hub_or_network(fault) and not full)
+        bad_input = isinstance(fault, ValueError) or (hub_or_network(fault) and not disk_full(fault))
         if not bad_input and not isinstance(fault, (RuntimeError, MemoryError, OSError)):
             raise  # a bug, of which the traceback helps
         print(f"{program}: {'' if bad_input else 'failed: '}{one_line(fault)}", file=sys.stderr)
