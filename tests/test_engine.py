@@ -155,12 +155,14 @@ def test_an_environment_without_a_launcher_is_one_line(monkeypatch, size):
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="no SIGHUP here")
-def test_a_terminal_that_closes_is_an_interruption_unless_under_nohup():
-    for before, noted in ((signal.SIG_DFL, True), (signal.SIG_IGN, False)):
-        kept = signal.signal(signal.SIGHUP, before)
+@pytest.mark.parametrize("name", ["SIGHUP", "SIGUSR1"])
+def test_a_terminal_that_closes_and_slurm_s_warning_interrupt_unless_ignored(name):
+    number = getattr(signal, name)
+    for before, noted in ((signal.SIG_DFL, True), (signal.SIG_IGN, False)):  # ignored: as under nohup
+        kept = signal.signal(number, before)
         with processes.held_signals() as signals:
-            os.kill(os.getpid(), signal.SIGHUP)
-        assert signals == [signal.SIGHUP] * noted and signal.signal(signal.SIGHUP, kept) == before
+            os.kill(os.getpid(), number)
+        assert signals == [number] * noted and signal.signal(number, kept) == before
 
 
 def test_an_unknown_flag_ends_all_processes_at_once(house):
