@@ -94,8 +94,8 @@ def hidden(folder):
 
 
 def newest_state(out):
-    """(folder, state) of a run's newest checkpoint; (None, {}) without one. ValueError if it is damaged, in rank 0
-    alone where that is within a file of tensors: one process reads them all for the others."""
+    """(folder, state) of a run's newest checkpoint; (None, {}) without one. ValueError if it is damaged. Of several
+    processes rank 0 alone compares the hashes, which takes a second per GB."""
     folder = next(reversed(all_of(out)), None)
     if folder is None:
         return None, {}
@@ -107,8 +107,9 @@ def newest_state(out):
             raise ValueError("of another step")
         hashes = value_of(state, "sha256", dict)
     for name in (WEIGHTS, MOMENTS) if processes.rank() == 0 else ():
-        if not (folder / name).exists() or file_hash(folder / name) != hashes.get(name):
-            raise ValueError(f"{folder / name}: missing or damaged since it was saved; {way_out(folder)}")
+        file = folder / name
+        if not file.exists() or file_hash(file) != hashes.get(name):
+            raise ValueError(f"{file}: missing or damaged since it was saved; {way_out(folder)}")
     return folder, state
 
 

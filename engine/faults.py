@@ -12,34 +12,33 @@ from engine.files import printable, variable
 
 
 def hub_or_network(fault):
-    """Whether the system raised this, or anything beneath huggingface_hub, such as its HTTP client."""
-    modules = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(fault.__traceback__)]
-    return isinstance(fault, OSError) or any(module.startswith("huggingface_hub.") for module in modules)
+    """Whether the system raised this, or huggingface_hub or anything that it called, such as its HTTP client."""
+    files = [Path(frame.filename) for frame in traceback.extract_tb(fault.__traceback__)]
+    return isinstance(fault, OSError) or any("huggingface_hub" in file.parts for file in files)
 
 
 def disk_full(fault):
-    """Whether a disk or a quota is full."""
-    numbers = errno.ENOSPC, errno.EDQUOT
-    in_words = any(f"os error {number})" in str(fault) for number in numbers)  # safetensors has no number but this
-    return in_words or getattr(fault, "errno", None) in numbers
+    """Whether a disk or a quota is full. safetensors says so in words alone."""
+    numbers = (errno.ENOSPC, errno.EDQUOT)
+    return getattr(fault, "errno", None) in numbers or any(f"os error {n})" in str(fault) for n in numbers)
 
 
 def saving_fault(fault, out):
     """RuntimeError in place of what the system raised while the run in `out` was saved."""
-    way_out = f"python train.py --resume {shlex.quote(str(out))}"
-    way_out = f"make room, then: {way_out}" if disk_full(fault) else f"resume with: {way_out}"
+    way_out = "make room, then" if disk_full(fault) else "resume with"
+    way_out += f": python train.py --resume {shlex.quote(str(out))}"
     return RuntimeError(f"could not save {out}: {one_line(fault)}; {way_out}")
 
 
 def one_line(fault):
     """An exception as one line."""
-    text = " ".join(str(fault).split()) or type(fault).__name__
     if isinstance(fault, OSError) and fault.strerror:
-        # OpenSSL does not say which file it misses; this variable is what can make it look for one.
-        missing = variable("SSL_CERT_FILE") if isinstance(fault, FileNotFoundError) else None
-        file = fault.filename or (f"SSL_CERT_FILE={missing}" if missing else "")
-        text = f"{file}: {fault.strerror}".lstrip(": ")
-    return printable(text)
+        file = fault.filename or ""
+        certificates = variable("SSL_CERT_FILE")
+        if certificates and isinstance(fault, FileNotFoundError) and not file:  # OpenSSL does not say what it misses
+            file = f"SSL_CERT_FILE={certificates}"
+        return printable(f"{file}: {fault.strerror}".lstrip(": "))
+    return printable(" ".join(str(fault).split()) or type(fault).__name__)
 
 
 @contextmanager

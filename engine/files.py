@@ -1,5 +1,4 @@
-"""Files that are whole or absent, locks that no killed process leaves behind, what a JSON file may hold, and what the
-system says of this process."""
+"""Files that are whole or absent, locks that no killed process leaves behind, and what a JSON file may hold."""
 
 import contextlib
 import errno
@@ -54,8 +53,9 @@ def open_file(path):
     if Path(path).exists() and not Path(path).is_file():
         raise ValueError(f"{path}: not an ordinary file")
     file = open(path, "rb")
-    if file.peek(64).startswith(b"version https://git-lfs"):
-        raise ValueError(f"{path}: a Git LFS pointer instead of the file; fetch it with `git lfs pull`")
+    with blaming(path, "fetch it with `git lfs pull`"):
+        if file.peek(64).startswith(b"version https://git-lfs"):
+            raise ValueError("a Git LFS pointer instead of the file")
     return file
 
 
@@ -133,11 +133,10 @@ def locked(path, message=None):
         return filelock.FileLock(path, blocking=message is None).acquire()
     except filelock.Timeout:
         raise ValueError(message) from None
-    except (OSError, NotImplementedError) as fault:
-        if getattr(fault, "filename", None):  # it could not be made
+    except OSError as fault:
+        if fault.filename:  # which could not be made
             raise
-        way_out = "this file system offers no locks (flock); choose a folder on another"
-        raise ValueError(f"{path}: {getattr(fault, 'strerror', None) or fault}; {way_out}") from None
+        raise ValueError(f"{path}: {fault.strerror}; choose a folder whose file system has locks (flock)") from None
 
 
 # ---------------------------------------------------------------- this process
@@ -147,7 +146,7 @@ CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udff
 
 
 def printable(text, keep=""):
-    """A text with escapes like \\x1b in place of control characters, but for those in `keep`."""
+    """A text with its control characters, but for those in `keep`, as escapes."""
     return CONTROL.sub(lambda found: found[0] if found[0] in keep else ascii(found[0])[1:-1], text)
 
 

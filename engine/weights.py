@@ -15,8 +15,7 @@ MODEL_FILES = ("config.json", "tokenizer.json", "model*.safetensors", "model.saf
 
 
 def is_hub_id(name):
-    """Whether a name is a repository's, owner/name. Where a folder `owner` is here, it is a path, and no typo in it is
-    asked of the hub."""
+    """Whether a name is a repository's, owner/name. Where `owner` is a folder here, it is a path, or a typo of one."""
     return bool(re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(name))) and not Path(name).parent.is_dir()
 
 
@@ -60,7 +59,7 @@ def weight_files(folder):
 
 @contextmanager
 def opened(path, way_out="fetch or save it again"):
-    """A safetensors file, mapped: nothing is read yet. ValueError names the file for what is wrong with it."""
+    """A safetensors file, mapped: nothing is read yet. What is wrong with it is told with its name."""
     with open_file(path), blaming(path, way_out), safe_open(path, framework="pt") as file:
         yield file
 

@@ -136,6 +136,13 @@ def test_a_fault_of_one_process_ends_all(house):
     codes, _, complained = together(2, *FEW, "--batch-size", "5", "--out", "t")
     assert codes[0] == 2 and "--batch-size 5" in complained[0] and "batch-size" not in complained[1]
     assert complained[0].count("\n") == 1 and not Path("t").exists()
+    train.main([*FEW, "--stop-tokens", str(4 * 128), "--out", "u"])
+    moments = Path("u/checkpoints/step_00000004/resume/moments")
+    moments.write_bytes(moments.read_bytes()[:-1] + b"x")
+    codes, _, complained = together(2, "--resume", "u", "--stop-tokens", 8 * 128)
+    assert codes == [2, 1]
+    assert f"{moments}: missing or damaged" in complained[0] and complained[0].count("\n") == 1
+    assert "Traceback" not in complained[0] + complained[1]
 
 
 @pytest.mark.parametrize("size", ["", "1"])

@@ -236,7 +236,7 @@ def test_a_file_system_without_locks_is_no_other_process(tmp_path, monkeypatch, 
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", none)
-    with pytest.raises(ValueError, match=r"\.lock: No locks available; .* choose a folder on another"):
+    with pytest.raises(ValueError, match=r"\.lock: No locks available; choose a folder"):
         files.locked(tmp_path / ".lock", message)
 
 
@@ -309,8 +309,8 @@ def test_a_network_that_is_set_up_wrongly_is_one_line(tmp_path, name, value, say
 
 
 def test_what_comes_from_beneath_the_hub_s_client_is_the_network_s():
-    code = "def call(): raise KeyError('x')"
-    names = {"__name__": "huggingface_hub.file_download"}
+    code = compile("def call(): raise KeyError(1)", "lib/huggingface_hub/x.py", "exec")
+    names = {}
     exec(code, names)
     for call, ours in ((names["call"], False), (lambda: {}["x"], True)):
         with pytest.raises(KeyError) as fault:
