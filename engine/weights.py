@@ -45,8 +45,8 @@ def weight_files(folder):
     if not index.exists():
         missing = index.name if any(folder.glob("model-*.safetensors")) else single.name
         fault = f"{folder}: no {missing}; fetch or save the model again"
-        if any(folder.glob("*.bin")):
-            fault += ", or convert it with transformers' save_pretrained: .bin files are pickle and never read"
+        if any(folder.glob("*.bin")) or folder.parent.name == "snapshots":  # of the hub's, .bin files are not fetched
+            fault += "; of .bin files alone, which are pickle and never read, make others with transformers"
         raise ValueError(fault)
     content = read_json(index)
     with blaming(index, "fetch the model again"):
