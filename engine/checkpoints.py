@@ -1,28 +1,25 @@
 """Checkpoints, whole or absent: runs/NAME/checkpoints/step_00000400/, a Hugging Face model folder. No pickle.
 
 config.json, model.safetensors, tokenizer.json, tokenizer_config.json: what transformers reads. resume/: AdamW's moments
-and the little else that a resumed run needs, under names that no loader of models takes for weights.
+and the little else that a resumed run needs, under names that no loader of models takes for weights. The state has the
+SHA-256 of both tensor files, so that damage is noticed; nothing is repaired.
 """
 
 import os
 import shutil
 from pathlib import Path
 
-import torch
-from safetensors import safe_open
-
 from engine import processes
-from engine.files import blaming, read_json, sync, to_json, value_of, write_file
-from engine.weights import save_tensors
+from engine.files import blaming, file_hash, read_json, sync, to_json, value_of, write_file
+from engine.weights import finite, opened, save_tensors
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
-STATE_FILES = ("resume/state.json", "resume/moments")  # a safetensors file in spite of its name
-OLD_STATE_FILES = ("trainer_state.json", "optimizer.safetensors")  # of version 1.0
+STATE = "resume/state.json"
+WEIGHTS, MOMENTS = "model.safetensors", "resume/moments"  # a safetensors file too, in spite of its name
 
 
-def folder_of(out, step):
-    """The folder of the checkpoint after `step` updates of the run in `out`."""
-    return Path(out) / "checkpoints" / f"step_{step:08d}"
+def folder_of(out, update):
+    """The folder of the checkpoint that the run in `out` saves after an update."""
+    return Path(out) / "checkpoints" / f"step_{update:08d}"
 
 
 def all_of(out):
@@ -35,19 +32,19 @@ def newest(path):
     return next(reversed(all_of(path)), path)
 
 
-def reached(out, step):
-    """Whether the run in `out` has a checkpoint of this step or a later one."""
-    return Path(newest(out)) >= folder_of(out, step)
+def reached(out, update):
+    """Whether the run in `out` has a checkpoint of this update or a later one."""
+    return Path(newest(out)) >= folder_of(out, update)
 
 
 # ---------------------------------------------------------------- writing
 
 
-def save(out, step, model, optimizer, tokenizer, state):
-    """Saves the checkpoint after `step` updates: all processes take part, rank 0 writes.
+def save(out, update, model, optimizer, tokenizer, state):
+    """Saves the checkpoint after an update: all processes take part, rank 0 writes.
 
-    state: what state.json holds besides `step` and `adam_t`, AdamW's count of updates. Written under a hidden name,
-    made durable, then renamed."""
+    state: what state.json holds besides `step`, the hashes and `adam_t`, AdamW's count of updates. Written under a
+    hidden name, made durable, then renamed."""
     weights, moments = {}, {}
     if hasattr(model, "reshard"):  # of a sharded model an evaluation leaves parameters whole
         model.reshard()
@@ -57,14 +54,16 @@ def save(out, step, model, optimizer, tokenizer, state):
             moments[f"{kind}.{name}"] = processes.gathered(moment)
     if processes.rank():
         return
-    final, partial = folder_of(out, step), hidden(folder_of(out, step))
-    state_file, moments_file = (partial / name for name in STATE_FILES)
+    final = folder_of(out, update)
+    partial = hidden(final)
     shutil.rmtree(partial, ignore_errors=True)
-    state_file.parent.mkdir(parents=True)
+    (partial / STATE).parent.mkdir(parents=True)
     model.save_pretrained(partial, weights)
     tokenizer.save(partial)
-    save_tensors(moments, moments_file)
-    write_file(state_file, to_json({"step": step, "adam_t": optimizer.param_groups[0]["t"]} | state))
+    save_tensors(moments, partial / MOMENTS)
+    hashes = {name: file_hash(partial / name) for name in (WEIGHTS, MOMENTS)}
+    written = {"step": update, "adam_t": optimizer.param_groups[0]["t"], "sha256": hashes}
+    write_file(partial / STATE, to_json(written | state))
     for path in (*partial.rglob("*"), partial):
         sync(path)
     if final.exists():  # left by a run that stopped later, on the way to which this one was resumed
@@ -73,13 +72,14 @@ def save(out, step, model, optimizer, tokenizer, state):
     sync(final.parent)
 
 
-def prune(out, step, keep, protected):
-    """Removes all but the `keep` newest checkpoints up to `step` (0 keeps all), and what a killed run left half-made.
+def prune(out, update, keep, protected):
+    """Removes all but the `keep` newest checkpoints up to `update` (0 keeps all), and what a killed run left half-made.
 
-    protected: the step of one that stays. Each is hidden before it is removed: half of one never looks whole."""
+    protected: the update of one that stays. Each is hidden before it is removed: half of one never looks whole."""
     if processes.rank():
         return
-    old = [folder for folder in all_of(out) if folder <= folder_of(out, step) and folder != folder_of(out, protected)]
+    last, stays = folder_of(out, update), folder_of(out, protected)
+    old = [folder for folder in all_of(out) if folder <= last and folder != stays]
     for folder in old[:-keep] if keep else []:
         os.replace(folder, hidden(folder))
     for half in (Path(out) / "checkpoints").glob(".step_*.partial"):
@@ -94,20 +94,22 @@ def hidden(folder):
 
 
 def newest_state(out):
-    """(folder, state) of a run's newest checkpoint; (None, {"step": 0}) without one.
-
-    ValueError if it cannot be read."""
+    """(folder, state) of a run's newest checkpoint; (None, {"step": 0}) without one. ValueError if it is damaged. Of several
+    processes rank 0 alone compares the hashes, which takes a second per GB."""
     folder = next(reversed(all_of(out)), None)
     if folder is None:
         return None, {"step": 0}
-    file = folder / STATE_FILES[0]
-    file = file if file.is_file() else folder / OLD_STATE_FILES[0]
-    with blaming(file, way_out(folder)):
-        state = read_json(file)
+    state = read_json(folder / STATE, way_out(folder))
+    with blaming(folder / STATE, way_out(folder)):
         for name in ("step", "metrics_bytes", "adam_t"):
             value_of(state, name)
         if folder != folder_of(out, state["step"]):
             raise ValueError("of another step")
+        hashes = value_of(state, "sha256", dict)
+    for name in (WEIGHTS, MOMENTS) if processes.rank() == 0 else ():
+        file = folder / name
+        if not file.exists() or file_hash(file) != hashes.get(name):
+            raise ValueError(f"{file}: missing or damaged since it was saved; {way_out(folder)}")
     return folder, state
 
 
@@ -117,16 +119,12 @@ def way_out(folder):
 
 def load_optimizer(folder, state, model, optimizer, scaler):
     """Gives AdamW its moments and its count of updates, and fp16 its loss scale, from a checkpoint and its state."""
-    file = folder / STATE_FILES[1]
-    file = file if file.is_file() else folder / OLD_STATE_FILES[1]
-    with blaming(file, way_out(folder)):
-        with safe_open(file, framework="pt") as moments:
-            for name, parameter in model.named_parameters() if moments.keys() else ():  # none if fp16 skipped all
-                for kind in MOMENTS:
-                    moment = moments.get_tensor(f"{kind}.{name}")
-                    if moment.shape != parameter.shape or moment.dtype != torch.float32:
-                        raise ValueError(f"{kind} of {name} has another shape or type")
-                    optimizer.state[parameter][kind] = processes.placed_as(parameter, moment)
+    with opened(folder / MOMENTS, way_out(folder)) as moments:
+        for name, parameter in model.named_parameters() if moments.keys() else ():  # none if fp16 skipped all
+            for kind in ("exp_avg", "exp_avg_sq"):
+                moment = finite(moments.get_tensor(f"{kind}.{name}"), f"{kind} of {name}")
+                optimizer.state[parameter][kind] = processes.placed_as(parameter, moment)
+    with blaming(folder / STATE, way_out(folder)):
         scaler.load_state_dict(state["scaler"])
     for group in optimizer.param_groups:
         group["t"] = state["adam_t"]

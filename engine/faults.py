@@ -2,21 +2,43 @@
 
 import errno
 import os
+import shlex
 import sys
+import traceback
 from contextlib import contextmanager
 from pathlib import Path
 
+from engine.files import printable, variable
+
 
 def hub_or_network(fault):
-    """Whether huggingface_hub, the HTTP client beneath it, or the system raised this."""
-    return isinstance(fault, OSError) or type(fault).__module__.startswith(("huggingface_hub", "httpx", "httpcore"))
+    """Whether the system raised this, or huggingface_hub or anything that it called, such as its HTTP client."""
+    files = [Path(frame.filename) for frame in traceback.extract_tb(fault.__traceback__)]
+    return isinstance(fault, OSError) or any("huggingface_hub" in file.parts for file in files)
+
+
+def disk_full(fault):
+    """Whether a disk or a quota is full. safetensors says so in words alone."""
+    numbers = (errno.ENOSPC, errno.EDQUOT)
+    return getattr(fault, "errno", None) in numbers or any(f"os error {n})" in str(fault) for n in numbers)
+
+
+def saving_fault(fault, out):
+    """RuntimeError in place of what the system raised while the run in `out` was saved."""
+    way_out = "make room, then" if disk_full(fault) else "resume with"
+    way_out += f": python train.py --resume {shlex.quote(str(out))}"
+    return RuntimeError(f"could not save {out}: {one_line(fault)}; {way_out}")
 
 
 def one_line(fault):
     """An exception as one line."""
     if isinstance(fault, OSError) and fault.strerror:
-        return f"{fault.filename or ''}: {fault.strerror}".lstrip(": ")
-    return " ".join(str(fault).split()) or type(fault).__name__
+        file = fault.filename or ""
+        certificates = variable("SSL_CERT_FILE")
+        if certificates and isinstance(fault, FileNotFoundError) and not file:  # OpenSSL does not say what it misses
+            file = f"SSL_CERT_FILE={certificates}"
+        return printable(f"{file}: {fault.strerror}".lstrip(": "))
+    return printable(" ".join(str(fault).split()) or type(fault).__name__)
 
 
 @contextmanager
@@ -33,11 +55,6 @@ def explained():
             raise
         way_out = "try a smaller --micro-batch-size or --activation-checkpointing, with --resume if the run had begun"
         raise RuntimeError(f"out of memory ({text[:100]}); {way_out}") from None
-
-
-def saving_fault(fault, out):
-    """RuntimeError."""
-    return RuntimeError(f"could not save {out}: {one_line(fault)}; make room, then: python train.py --resume {out}")
 
 
 def run_command(main, program=None):
@@ -58,8 +75,7 @@ def run_command(main, program=None):
         print(f"{program}: stopped; {str(stopped) or 'the same command begins again'}", file=sys.stderr)
         sys.exit(130)
     except Exception as fault:
-        full = isinstance(fault, OSError) and fault.errno in (errno.ENOSPC, errno.EDQUOT)
-        bad_input = isinstance(fault, ValueError) or (hub_or_network(fault) and not full)
+        bad_input = isinstance(fault, ValueError) or (hub_or_network(fault) and not disk_full(fault))
         if not bad_input and not isinstance(fault, (RuntimeError, MemoryError, OSError)):
             raise  # a bug, of which the traceback helps
         print(f"{program}: {'' if bad_input else 'failed: '}{one_line(fault)}", file=sys.stderr)

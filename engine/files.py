@@ -1,9 +1,11 @@
 """Files that are whole or absent, locks that no killed process leaves behind, and what a JSON file may hold."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
+import re
 from pathlib import Path
 
 import filelock
@@ -31,19 +33,36 @@ def value_of(content, name, kind=int, low=0, high=10**15):
 
 @contextlib.contextmanager
 def blaming(file, way_out="restore it or choose another folder"):
-    """In place of what the contents of a file raise in the block: ValueError that names the file and the way out."""
+    """In place of what the contents of a file raise in the block: ValueError that names the file and the way out.
+
+    An OSError is no fault of the contents; it names the file and what the system refused."""
     try:
         yield
+    except OSError as fault:
+        if fault.filename is None:  # of reading or mapping a file that is open
+            raise OSError(fault.errno or errno.EIO, fault.strerror or str(fault), str(file)) from None
+        raise
     except KeyError as fault:
         raise ValueError(f"{file}: no {fault}; {way_out}") from None
     except BAD_CONTENT as fault:
         raise ValueError(f"{file}: {fault}; {way_out}") from None
 
 
-def read_json(file, way_out="restore it or choose another folder"):
+def open_file(path):
+    """A file, open to read bytes. ValueError for a pipe or a device, which may never end, and for a Git LFS pointer."""
+    if Path(path).exists() and not Path(path).is_file():
+        raise ValueError(f"{path}: not an ordinary file")
+    file = open(path, "rb")
+    with blaming(path, "fetch it with `git lfs pull`"):
+        if file.peek(64).startswith(b"version https://git-lfs"):
+            raise ValueError("a Git LFS pointer instead of the file")
+    return file
+
+
+def read_json(path, way_out="restore it or choose another folder"):
     """The object that a JSON file holds. ValueError or OSError names the file and the fault."""
-    with blaming(file, way_out):
-        content = json.loads(Path(file).read_text(encoding="utf-8"))
+    with open_file(path) as file, blaming(path, way_out):
+        content = json.loads(file.read().decode())
         if not isinstance(content, dict):
             raise ValueError("holds no JSON object")
     return content
@@ -80,22 +99,25 @@ def sync(path):
         handle = os.open(path, os.O_RDONLY if Path(path).is_dir() else os.O_RDWR)
     except PermissionError:  # Windows opens no folder; its renames are durable by themselves
         return
-    os.fsync(handle)
-    os.close(handle)
+    try:
+        os.fsync(handle)
+    except OSError as fault:  # SMB and VirtualBox sync no folder
+        if not (Path(path).is_dir() and fault.errno in (errno.EINVAL, errno.ENOTSUP)):
+            raise
+    finally:
+        os.close(handle)
 
 
 def file_hash(path):
     """SHA-256 of a file, in hexadecimal."""
-    if not Path(path).is_file():  # a pipe or a device would never end
-        raise ValueError(f"no file {Path(path).name}")
-    with open(path, "rb") as file:
+    with open_file(path) as file, blaming(path):
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sample_hash(path, blocks=16, size=2**16):
     """SHA-256 of 16 evenly spread blocks of a file: notices another file of the same size in milliseconds."""
     digest, length = hashlib.sha256(), Path(path).stat().st_size
-    with open(path, "rb") as file:
+    with open_file(path) as file, blaming(path):
         for block in range(blocks):
             file.seek(max(0, length - size) * block // (blocks - 1))
             digest.update(file.read(size))
@@ -111,3 +133,30 @@ def locked(path, message=None):
         return filelock.FileLock(path, blocking=message is None).acquire()
     except filelock.Timeout:
         raise ValueError(message) from None
+    except OSError as fault:
+        if fault.filename:  # which could not be made
+            raise
+        raise ValueError(f"{path}: {fault.strerror}; choose a folder whose file system has locks (flock)") from None
+
+
+# ---------------------------------------------------------------- this process
+
+# What moves a terminal's cursor or changes its state, breaks a line, or reverses text; and halves of a character.
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text, keep=""):
+    """A text with its control characters, but for those in `keep`, as escapes."""
+    return CONTROL.sub(lambda found: found[0] if found[0] in keep else ascii(found[0])[1:-1], text)
+
+
+def variable(name):
+    """An environment variable; None if it is unset or empty, as SLURM may leave OMP_NUM_THREADS."""
+    return os.environ.get(name) or None
+
+
+def cores():
+    """How many cores this process may use, which taskset and job schedulers limit."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return getattr(os, "process_cpu_count", os.cpu_count)() or 1

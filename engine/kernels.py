@@ -14,8 +14,7 @@ import torch.nn.functional as F
 # Rows of Q at a time in attention; the longest context that saves its probabilities for the backward pass.
 BLOCK, SAVED_CONTEXT = 128, 1024
 # Logits formed at a time in the loss. On a CPU 64 MiB in fp32, some 330 tokens at Pythia's vocabulary. On a GPU four
-# times as many (estimated, not measured): each chunk reads and writes the unembedding's gradient. For 16,384 tokens of
-# the 410M that is 20 GB in chunks of 330 tokens (about 6 ms of 85 on an H100), and 5 GB in these.
+# times as many (estimated, not measured), since each chunk reads and writes the gradient of the unembedding.
 LOGIT_CHUNK, GPU_LOGIT_CHUNK = 2**24, 2**26
 # Tokens whose gradients one product sums in fp16. The sum of more could exceed its largest number, 65,504: an error may
 # be as large as 1, and where the vocabulary is small a chunk has many tokens.

@@ -1,12 +1,12 @@
 """The device that a run computes on, its threads and its precision."""
 
 import math
-import os
 from dataclasses import replace
 
 import torch
 
 from engine import processes
+from engine.files import variable
 
 # The dtype of autocast, or None for plain fp32. Weights, moments and the loss are fp32 in every case.
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -26,13 +26,13 @@ def pick_device(name):
         mps = torch.backends.mps.is_available() and not several
         name = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
     if name.startswith("cuda") and several:
-        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+        name = f"cuda:{variable('LOCAL_RANK') or 0}"
     try:
         torch.zeros(1, device=name).item()
         if name.startswith("cuda:"):
             torch.cuda.set_device(name)
         return torch.device(name)
-    except (RuntimeError, AssertionError):
+    except Exception:  # torch raises ModuleNotFoundError for the device of a library that is not here
         raise ValueError(f"--device {name} is not available on this machine; try --device cpu") from None
 
 
@@ -52,7 +52,7 @@ def resolve(flags):
 
 def pick_threads(width):
     """One thread on a CPU for models up to ONE_THREAD_WIDTH, else ALL_THREADS; OMP_NUM_THREADS overrides it."""
-    small = width <= ONE_THREAD_WIDTH and "OMP_NUM_THREADS" not in os.environ
+    small = width <= ONE_THREAD_WIDTH and variable("OMP_NUM_THREADS") is None
     torch.set_num_threads(1 if small else ALL_THREADS)
 
 
@@ -60,7 +60,7 @@ def pick_precision(name, device):
     """--precision, with auto resolved: bf16 where the hardware computes it, not merely imitates it; else fp32."""
     if name != "auto":
         return name
-    cpu = torch.cpu._is_avx512_bf16_supported()
+    cpu = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()  # a private name, which may go
     cuda = torch.cuda.is_bf16_supported(including_emulation=False)
     return "bf16" if {"cuda": cuda, "cpu": cpu}.get(device.type) else "fp32"
 

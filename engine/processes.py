@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 from engine.faults import one_line
+from engine.files import variable
 
 PATIENCE = timedelta(hours=6)  # for what rank 0 fetches or prepares; gradients have torch's own limit, of minutes
 patient_group = None  # of all processes, for rank_0_first alone
@@ -27,7 +28,7 @@ patient_group = None  # of all processes, for rank_0_first alone
 def joined():
     """Under torchrun, joins the group of its processes, of which only rank 0 prints and writes."""
     global patient_group
-    if os.environ.get("WORLD_SIZE", "") in ("", "1"):
+    if variable("WORLD_SIZE") in (None, "1"):
         yield
         return
     try:  # what the processes agree on travels through gloo, gradients between GPUs through nccl
@@ -159,13 +160,14 @@ def gathered(tensor):
 
 @contextmanager
 def held_signals():
-    """Holds back Ctrl-C, SIGTERM and SIGHUP in a block, and gives a list of those that arrived here: the loop finishes
-    its update, saves and leaves.
+    """Holds back Ctrl-C, SIGTERM, SIGHUP and SIGUSR1 in a block, and gives a list of those that arrived here: the loop
+    finishes its update, saves and leaves.
 
     Only the main thread can hold back signals; elsewhere, as in a notebook's worker, they do what they always do."""
     arrived, numbers = [], [signal.SIGINT, signal.SIGTERM]
-    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as under nohup
-        numbers.append(signal.SIGHUP)
+    for name in ("SIGHUP", "SIGUSR1"):  # a terminal that closes, and SLURM's warning; Windows has neither
+        if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) != signal.SIG_IGN:  # as under nohup
+            numbers.append(getattr(signal, name))
     if threading.current_thread() is not threading.main_thread():
         numbers = []
     before = {number: signal.signal(number, lambda number, _: arrived.append(number)) for number in numbers}

@@ -1,21 +1,22 @@
 """Model folders, here and on the hub, and the tensors in their safetensors files. Pickle is never read."""
 
 import re
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from engine.faults import one_line
-from engine.files import blaming, read_json, value_of
+from engine.faults import disk_full, one_line
+from engine.files import blaming, open_file, read_json, value_of
 
 MODEL_FILES = ("config.json", "tokenizer.json", "model*.safetensors", "model.safetensors.index.json")
 
 
 def is_hub_id(name):
-    """Whether a name is a repository's, owner/name, rather than a folder here."""
-    return bool(re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(name))) and not Path(name).is_dir()
+    """Whether a name is a repository's, owner/name. Where `owner` is a folder here, it is a path, or a typo of one."""
+    return bool(re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(name))) and not Path(name).parent.is_dir()
 
 
 def model_folder(id_or_folder, revision=None, files=MODEL_FILES):
@@ -26,36 +27,47 @@ def model_folder(id_or_folder, revision=None, files=MODEL_FILES):
         return Path(id_or_folder)
     if not is_hub_id(id_or_folder):
         raise ValueError(f"{id_or_folder}: no such folder, and not a hub id like EleutherAI/pythia-70m-deduped")
-    from huggingface_hub import errors, snapshot_download  # late: everything else here works without a network
+    from huggingface_hub import snapshot_download  # late: everything else here works without a network
 
     try:
         return Path(snapshot_download(str(id_or_folder), revision=revision, allow_patterns=list(files)))
-    except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError) as fault:
+    except Exception as fault:  # its own, its HTTP client's, the system's
+        if disk_full(fault):
+            raise
         raise ValueError(f"{id_or_folder}: no folder of this name here; on the hub: {one_line(fault)}") from None
 
 
 def weight_files(folder):
-    """The safetensors files of a model folder, one or as many as its index names."""
-    index = folder / "model.safetensors.index.json"
-    if (folder / "model.safetensors").is_file():
-        return [folder / "model.safetensors"]
-    if not index.is_file():
-        way_out = "choose another revision, or convert it with transformers' save_pretrained"
-        raise ValueError(f"{folder}: no model.safetensors (pytorch_model.bin is pickle and never read); {way_out}")
+    """The safetensors files of a model folder, one or as many as its index names. ValueError says which is missing."""
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if single.exists():
+        return [single]
+    if not index.exists():
+        missing = index.name if any(folder.glob("model-*.safetensors")) else single.name
+        fault = f"{folder}: no {missing}; fetch or save the model again"
+        if any(folder.glob("*.bin")) or folder.parent.name == "snapshots":  # of the hub's, .bin files are not fetched
+            fault += "; of .bin files alone, which are pickle and never read, make others with transformers"
+        raise ValueError(fault)
     content = read_json(index)
-    with blaming(index, "fetch it again"):
+    with blaming(index, "fetch the model again"):
         names = sorted(set(map(str, value_of(content, "weight_map", dict).values())))
         for name in names:
-            if Path(name).name != name or not (folder / name).is_file():
+            if Path(name).name != name or not (folder / name).exists():
                 raise ValueError(f"names {name!r}, which is not a file of {folder}")
     return [folder / name for name in names]
 
 
+@contextmanager
+def opened(path, way_out="fetch or save it again"):
+    """A safetensors file, mapped: nothing is read yet. What is wrong with it is told with its name."""
+    with open_file(path), blaming(path, way_out), safe_open(path, framework="pt") as file:
+        yield file
+
+
 def open_tensors(folder, skipped):
-    """Yields (path, name, open file) of each tensor in a model folder but those whose names match `skipped`.
-    Files are mapped: nothing is read yet."""
+    """Yields (path, name, open file) of each tensor in a model folder but those whose names match `skipped`."""
     for path in weight_files(folder):
-        with blaming(path, "fetch or save it again"), safe_open(path, framework="pt") as file:
+        with opened(path) as file:
             for name in file.keys():  # noqa: SIM118 (no mapping)
                 if not skipped.fullmatch(name):
                     yield path, name, file
@@ -90,10 +102,14 @@ def check_tensors(folder, stored, parameters):
 def read_tensors(folder, skipped):
     """Yields (name, tensor) of each tensor in a model folder. ValueError for one that is not finite in fp32."""
     for path, name, file in open_tensors(folder, skipped):
-        tensor = file.get_tensor(name)
-        if not torch.stack(tensor.aminmax()).float().isfinite().all():  # a NaN is its own minimum and maximum
-            raise ValueError(f"{path}: {name} holds numbers that are not finite; choose another revision or checkpoint")
-        yield name, tensor
+        yield name, finite(file.get_tensor(name), f"{path}: {name}")
+
+
+def finite(tensor, name):
+    """The tensor, if all of it is finite in fp32."""
+    if not torch.stack(tensor.aminmax()).float().isfinite().all():  # a NaN is its own minimum and maximum
+        raise ValueError(f"{name} holds numbers that are not finite; choose another revision or checkpoint")
+    return tensor
 
 
 def save_tensors(tensors, path):

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from conftest import FORKS, call
 from test_engine import FEW, huge_scale, last_files, metrics, near, together
-from test_kernels import value_and_gradients
+from test_kernels import formula, value_and_gradients
 from test_model import small
 from test_train import same_end
 
@@ -55,13 +55,13 @@ def test_logits_are_those_of_the_cpu(batch, dtype):
 
 
 @pytest.mark.parametrize("dtype", ROUNDING)
-@pytest.mark.parametrize("fast", [True, False], ids=["fast", "formula"])
-def test_losses_and_gradients_are_those_of_the_cpu(batch, dtype, fast, monkeypatch):
+@pytest.mark.parametrize("cross_entropy", [kernels.linear_cross_entropy, formula])
+def test_losses_and_gradients_are_those_of_the_cpu(batch, dtype, cross_entropy, monkeypatch):
     for name in ("LOGIT_CHUNK", "GPU_LOGIT_CHUNK"):
         monkeypatch.setattr(kernels, name, 61 * 40)  # three chunks
-    loss, losses, expected = value_and_gradients(GPTNeoX(small(), seed=3), *batch, fast=False)
+    loss, losses, expected = value_and_gradients(GPTNeoX(small(), seed=3), *batch)
     network = GPTNeoX(small(), seed=3).to(DEVICE)
-    ours, by_target, gradients = value_and_gradients(network, *batch.to(DEVICE), fast, dtype)
+    ours, by_target, gradients = value_and_gradients(network, *batch.to(DEVICE), cross_entropy, dtype)
     assert ours.item() == pytest.approx(loss.item(), rel=ROUNDING[dtype] / 10)
     assert off(by_target, losses) < ROUNDING[dtype]
     # Of all together: that of the keys' biases is rounding alone.
@@ -95,9 +95,9 @@ def test_the_gradients_of_many_equal_tokens_are_finite_in_fp16():
 
 def test_activation_checkpointing_changes_no_gradient(batch):
     network = GPTNeoX(small(), seed=3).to(DEVICE).train()
-    _, _, expected = value_and_gradients(network, *batch.to(DEVICE), fast=True)
+    _, _, expected = value_and_gradients(network, *batch.to(DEVICE))
     network.activation_checkpointing = True
-    _, _, gradients = value_and_gradients(network, *batch.to(DEVICE), fast=True)
+    _, _, gradients = value_and_gradients(network, *batch.to(DEVICE))
     assert all(off(gradients[name], expected[name]) < 1e-3 for name in expected if not name.endswith("_value.bias"))
 
 

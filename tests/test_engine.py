@@ -136,6 +136,13 @@ def test_a_fault_of_one_process_ends_all(house):
     codes, _, complained = together(2, *FEW, "--batch-size", "5", "--out", "t")
     assert codes[0] == 2 and "--batch-size 5" in complained[0] and "batch-size" not in complained[1]
     assert complained[0].count("\n") == 1 and not Path("t").exists()
+    train.main([*FEW, "--stop-tokens", str(4 * 128), "--out", "u"])
+    moments = Path("u/checkpoints/step_00000004/resume/moments")
+    moments.write_bytes(moments.read_bytes()[:-1] + b"x")
+    codes, _, complained = together(2, "--resume", "u", "--stop-tokens", 8 * 128)
+    assert codes == [2, 1]
+    assert f"{moments}: missing or damaged" in complained[0] and complained[0].count("\n") == 1
+    assert "Traceback" not in complained[0] + complained[1]
 
 
 @pytest.mark.parametrize("size", ["", "1"])
@@ -155,12 +162,14 @@ def test_an_environment_without_a_launcher_is_one_line(monkeypatch, size):
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="no SIGHUP here")
-def test_a_terminal_that_closes_is_an_interruption_unless_under_nohup():
-    for before, noted in ((signal.SIG_DFL, True), (signal.SIG_IGN, False)):
-        kept = signal.signal(signal.SIGHUP, before)
+@pytest.mark.parametrize("name", ["SIGHUP", "SIGUSR1"])
+def test_a_terminal_that_closes_and_slurm_s_warning_interrupt_unless_ignored(name):
+    number = getattr(signal, name)
+    for before, noted in ((signal.SIG_DFL, True), (signal.SIG_IGN, False)):  # ignored: as under nohup
+        kept = signal.signal(number, before)
         with processes.held_signals() as signals:
-            os.kill(os.getpid(), signal.SIGHUP)
-        assert signals == [signal.SIGHUP] * noted and signal.signal(signal.SIGHUP, kept) == before
+            os.kill(os.getpid(), number)
+        assert signals == [number] * noted and signal.signal(number, kept) == before
 
 
 def test_an_unknown_flag_ends_all_processes_at_once(house):

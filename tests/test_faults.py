@@ -28,6 +28,7 @@ import pytest
 import torch
 import zstandard
 from conftest import call, refused
+from safetensors.torch import load_file, save_file
 from test_train import metrics, same_end
 from tqdm import tqdm
 
@@ -60,6 +61,7 @@ def micro(folder, **changes):
 MICRO = ["--init", "start", "--upstream", "old", "--downstream", "new", "--context", "16", "--batch-size", "2"]
 MICRO += ["--tokens", str(8 * 32), "--warmup", "0.25", "--eval-tokens", "32", "--max-lr", "1e-2", "--device", "cpu"]
 MICRO += ["--precision", "fp32", "--save-every", "3", "--eval-every", "4"]
+LAST = "r/checkpoints/step_00000006"  # but for that of the end
 
 
 @pytest.fixture
@@ -389,6 +391,49 @@ def test_two_at_once_on_one_new_folder(start):
     same_run("whole", "r")
 
 
+# ---------------------------------------------------------------- damaged checkpoints
+
+
+def change_tensors(path, change):
+    """Rewrites a safetensors file, as sound as before, with one of its tensors changed."""
+    tensors = load_file(path)
+    change(tensors[max(tensors)])
+    save_file(tensors, path)
+
+
+DAMAGES = {
+    "a flipped bit": lambda path: path.write_bytes(path.read_bytes()[:-1] + bytes([path.read_bytes()[-1] ^ 1])),
+    "zeros": lambda path: change_tensors(path, torch.Tensor.zero_),
+    "of another run": lambda path: shutil.copy(Path("other", *path.parts[1:]), path),
+    "missing": Path.unlink,
+}
+
+
+def test_a_damaged_checkpoint_is_noticed_and_the_one_before_it_goes_on(start):
+    train.main([*MICRO, "--out", "whole"])
+    train.main([*MICRO, "--seed", "1", "--out", "other"])
+    last = "r/checkpoints/step_00000008"
+    for file, damage in itertools.product(("model.safetensors", "resume/moments"), DAMAGES.values()):
+        shutil.copytree("whole", "r")
+        damage(Path(last, file))
+        refused(call("train.py", "--resume", "r"), f"{last}/{file}: missing or damaged", f"remove {last} to resume")
+        shutil.rmtree(last)
+        assert call("train.py", "--resume", "r").returncode == 0
+        same_run("whole", "r")
+        shutil.rmtree("r")
+
+
+def test_moments_that_are_not_finite_are_refused(start):
+    train.main([*MICRO, "--out", "r"])
+    shutil.rmtree("r/checkpoints/step_00000008")
+    moments, state = Path(LAST, "resume/moments"), Path(LAST, "resume/state.json")
+    change_tensors(moments, lambda tensor: tensor.fill_(math.nan))
+    content = json.loads(state.read_text())
+    content["sha256"]["resume/moments"] = files.file_hash(moments)
+    state.write_text(json.dumps(content))
+    refused(call("train.py", "--resume", "r"), f"{LAST}/resume/moments: exp_avg_sq of ", "not finite", f"remove {LAST}")
+
+
 # ---------------------------------------------------------------- hostile files
 
 HOSTILE = [None, [], {}, "", "x", "../../x", "/dev/zero", "\x00", "\ud800", "$\\frac$", "1", True, -1, 0, 1.5, 7, 2**31]
@@ -583,7 +628,6 @@ def hostile_run(targets, commands, seed, precision="fp32", then=lambda: None):
 
 # The length is given anew, or a mutated one would make a long run, and torch.compile would take minutes.
 RESUME = ["train.py", "--resume", "r", "--stop-tokens", str(8 * 32)]
-LAST = "r/checkpoints/step_00000006"
 
 
 def test_hostile_runs(start, monkeypatch):

@@ -1,12 +1,24 @@
 """Systems that these tests do not run on: what only POSIX has is taken away, the rules of Windows for open files are
-imitated, and the locale knows no UTF-8."""
+imitated, and the locale knows no UTF-8. Files, file systems, variables and networks as other machines have them."""
 
+import errno
+import hashlib
 import os
 import subprocess
 import sys
+from pathlib import Path
 
+import filelock
+import huggingface_hub
 import pytest
-from conftest import ROOT
+import torch
+from conftest import ROOT, command, refused
+from safetensors import SafetensorError
+from test_model import small
+
+from engine import faults, files, machine, weights
+from engine.faults import run_command
+from model import GPTNeoX
 
 # The way of a first command, in one process: prepare, pre-train, continue, stop, go on, measure, draw.
 WALK = """
@@ -106,3 +118,212 @@ def test_the_first_command_on_another_system(system, tmp_path):
     run = folder / "Läufe und mehr"
     assert (run / "checkpoints/step_00000020/model.safetensors").is_file() and (run / "perplexity.png").is_file()
     assert not list(folder.rglob(".*partial")) and "1. The length of the warm-up" in done.stdout
+
+
+# ---------------------------------------------------------------- what files are
+
+
+@pytest.fixture
+def model_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    GPTNeoX(small()).save_pretrained("m")
+    return Path("m")
+
+
+def complaint(action, capsys, code=2):
+    """The one line of an action that is refused."""
+    with pytest.raises(SystemExit) as end:
+        run_command(action, "x.py")
+    line = capsys.readouterr().err
+    assert end.value.code == code and line.count("\n") == 1, line
+    return line
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_what_is_no_file_is_refused_and_not_waited_for(model_folder, capsys, name):
+    (model_folder / name).unlink()
+    os.mkfifo(model_folder / name)
+    assert f"m/{name}: not an ordinary file" in complaint(lambda: GPTNeoX.from_pretrained("m"), capsys)
+    for read in (files.file_hash, files.sample_hash, files.read_json):
+        assert "not an ordinary file" in complaint(lambda read=read: read(model_folder / name), capsys)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_git_lfs_pointers_are_named(model_folder, capsys, name):
+    (model_folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    line = complaint(lambda: GPTNeoX.from_pretrained("m"), capsys)
+    assert f"m/{name}: a Git LFS pointer" in line and "git lfs pull" in line
+
+
+def test_a_half_filled_folder_says_which_file_is_missing(model_folder, capsys):
+    def line():
+        return complaint(lambda: GPTNeoX.from_pretrained("m"), capsys)
+
+    whole, index = model_folder / "model.safetensors", model_folder / "model.safetensors.index.json"
+    shard = model_folder / "model-00001-of-00002.safetensors"
+    whole.rename(shard)
+    assert "m: no model.safetensors.index.json; fetch or save the model again" in line()
+    index.write_text(
+        '{"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}'
+    )
+    assert "'model-00002-of-00002.safetensors', which is not a file of m; fetch the model again" in line()
+    shard.unlink()
+    index.unlink()
+    assert "no model.safetensors; fetch" in line() and "pickle" not in line()
+    whole.symlink_to("../../blobs/0")  # as in the hub's cache, whose blobs were cut short or removed
+    assert "no model.safetensors; fetch" in line()
+    (model_folder / "pytorch_model.bin").touch()
+    assert "m: no model.safetensors; fetch" in line() and ".bin files alone, which are pickle and never read" in line()
+
+
+def test_control_characters_break_no_line(tmp_path, capsys):
+    assert files.printable("a\x1b[2Jb\r\x9b\u2028\u202e\ud800é\u3000\n\t") == (
+        r"a\x1b[2Jb\r\x9b\u2028\u202e\ud800é" + "\u3000" + r"\n\t"
+    )
+    assert files.printable("a\n\tb\x07", keep="\n\t") == "a\n\tb\\x07"
+    assert r"a\nb\x1b]0;c" in complaint(lambda: files.read_json(tmp_path / "a\nb\x1b]0;c"), capsys)
+
+
+# ---------------------------------------------------------------- what a system refuses
+
+
+def test_a_refusal_of_the_system_is_not_called_damage(model_folder, capsys, monkeypatch):
+    def no_map(*_, **__):
+        raise OSError("No such device (os error 19)")
+
+    def unreadable(path, *_):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    def broken(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    def line():
+        return complaint(lambda: GPTNeoX.from_pretrained("m"), capsys)
+
+    with monkeypatch.context() as refusing:
+        refusing.setattr(weights, "safe_open", no_map)
+        assert line() == "x.py: m/model.safetensors: No such device (os error 19)\n"
+    with monkeypatch.context() as refusing:
+        refusing.setattr(files, "open", unreadable, raising=False)
+        assert line() == "x.py: m/config.json: Permission denied\n"
+        with (
+            pytest.raises(PermissionError, match=r"model\.safetensors"),
+            weights.opened(model_folder / "model.safetensors"),
+        ):
+            pass
+    with monkeypatch.context() as refusing:
+        refusing.setattr(hashlib, "file_digest", broken)
+        hashed = lambda: files.file_hash("m/config.json")
+        assert complaint(hashed, capsys) == "x.py: m/config.json: Input/output error\n"
+
+
+def test_only_a_full_disk_asks_for_room():
+    safetensors = SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+    for fault in (OSError(errno.ENOSPC, "No space left"), OSError(errno.EDQUOT, "Quota exceeded"), safetensors):
+        told = str(faults.saving_fault(fault, "runs/a b"))
+        assert told.startswith("could not save runs/a b: ")
+        assert told.endswith("; make room, then: python train.py --resume 'runs/a b'")
+    told = str(faults.saving_fault(PermissionError(errno.EACCES, "Permission denied", "r/x"), "r"))
+    assert told == "could not save r: r/x: Permission denied; resume with: python train.py --resume r"
+
+
+@pytest.mark.skipif(not hasattr(filelock, "UnixFileLock") or os.name == "nt", reason="no flock here")
+@pytest.mark.parametrize("message", [None, "another process runs it"])
+def test_a_file_system_without_locks_is_no_other_process(tmp_path, monkeypatch, message):
+    import fcntl
+
+    def none(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    with pytest.raises(ValueError, match=r"\.lock: No locks available; choose a folder"):
+        files.locked(tmp_path / ".lock", message)
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.EIO])
+def test_folders_that_cannot_be_synced(tmp_path, monkeypatch, number):
+    """SMB and VirtualBox sync files alone; a disk that fails is another matter."""
+    (tmp_path / "file").touch()
+
+    def refuse(_):
+        raise OSError(number, "refused")
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    if number == errno.EIO:
+        with pytest.raises(OSError, match="refused"):
+            files.sync(tmp_path)
+    else:
+        files.sync(tmp_path)
+    with pytest.raises(OSError, match="refused"):
+        files.sync(tmp_path / "file")
+
+
+def test_a_device_that_is_not_here_is_one_line():
+    for name in ("hpu", "xpu", "meta", "cuda:99", "banana", "privateuseone"):
+        with pytest.raises(ValueError, match=f"--device {name} is not available"):
+            machine.pick_device(name)
+    assert machine.pick_device("cpu").type == "cpu"
+
+
+def test_a_torch_without_its_private_names_computes_in_fp32(monkeypatch):
+    monkeypatch.delattr(torch.cpu, "_is_avx512_bf16_supported")
+    assert machine.pick_precision("auto", torch.device("cpu")) == "fp32"
+
+
+# ---------------------------------------------------------------- variables and cores
+
+
+def test_empty_variables_are_no_values(monkeypatch):
+    counts = []
+    monkeypatch.setattr(torch, "set_num_threads", counts.append)
+    monkeypatch.setattr(machine, "ALL_THREADS", 8)
+    monkeypatch.setenv("OMP_NUM_THREADS", "")
+    machine.pick_threads(64)
+    assert counts == [1] and files.variable("OMP_NUM_THREADS") is None
+    monkeypatch.setenv("OMP_NUM_THREADS", "8")
+    assert files.variable("OMP_NUM_THREADS") == "8"
+
+
+def test_cores_are_those_that_this_process_may_use(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 5}, raising=False)
+    assert files.cores() == 2
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "process_cpu_count", lambda: 3, raising=False)
+    assert files.cores() == 3
+    monkeypatch.delattr(os, "process_cpu_count")
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert files.cores() == 1
+
+
+# ---------------------------------------------------------------- the network
+
+
+@pytest.mark.parametrize(
+    "name, value, says",
+    [("ALL_PROXY", "socks5://127.0.0.1:9", "SOCKS"), ("SSL_CERT_FILE", "/no/such.pem", "/no/such.pem")],
+)
+def test_a_network_that_is_set_up_wrongly_is_one_line(tmp_path, name, value, says):
+    env = {"HF_ENDPOINT": "https://127.0.0.1:9", "HF_HOME": str(tmp_path), name: value, "NO_PROXY": "", "no_proxy": ""}
+    done = command("eval.py", "sample", "me/small", "--tokens", "1", cwd=tmp_path, **env)
+    if name == "ALL_PROXY" or int(huggingface_hub.__version__[0]) > 0:  # requests, of 0.x, does not read SSL_CERT_FILE
+        refused(done, says, "me/small")
+
+
+def test_what_comes_from_beneath_the_hub_s_client_is_the_network_s():
+    code = compile("def call(): raise KeyError(1)", "lib/huggingface_hub/x.py", "exec")
+    names = {}
+    exec(code, names)
+    for call, ours in ((names["call"], False), (lambda: {}["x"], True)):
+        with pytest.raises(KeyError) as fault:
+            call()
+        assert faults.hub_or_network(fault.value) != ours
+
+
+def test_a_typo_in_a_folder_is_not_asked_of_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert weights.is_hub_id("runs/typo")
+    Path("runs").mkdir()
+    assert not weights.is_hub_id("runs/typo") and weights.is_hub_id("EleutherAI/pythia-70m")
+    with pytest.raises(ValueError, match="^runs/typo: no such folder"):
+        weights.model_folder("runs/typo")
