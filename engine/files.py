@@ -49,6 +49,11 @@ def read_json(file, way_out="restore it or choose another folder"):
     return content
 
 
+def printable(text):
+    """A text for a terminal: control characters but newlines are escapes."""
+    return "".join(char if char.isprintable() or char == "\n" else repr(char)[1:-1] for char in text)
+
+
 # ---------------------------------------------------------------- durable files
 
 

@@ -1,6 +1,7 @@
 """A command line made from a dataclass: its fields are the flags."""
 
 import argparse
+import os
 from dataclasses import field, fields
 from typing import get_args
 
@@ -26,6 +27,13 @@ def whole_number(text, low=0):
     if not number.is_integer() or not low <= number <= 1e15:
         raise argparse.ArgumentTypeError(f"{text} is not a whole number from {low}")
     return int(number)
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def flag(default, help, *, low=1, high=10**15, choices=(), group=None):
