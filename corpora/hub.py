@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from corpora.readers import WAY_OUT, hash_share, read_blocks, read_documents
+from corpora.readers import hash_share, read_blocks, read_documents
+from engine.faults import one_line
 
 SLIMPAJAMA = ("cerebras/SlimPajama-627B", "venketh/SlimPajama-62B")  # the first was not always there in 2026
 HUB = {  # a pattern of file names; datasets, of which the first that is on the hub is read
@@ -49,22 +50,32 @@ def pythia_rows(paths, bar):
             rest = rest[whole:]
 
 
-def hub_documents(name, split, sources, bar, skip_bad_lines):
-    """Yields (key, domain, text) of the official files of one split of one of the hub's corpora, and appends to
-    `sources` the files that it begins to read."""
+def hub_files(pattern, datasets):
+    """The paths owner/dataset/file that match a pattern, of the first of the datasets that is on the hub."""
     from huggingface_hub import HfApi  # late: everything else here works without a network
 
-    pattern, *datasets = HUB[name][split]
-    dataset = next((each for each in datasets[:-1] if HfApi().repo_exists(each, repo_type="dataset")), datasets[-1])
-    files = fnmatch.filter(HfApi().list_repo_files(dataset, repo_type="dataset"), pattern)
+    dataset = datasets[-1]
+    try:
+        dataset = next((each for each in datasets[:-1] if HfApi().repo_exists(each, repo_type="dataset")), dataset)
+        files = fnmatch.filter(HfApi().list_repo_files(dataset, repo_type="dataset"), pattern)
+    except Exception as fault:  # whatever comes from beneath the client
+        raise ValueError(f"{dataset}: not to be had from the hub: {one_line(fault)}") from None
     if not files:
         raise ValueError(f"{dataset}: no {pattern} there; give FILES of your own")
+    return [Path(dataset, file) for file in files]
+
+
+def hub_documents(name, split, bar, read, **reading):
+    """Yields (key, domain, text) of the official files of one split of one of the hub's corpora. reading: as
+    read_documents() has it; read: a Counter of documents by file."""
+    pattern, *datasets = HUB[name][split]
+    paths = hub_files(pattern, datasets)
     if pattern.endswith(".bin"):
-        paths = [Path(dataset, file) for file in sorted(files)]
-        sources.append(paths[0].as_posix())
-        yield from ((name, None, ids) for ids in pythia_rows(paths, bar))
+        for ids in pythia_rows(sorted(paths), bar):
+            read[min(paths).as_posix()] += 1
+            yield name, None, ids
         return
-    for file in sorted(files, key=hash_share):  # a fair sample of all
-        sources.append(f"{dataset}/{file}")
-        for domain, text in read_documents([Path(dataset, file)], bar, skip_bad_lines, WAY_OUT, open_hub):
+    # In the order of a hash, a fair sample of all.
+    for path in sorted(paths, key=lambda path: hash_share(path.relative_to(*path.parts[:2]).as_posix())):
+        for domain, text in read_documents([path], bar, opened=open_hub, read=read, **reading):
             yield text, domain, text

@@ -10,12 +10,12 @@ import os
 import platform
 import re
 import shutil
-from collections import deque
+from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from importlib.metadata import version
-from itertools import islice
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 from tqdm import tqdm
@@ -30,12 +30,12 @@ ROOT = Path("data")
 EMBEDDED = {"stdlib": "bytes", "torch": "bytes", "headers": "bytes"}
 EMBEDDED |= {f"{name}-neox": "neox" for name in EMBEDDED}
 TOKENIZERS = EMBEDDED | dict.fromkeys((*HUB, *MIXTURES), "neox")  # of the corpora that have a name of their own
-RECIPE = f"the first {EMBEDDED_FILE_BYTES:,} bytes of each file"  # in the meta.json of an embedded corpus
 SPLITS = ("train", "val")
 COUNTS = ("tokens", "documents", "bytes_of_text")  # of a split
 VAL_SHARE = 0.05  # of one's own documents
 EMBEDDED_VAL_SHARE = 0.15  # of the embedded corpora's
-BATCH = 16  # documents that a thread tokenizes at a time
+BATCH = 2**16  # characters that a thread tokenizes at a time
+LONG, ALONE = 2**20, Lock()  # a text of more characters is tokenized alone: a single word takes 50 times its memory
 
 
 def corpus_folder(name):
@@ -46,8 +46,8 @@ def corpus_folder(name):
 
 
 def slug(text):
-    """Letters, digits and dashes of a text, for the names of files and folders."""
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+    """Letters (of any script), digits and dashes of a text, for the names of files and folders."""
+    return re.sub(r"[\W_]+", "-", text.lower()).strip("-")
 
 
 # ---------------------------------------------------------------- from text to token ids
@@ -62,9 +62,22 @@ def tokenize(documents, tokenizer):
         if isinstance(text, np.ndarray):
             ids, size = text, len(tokenizer.to_bytes(text[text != tokenizer.eot].tolist()))
         else:
-            ids, size = [*tokenizer.encode(text), tokenizer.eot], len(text.encode(errors="surrogatepass"))
+            with ALONE if len(text) > LONG else nullcontext():
+                ids, size = [*tokenizer.encode(text), tokenizer.eot], len(text.encode(errors="surrogatepass"))
         done.append((hash_share(key), domain, np.array(ids, "<u2"), size))
     return done
+
+
+def batches(documents):
+    """Lists of documents, each of about BATCH characters."""
+    batch, size = [], 0
+    for document in documents:
+        batch.append(document)
+        size += len(document[2])
+        if size >= BATCH:
+            yield batch
+            batch, size = [], 0
+    yield batch
 
 
 def tokenize_all(documents, tokenizer, threads):
@@ -72,14 +85,13 @@ def tokenize_all(documents, tokenizer, threads):
 
     Threads, since tiktoken lets go of the interpreter while it encodes: nothing to pickle, and no worker that can hang
     or be orphaned."""
-    documents, waiting, pool = iter(documents), deque(), ThreadPoolExecutor(threads)
+    waiting, pool = deque(), ThreadPoolExecutor(threads)
     try:
-        while True:
-            # A bounded queue, so that the reader never runs ahead of the tokenizers.
-            while len(waiting) < 2 * threads and (batch := list(islice(documents, BATCH))):
-                waiting.append(pool.submit(tokenize, batch, tokenizer))
-            if not waiting:
-                return
+        for batch in batches(documents):
+            waiting.append(pool.submit(tokenize, batch, tokenizer))
+            if len(waiting) == 2 * threads:  # so that the reader never runs ahead of the tokenizers
+                yield from waiting.popleft().result()
+        while waiting:
             yield from waiting.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
@@ -112,6 +124,8 @@ class TokenFiles:
         if corpus_folder(name).exists():
             raise ValueError(f"{corpus_folder(name)} exists already; choose another name or remove it first")
         self.name, self.folder = name, hidden / name
+        if self.folder.exists():
+            raise ValueError(f"two domains of the rows would be {corpus_folder(name)}; rename one of them")
         self.folder.mkdir(parents=True)
         self.files = {split: stack.enter_context(open(self.folder / f"{split}.bin", "wb")) for split in SPLITS}
         self.counts = {split: dict.fromkeys(COUNTS, 0) for split in SPLITS}
@@ -124,10 +138,10 @@ class TokenFiles:
         counts["documents"] += 1
         counts["bytes_of_text"] += size
 
-    def describe(self, tokenizer, sources):
+    def describe(self, tokenizer, sources, skipped):
         """Writes meta.json and the tokenizer beside the closed files, and makes everything durable."""
-        meta = {"name": self.name, "vocab_size": tokenizer.vocab_size, "eot": tokenizer.eot, "sources": sources}
-        meta["tokenizer_sha256"] = tokenizer.sha256
+        meta = {"name": self.name, "vocab_size": tokenizer.vocab_size, "eot": tokenizer.eot}
+        meta |= {"tokenizer_sha256": tokenizer.sha256, "sources": list(sources), "skipped": skipped or {}}
         for split in SPLITS:
             file = self.folder / f"{split}.bin"
             sync(file)
@@ -138,13 +152,15 @@ class TokenFiles:
 
 
 def write_corpus(
-    name, tokenizer, sources, parts, train_tokens=None, val_tokens=None, val_share=None, by_domain=False, processes=1
+    name, tokenizer, sources, parts, skipped=None, train_tokens=None, val_tokens=None, val_share=None, by_domain=False,
+    processes=1,
 ):  # fmt: skip
     """Writes the corpus data/NAME, or with by_domain data/NAME-DOMAIN for each domain. Returns the names written.
 
-    parts: [(documents, split)] as in into_splits(); a document is (key, domain, text). sources: list of what they come
-    from. train_tokens and val_tokens limit the sum over domains. ValueError if a corpus exists already or nothing was
-    written, RuntimeError if the disk is full."""
+    parts: [(documents, split)] as in into_splits(); a document is (key, domain, text). sources and skipped: for
+    meta.json, the names of what they come from and {file: bad rows or texts}, complete when all are read. train_tokens
+    and val_tokens limit the sum over domains. ValueError if a corpus exists already or nothing was written,
+    RuntimeError if the disk is full."""
     if tokenizer.vocab_size > 2**16:
         raise ValueError(f"the tokenizer has {tokenizer.vocab_size} ids; token files hold 16-bit ids")
     final, hidden = corpus_folder(name), ROOT / f".{name}.partial"
@@ -156,17 +172,17 @@ def write_corpus(
             with ExitStack() as stack:
                 corpora = {}
                 for split, domain, ids, size in into_splits(parts, tokenizer, room, val_share or VAL_SHARE, processes):
-                    corpus = f"{name}-{slug(domain or 'other')}" if by_domain else name
-                    if corpus not in corpora:
-                        corpora[corpus] = TokenFiles(corpus, hidden, stack)
-                    corpora[corpus].add(split, ids, size)
+                    domain = (domain or "other") if by_domain else None
+                    if domain not in corpora:
+                        corpora[domain] = TokenFiles(f"{name}-{slug(domain)}" if domain else name, hidden, stack)
+                    corpora[domain].add(split, ids, size)
             for split in SPLITS:  # of all domains; a single one may lack a split
                 if not any(corpus.counts[split]["documents"] for corpus in corpora.values()):
                     raise ValueError(f"{name}: no document fell into {split}.bin; give more text, or smaller documents")
             for corpus in corpora.values():
-                corpus.describe(tokenizer, sources)
-            for corpus in corpora:
-                os.replace(hidden / corpus, corpus_folder(corpus))
+                corpus.describe(tokenizer, sources, skipped)
+            for corpus in corpora.values():
+                os.replace(corpus.folder, corpus_folder(corpus.name))
             sync(ROOT)
         except OSError as fault:
             if fault.errno not in (errno.ENOSPC, errno.EDQUOT):
@@ -174,38 +190,41 @@ def write_corpus(
             raise RuntimeError(f"could not write {final}: {fault.strerror}; make room and repeat the command") from None
         finally:
             shutil.rmtree(hidden, ignore_errors=True)
-    return list(corpora)
+    return [corpus.name for corpus in corpora.values()]
 
 
 # ---------------------------------------------------------------- the corpora that there are
 
 
-def prepare(name, files=(), tokenizer=None, skip_bad_lines=False, **options):
+def prepare(
+    name, files=(), tokenizer=None, skip_bad_lines=False, text_key="text", way_out=WAY_OUT, **options
+):  # fmt: skip
     """Prepares an embedded corpus, one of the hub's, or one's own files; options are write_corpus's.
 
-    The hub's come with their official validation files, as many tokens as asked for. Returns the names written."""
+    The hub's come with their official validation files, as many tokens as asked for. way_out: what to do about bad
+    input. Returns the names written."""
     corpus_folder(name)  # raises for a bad name before any work
     refuse_what_does_not_fit(name, files, tokenizer, options)
     paths, tokenizer = source_files(files), load_tokenizer(tokenizer or EMBEDDED.get(name, "neox"))
-    sources = [str(path) for path in paths]
+    read, skipped = Counter(), Counter() if skip_bad_lines else None
     size = sum(path.stat().st_size for path in paths)
     with tqdm(total=size or None, unit="B", unit_scale=True, disable=None, desc=name) as bar:
-        bar.bad = 0
+        reading = {"bar": bar, "way_out": way_out, "read": read, "skipped": skipped}
         if name in HUB:
             options["val_tokens"] = options.get("val_tokens") or VAL_TOKENS
-            parts = [(hub_documents(name, split, sources, bar, skip_bad_lines), split) for split in HUB[name]]
+            parts = [(hub_documents(name, split, **reading), split) for split in HUB[name]]
         elif name in EMBEDDED:
             library = name.removesuffix("-neox")
             made_of = f"Python {platform.python_version()}" if library == "stdlib" else f"torch {version('torch')}"
-            sources = [made_of, RECIPE]
+            read = [made_of, f"the first {EMBEDDED_FILE_BYTES:,} bytes of each file"]
             options["val_share"] = options.get("val_share") or EMBEDDED_VAL_SHARE
             parts = [(embedded_documents(library), None)]
         else:
-            texts = read_documents(paths, bar, skip_bad_lines, WAY_OUT)
+            texts = read_documents(paths, key=text_key, **reading)
             parts = [(((text, domain, text) for domain, text in texts), None)]
-        names = write_corpus(name, tokenizer, sources, parts, **options)
-    if bar.bad:
-        print(f"skipped {bar.bad} bad lines or texts")
+        names = write_corpus(name, tokenizer, read, parts, skipped, **options)
+    for file, count in (skipped or {}).items():
+        print(f"{file}: skipped {count} bad rows, or a text's rest")
     return names
 
 

@@ -15,13 +15,17 @@ from pathlib import Path
 
 import zstandard
 
+from corpora.tokenizer import LFS_POINTER
+
 BLOCK = 2**11  # bytes read at a time: few, so that a decompression bomb, which swells 30,000 times, fills no memory
-ROW_LIMIT = 2**28  # bytes: a longer line is a mistake, or such a bomb
+ROW_LIMIT = 2**24  # bytes: a longer line is a mistake, or such a bomb. tiktoken takes 50 times this for a single word
+BLANKS = 2**19  # characters: tiktoken panics at twice as many blanks in a row
 PIECE, PIECES = 2**16, 200  # bytes of a piece of a text at most, and into how many a small text is cut at least
 EMBEDDED_BYTES = 8_000_000  # enough for a tiny model, read in seconds
-EMBEDDED_FILE_BYTES = 12_000  # of a longer file the beginning: no file makes up 2 % of a split
+EMBEDDED_FILE_BYTES = 12_000  # of a longer file the beginning, so that a few files do not make up a split
 KINDS = r"(?i)\.(jsonl|ndjson|txt|md|rst|tex|py)(\.gz|\.zst)?$"  # names of files that hold text
 ROWS = r"(?i)\.(jsonl|ndjson)(\.gz|\.zst)?$"
+TABLES = r"(?i)\.(csv|tsv|parquet)(\.gz|\.zst)?$"
 WAY_OUT = "mend or convert it, or pass --skip-bad-lines to data.py"  # of a preparation
 SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "__pycache__"}
 SKIPPED_FOLDERS |= {"encodings", "pydoc_data", "generated"}  # tables and pages of a manual, not code
@@ -30,45 +34,55 @@ SKIPPED_FOLDERS |= {"encodings", "pydoc_data", "generated"}  # tables and pages 
 
 
 def source_files(paths):
-    """The files of a command line; of a folder those of KINDS inside it, sorted, without what is hidden.
+    """The files of a command line, whatever their endings; of a folder those of KINDS inside it, sorted, without what
+    is hidden.
 
-    A line on stderr counts the other files of a folder. ValueError for a path without text."""
+    A line on stderr counts what is not read of a folder. ValueError for a path without text."""
     files = []
     for path in map(Path, paths):
-        if not path.exists():
+        if path.is_dir():
+            files += files_below(path)
+        elif not path.is_file():
             raise ValueError(f"{path}: no such file or folder")
-        seen = files_below(path) if path.is_dir() else [path]
-        texts = [file for file in seen if re.search(KINDS, file.name)]
-        rest = [file.name for file in seen if not re.search(KINDS, file.name)]
-        endings = Counter(re.search(r"(\.\w+)?(\.(gz|zst|xz|bz2))?$", name)[0] for name in rest)
-        others = ", ".join(f"{count} {ending or 'without an ending'}" for ending, count in endings.most_common(9))
-        if not texts:
-            kinds = ".jsonl, .ndjson, .txt, .md, .rst, .tex or .py, nor these as .gz or .zst"
-            raise ValueError(f"{path}: no {kinds}{f'; not read: {others}' if others else ''}")
-        if others:
-            print(f"{path}: not read: {others}", file=sys.stderr)
-        files += texts
+        elif re.search(TABLES, path.name):
+            raise ValueError(f"{path}: tables are not read; convert it to .jsonl with pandas, see corpora/README.md")
+        else:
+            files.append(path)
     return files
 
 
 def files_below(folder):
-    """The files in a folder and its sub-folders, sorted, without what is hidden. Links are followed, but no folder is
-    entered twice, so a loop of links ends."""
-    entered, files = set(), []
-    for path, folders, names in os.walk(folder, followlinks=True):
+    """The files of KINDS in a folder and its sub-folders. Links are followed, but no folder is entered twice, so a loop
+    of links ends. Counts on stderr what is not read; ValueError if there is nothing else."""
+    entered, files, rest = set(), [], Counter()
+    for path, folders, names in os.walk(folder, onerror=lambda _: rest.update(["not to be opened"]), followlinks=True):
         if os.path.realpath(path) in entered:
             folders.clear()
             continue
         entered.add(os.path.realpath(path))
         folders[:] = sorted(name for name in folders if name[0] != ".")
-        files += [Path(path, name) for name in names if name[0] != "."]
-    return sorted(file for file in files if file.is_file())
+        for file in (Path(path, name) for name in names if name[0] != "."):
+            if not file.is_file():
+                rest["leading nowhere" if file.is_symlink() else "that is no file"] += 1
+            elif re.search(KINDS, file.name):
+                files.append(file)
+            else:
+                rest[re.search(r"(\.\w+)?(\.(gz|zst|xz|bz2))?$", file.name)[0] or "without an ending"] += 1
+    others = ", ".join(f"{count} {kind}" for kind, count in rest.most_common(9))
+    if not files:
+        kinds = ".jsonl, .ndjson, .txt, .md, .rst, .tex or .py, nor these as .gz or .zst"
+        raise ValueError(f"{folder}: no {kinds}{f'; not read: {others}' if others else ''}")
+    if others:
+        print(f"{folder}: not read: {others}", file=sys.stderr)
+    return sorted(files)
 
 
 def read_blocks(path, bar, opened=open):
     """Yields the bytes of a file, block by block. opened(path, "rb"): what opens it."""
     with opened(path, "rb") as file:
         while block := file.read(BLOCK):
+            if block.startswith(LFS_POINTER.encode()):
+                raise EOFError("a Git LFS pointer in place of the file (`git lfs pull` fetches it)")
             bar.update(len(block))
             yield block
 
@@ -94,14 +108,15 @@ def decompressed(blocks, suffix):
 # ---------------------------------------------------------------- documents
 
 
-def read_documents(files, bar, skip_bad_lines=False, way_out="mend or convert it", opened=open):
-    """Yields (domain, text) of every document: the "text" of each row of a .jsonl or .ndjson file; other files in
-    pieces, of which a small text has PIECES too, for a validation split needs documents.
+def read_documents(files, bar, way_out="mend or convert it", opened=open, key="text", read=None, skipped=None):
+    """Yields (domain, text) of every document: the "text" of each row of a .jsonl or .ndjson file, or what it has under
+    another key; other files in pieces, of which a small text has PIECES too, for a validation split needs documents.
 
     The domain is the row's meta.pile_set_name or meta.redpajama_set_name, if any. What is damaged or not UTF-8 raises
-    ValueError with its file and line; with skip_bad_lines, bad rows and the bad rest of a text are counted in bar.bad.
-    opened(file, "rb"): what opens a file."""
-    skipped = (ValueError, RecursionError) if skip_bad_lines else ()
+    ValueError with its file and line. opened(file, "rb"): what opens a file. read: a Counter of documents by file.
+    skipped: a Counter of bad rows, and of texts with a bad rest, by file; they are then passed over."""
+    passed_over = () if skipped is None else (ValueError, RecursionError)
+    read = Counter() if read is None else read
     piece = max(2**8, min(PIECE, sum(path.stat().st_size for path in files if path.is_file()) // PIECES))
     for path in files:
         rows = re.search(ROWS, path.name)
@@ -112,13 +127,18 @@ def read_documents(files, bar, skip_bad_lines=False, way_out="mend or convert it
                 where = f"{path}:{number}" if rows else path
                 try:
                     if not rows:
-                        yield None, document.decode("utf-8" if number > 1 else "utf-8-sig")  # without its mark
+                        domain, text = None, document.decode("utf-8" if number > 1 else "utf-8-sig")  # without its mark
                     elif row := document.strip():
-                        yield parse_row(row)
-                except skipped:
-                    bar.bad += 1
-                    if not rows:
-                        break
+                        domain, text = parse_row(row, key)
+                    else:
+                        continue
+                except passed_over:
+                    skipped[path.as_posix()] += 1
+                    if rows:
+                        continue
+                    break
+                read[path.as_posix()] += 1
+                yield domain, text
         except (EOFError, zlib.error, zstandard.ZstdError) as fault:
             raise ValueError(f"{where}: damaged: {fault}; fetch or compress it again") from None
         except UnicodeDecodeError as fault:
@@ -155,18 +175,21 @@ def pieces(blocks, limit):
         yield text
 
 
-def parse_row(line):
-    """(domain, text) of one JSON row; ValueError says what is wrong with it."""
+def parse_row(line, key):
+    """(domain, text) of one JSON row with a text under `key`; ValueError says what is wrong with it."""
     if len(line) > ROW_LIMIT:
         raise ValueError(f"longer than {ROW_LIMIT >> 20} MiB")
     if line.startswith(b"[") or line == b"{":
         raise ValueError("not JSON Lines, with one object a line, but an array or an object over several lines")
     row = json.loads(line)
-    if not isinstance(row, dict) or not isinstance(row.get("text"), str):
-        raise ValueError('no JSON object with a "text"')
+    text = row.get(key) if isinstance(row, dict) else None
+    if not isinstance(text, str):
+        raise ValueError(f'no JSON object with a "{key}" (data.py --text-key names another)')
+    if len(text) > BLANKS and max(map(len, re.findall(r"\s+", text)), default=0) > BLANKS:
+        raise ValueError(f"more than {BLANKS:,} blanks in a row")
     meta = row["meta"] if isinstance(row.get("meta"), dict) else {}
     domain = meta.get("pile_set_name") or meta.get("redpajama_set_name")
-    return domain if isinstance(domain, str) else None, row["text"]
+    return domain if isinstance(domain, str) else None, text
 
 
 # ---------------------------------------------------------------- source code

@@ -8,9 +8,13 @@ from pathlib import Path
 
 import tiktoken
 
-from engine.files import blaming, to_json, write_file
+from engine.faults import one_line
+from engine.files import blaming, read_json, to_json, write_file
 
 END, PADDING = "<|endoftext|>", "<|padding|>"
+NEOX = ("EleutherAI/pythia-410m-deduped", "tokenizer.json")  # a repository of the hub, and a file in it
+LFS_POINTER = "version https://git-lfs"  # what a clone without Git LFS has in place of a large file
+KEPT_FILES = ("tokenizer.json", "special_tokens_map.json", "chat_template.jinja")  # of the model that a run begins with
 # GPT-2's split into words, possessive so that it never backtracks.
 GPT2_SPLIT = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 NEVER_IN_UTF8 = {bytes([b]) for b in (0xC0, 0xC1, *range(0xF5, 0x100))}  # GPT-NeoX's vocabulary lacks them
@@ -41,9 +45,7 @@ class Tokenizer:
         self.late = {self.nfc(text): self.added[text] for text in late if text != END}
         self.early_pattern, self.late_pattern = longest_of(self.early), longest_of(self.late)
         words = sorted((token, i) for token, i in vocab.items() if token not in self.added)
-        identity = [words, sorted(self.added.items()), self.normalize]
-        if other := sorted(text for text in self.added if text.strip(" ") not in ("", END, PADDING)):
-            identity.append([other, sorted(late)])  # tokens that an earlier version took for words
+        identity = [words, sorted(self.added.items()), self.normalize, *sorted(late)]
         self.sha256 = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
     def nfc(self, text):
@@ -73,14 +75,25 @@ class Tokenizer:
         """The bytes of tokenizer.json."""
         return json.dumps(self.spec, ensure_ascii=False).encode()
 
-    def save(self, folder):
-        """Writes what AutoTokenizer needs into a model folder, durably: tokenizer.json and tokenizer_config.json."""
-        # The class takes tokenizer.json as it is. Of its own accord, transformers would choose by the model's type one
-        # that adds NFC and tokens without a row in the model.
-        config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-        config |= {"bos_token": END, "eos_token": END, "pad_token": PADDING if PADDING in self.added else END}
+    def save(self, folder, start=None):
+        """Writes what AutoTokenizer needs into a model folder, durably: tokenizer.json and tokenizer_config.json.
+
+        start: the folder of the model that a run begins with, whose own settings are kept."""
+        settings = dict.fromkeys(("bos_token", "eos_token", "unk_token"), END) | {"clean_up_tokenization_spaces": False}
+        settings["pad_token"] = PADDING if PADDING in self.added else END
+        settings["model_input_names"] = ["input_ids", "attention_mask"]
         write_file(Path(folder) / "tokenizer.json", self.to_json())
-        write_file(Path(folder) / "tokenizer_config.json", to_json(config))
+        if start:
+            for file in (Path(start) / name for name in KEPT_FILES):
+                if file.is_file():
+                    write_file(Path(folder) / file.name, file.read_bytes())
+            if (Path(start) / "tokenizer_config.json").is_file():
+                settings |= read_json(Path(start) / "tokenizer_config.json")
+        # This class takes tokenizer.json as it is. Of its own accord, transformers would choose by the model's type one
+        # that adds NFC and tokens without a row in the model.
+        settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+        settings.pop("auto_map", None)  # code of its own, which would come in place of the class
+        write_file(Path(folder) / "tokenizer_config.json", to_json(settings))
 
 
 def longest_of(texts):
@@ -109,11 +122,12 @@ def byte_alphabet():
 
 
 def byte_ranks(vocab, merges, added):
-    """{bytes of a token: its id}, as tiktoken wants it. ValueError where tiktoken would merge in another order."""
-    alphabet = byte_alphabet()
+    """{bytes of a token: its id}, as tiktoken wants it. ValueError where tiktoken would give other ids."""
+    alphabet, made = byte_alphabet(), {}
+    for merge in merges:
+        left, right = merge if isinstance(merge, list) else merge.split(" ")
+        made.setdefault(left + right, (left, right))
     # tiktoken merges the pair of lowest id first, tokenizer.json in the order of its list: must agree.
-    pairs = [merge if isinstance(merge, list) else merge.split(" ") for merge in merges]
-    made = dict.fromkeys("".join(pair) for pair in pairs)
     order = [vocab[token] for token in made]
     tokens = [token for token in vocab if len(token) == 1 or token in made]
     if order != sorted(order) or not vocab.keys() <= {*tokens, *added}:
@@ -121,7 +135,31 @@ def byte_ranks(vocab, merges, added):
     ranks = {bytes(alphabet[char] for char in token): vocab[token] for token in tokens}
     if not {bytes([b]) for b in range(256)} - ranks.keys() <= NEVER_IN_UTF8:
         raise ValueError("it lacks some bytes")
+    refuse_other_merges(made)
     return ranks
+
+
+def refuse_other_merges(made):
+    """Raises ValueError unless each token, encoded alone, is what its own pair makes at last.
+
+    tiktoken merges any two neighbors that make a known token, `tokenizers` only the pairs of its list. Two neighbors
+    meet in a text only if they also meet when what they make is encoded alone. So it is enough to look at each token.
+    made: {token: the pair that makes it}, in the order of the list."""
+    number = {token: i for i, token in enumerate(made)}  # single bytes have none
+    for token, (left, right) in made.items():
+        limit = number[token]
+        fits = all(len(part) == 1 or number.get(part, limit) < limit for part in (left, right))
+        # Undo the merges beside the border of the pair, the last one first. Before each of them, did a merge across the
+        # border come first? Where two are of one token, the left one is done first.
+        while fits and (left in number or right in number):
+            before, after = number.get(left, -1), number.get(right, -1)
+            if before > after:
+                limit, left = before, made[left][1]
+            else:
+                limit, right = after + 1, made[right][0]
+            fits = number.get(left + right, limit) >= limit
+        if not fits:
+            raise ValueError(f"its merges do not make its token {token!r:.40} in the way that tiktoken would")
 
 
 def refuse_other_ids(vocab, added):
@@ -147,19 +185,32 @@ def byte_tokenizer():
     return spec | {"model": {"type": "BPE", "vocab": byte_alphabet(), "merges": []}}
 
 
+def neox_file():
+    """The path of Pythia's tokenizer.json, which is fetched from the hub once."""
+    from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache  # late: all else needs no network
+
+    try:
+        if isinstance(cached := try_to_load_from_cache(*NEOX), str):
+            return cached
+        HfApi().model_info(NEOX[0])  # asks once where there is no network; the download asks six times
+        return hf_hub_download(*NEOX)
+    except Exception as fault:  # whatever comes from beneath the client
+        way_out = "give --tokenizer FILE, a tokenizer.json of Pythia, or --tokenizer bytes"
+        raise ValueError(f"no neox tokenizer here or on the hub ({one_line(fault)}); {way_out}") from None
+
+
 def load_tokenizer(name_or_path):
     """A Tokenizer: "bytes", "neox" (fetched from the hub once), a tokenizer.json or a folder that holds one.
 
     Raises ValueError or OSError that names the file and what is wrong with it."""
     if name_or_path == "bytes":
         return Tokenizer(byte_tokenizer())
-    if name_or_path == "neox":
-        from huggingface_hub import hf_hub_download  # late: everything else here works without a network
-
-        name_or_path = hf_hub_download("EleutherAI/pythia-410m-deduped", "tokenizer.json")
-    path = Path(name_or_path)
+    path = Path(neox_file() if name_or_path == "neox" else name_or_path)
     path = path / "tokenizer.json" if path.is_dir() else path
     if not path.is_file():
         raise ValueError(f"{path}: no such tokenizer; give bytes, neox, a tokenizer.json or a folder with one")
     with blaming(path, "only a byte-level BPE like GPT-NeoX's can be read"):
-        return Tokenizer(json.loads(path.read_text(encoding="utf-8")))
+        content = path.read_text(encoding="utf-8")
+        if content.startswith(LFS_POINTER):
+            raise ValueError("a Git LFS pointer in place of the file; fetch it with `git lfs pull`")
+        return Tokenizer(json.loads(content))

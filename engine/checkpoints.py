@@ -94,8 +94,9 @@ def hidden(folder):
 
 
 def newest_state(out):
-    """(folder, state) of a run's newest checkpoint; (None, {"step": 0}) without one. ValueError if it is damaged. Of several
-    processes rank 0 alone compares the hashes, which takes a second per GB."""
+    """(folder, state) of a run's newest checkpoint; (None, {"step": 0}) without one. ValueError if it is damaged.
+
+    Of several processes rank 0 alone compares the hashes, which takes a second per GB."""
     folder = next(reversed(all_of(out)), None)
     if folder is None:
         return None, {"step": 0}

@@ -68,9 +68,6 @@ def read_json(path, way_out="restore it or choose another folder"):
     return content
 
 
-# ---------------------------------------------------------------- durable files
-
-
 def write_file(path, content):
     """Writes bytes, and returns when they are on the disk."""
     with open(path, "wb") as file:

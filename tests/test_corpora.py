@@ -98,7 +98,6 @@ def with_added(spec, tokens):
     return spec
 
 
-SMALL_SHA256 = "c0420c5f3bc3857b74c85e708f0916ca8e416b35254b47dd5f498aaa441d29fe"  # as the first versions had it
 RAW = {"normalized": False, "special": True}
 ADDED = {
     "a derivative's": [("### End", {}), ("### Instruction:", {}), ("### Response:\n", {}), ("<|padding|>", RAW)],
@@ -126,8 +125,62 @@ def test_added_tokens_are_tokens_as_in_the_package(kind, tokens, tmp_path):
         assert ids == oracle.encode(text).ids, repr(text)
         met |= {*ids}
     assert len({ours.added[text] for text, _ in tokens} - met) <= 1  # one is hidden by a shorter, earlier token
-    # Pythia's own tokens leave the identity of a corpus as it was, others do not.
-    assert (Tokenizer(small_spec()).sha256 == SMALL_SHA256) and ours.sha256 != SMALL_SHA256
+    assert ours.sha256 != Tokenizer(small_spec()).sha256
+
+
+def with_merges(merges):
+    """A tokenizer.json of bytes and these merges, [(left, right)], with the ids in their order."""
+    spec = byte_tokenizer()
+    for left, right in merges:
+        spec["model"]["vocab"].setdefault(left + right, len(spec["model"]["vocab"]))
+    spec["model"]["merges"] = [[left, right] for left, right in merges]
+    spec["added_tokens"][0]["id"] = len(spec["model"]["vocab"])
+    return spec
+
+
+@pytest.mark.parametrize(
+    "merges, token",
+    [
+        ([("a", "t"), ("c", "a"), ("ca", "t")], "cat"),  # a + t comes first, and c + at is not in the list
+        ([("a", "b"), ("b", "c"), ("a", "bc")], "abc"),
+        ([("a", "b"), ("a", "bb"), ("b", "b")], "abb"),  # made of what comes later
+        ([("a", "b"), ("b", "a"), ("a", "ba"), ("ab", "a")], "aba"),  # made in two ways, of which the first never comes
+    ],
+)
+def test_merges_that_tiktoken_would_apply_in_another_way_are_refused(merges, token):
+    with pytest.raises(ValueError, match=f"its merges do not make its token '{token}'"):
+        Tokenizer(with_merges(merges))
+
+
+def test_any_merges_give_the_ids_of_the_tokenizers_package_or_are_refused():
+    tokenizers = pytest.importorskip("tokenizers", reason="pip install -r requirements-dev.txt")
+    rng, accepted = random.Random(0), 0
+    for _ in range(800):
+        letters, merges = "abc"[: rng.randint(1, 3)], []
+        known = [*letters]
+        for _ in range(rng.randint(1, 9)):
+            pair = rng.choice(known), rng.choice(known)
+            if pair not in merges and len("".join(pair)) < 8:
+                merges.append(pair)
+                known.append("".join(pair))
+        spec = with_merges(merges)
+        oracle = tokenizers.Tokenizer.from_str(json.dumps(spec))
+        try:
+            ours = Tokenizer(spec)
+        except ValueError:
+            continue
+        accepted += 1
+        for text in [*known, *("".join(rng.choices(letters, k=rng.randint(1, 14))) for _ in range(30))]:
+            assert ours.encode(text) == oracle.encode(text).ids, (merges, text)
+    assert accepted > 200
+
+
+def test_the_identity_of_a_tokenizer_is_what_decides_its_ids():
+    spec = small_spec()
+    for entry in spec["added_tokens"][1:]:
+        entry["normalized"] = True
+    assert len({Tokenizer(each).sha256 for each in (small_spec(), spec, byte_tokenizer())}) == 3
+    assert Tokenizer(small_spec() | {"truncation": {}}).sha256 == Tokenizer(small_spec()).sha256
 
 
 @pytest.mark.skipif(not REAL.exists(), reason="REWARM_TEST_DATA is not set")
@@ -210,6 +263,35 @@ def test_what_is_no_tokenizer_is_refused(tmp_path, content):
         load_tokenizer(tmp_path / "missing")
 
 
+def test_a_git_lfs_pointer_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 2113710\n"
+    for name in ("tokenizer.json", "a.txt", "b.jsonl", "c.jsonl.zst"):
+        Path(name).write_text(pointer)
+        with pytest.raises(ValueError, match=rf"^{name}.*Git LFS pointer.*git lfs pull"):
+            load_tokenizer(name) if name == "tokenizer.json" else prepare("mine", [name], "bytes")
+
+
+def test_what_the_start_models_tokenizer_files_say_is_kept(tmp_path):
+    """Of a tuned model: its own padding, chat template, longest text. Its code is not."""
+    start, folder = tmp_path / "start", tmp_path / "out"
+    start.mkdir()
+    folder.mkdir()
+    spec = with_added(small_spec(), [("[PAD]", RAW)])
+    config = {"pad_token": "[PAD]", "model_max_length": 2048, "tokenizer_class": "GPTNeoXTokenizer", "auto_map": {}}
+    (start / "tokenizer.json").write_text(json.dumps(spec | {"post_processor": None}))
+    (start / "tokenizer_config.json").write_text(json.dumps(config))
+    (start / "chat_template.jinja").write_text("{{ messages }}")
+    Tokenizer(spec).save(folder, start)
+    kept = json.loads((folder / "tokenizer_config.json").read_text())
+    assert (kept["pad_token"], kept["model_max_length"], kept["unk_token"]) == ("[PAD]", 2048, "<|endoftext|>")
+    assert kept["tokenizer_class"] == "PreTrainedTokenizerFast" and "auto_map" not in kept
+    for name in ("tokenizer.json", "chat_template.jinja"):
+        assert (folder / name).read_bytes() == (start / name).read_bytes()
+    Tokenizer(spec).save(tmp_path / "out", tmp_path)  # a start without any
+    assert json.loads((folder / "tokenizer_config.json").read_text())["pad_token"] == "<|endoftext|>"
+
+
 @pytest.mark.parametrize("kind", ["bytes", "neox"])
 def test_transformers_reads_a_saved_model_and_its_tokenizer(kind, tmp_path):
     """The same ids, no invented tokens, and a batch with padding that generates and stops."""
@@ -221,7 +303,8 @@ def test_transformers_reads_a_saved_model_and_its_tokenizer(kind, tmp_path):
     tokenizer.save(tmp_path / "model")
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "model")
     assert len(theirs) == tokenizer.vocab_size
-    assert theirs.eos_token_id == theirs.bos_token_id == tokenizer.eot and theirs.pad_token_id < tokenizer.vocab_size
+    assert theirs.eos_token_id == theirs.bos_token_id == theirs.unk_token_id == tokenizer.eot
+    assert theirs.pad_token_id < tokenizer.vocab_size and theirs.model_input_names == ["input_ids", "attention_mask"]
     rng = random.Random(2)
     for _ in range(1000):
         text = random_text(rng)
@@ -353,8 +436,74 @@ def test_skip_bad_lines_passes_over_texts_in_other_encodings_too(tmp_path, monke
     Path("a.jsonl").write_bytes(b"{torn\n" + rows(texts("old", 60)) + b'{"txt": 1}\n')
     Path("b.txt").write_bytes("a text\n".encode("utf16") * 2000)
     prepare("mine", ["a.jsonl", "b.txt"], "bytes", skip_bad_lines=True)
-    assert "skipped 3 bad lines or texts" in capsys.readouterr().out
+    assert "a.jsonl: skipped 2 bad" in (said := capsys.readouterr().out) and "b.txt: skipped 1 bad" in said
     assert len(documents_of("mine")[0]) == 60
+    meta = data.Corpus("mine").meta
+    assert meta["skipped"] == {"a.jsonl": 2, "b.txt": 1} and meta["sources"] == ["a.jsonl"]  # nothing came from b.txt
+
+
+def test_rows_may_keep_their_text_under_another_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("a.jsonl").write_bytes(rows(texts("old", 60)).replace(b'"text"', b'"content"'))
+    refused(call("data.py", "mine", "a.jsonl", "--tokenizer", "bytes"), "a.jsonl:1", '"text"', "--text-key")
+    assert call("data.py", "mine", "a.jsonl", "--tokenizer", "bytes", "--text-key", "content").returncode == 0
+    assert sorted(documents_of("mine")[0]) == sorted(texts("old", 60))
+
+
+def test_a_file_that_is_named_is_text_whatever_its_ending_but_no_table(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("a.js").write_text("".join(f"let x = {i}\n" for i in range(5000)))
+    prepare("mine", ["a.js"], "bytes")
+    assert "".join(documents_of("mine")[0]).count("let x = ") == 5000
+    for name in ("a.csv", "b.tsv.gz", "c.parquet"):
+        Path(name).write_text("text\na")
+        with pytest.raises(ValueError, match=f"{name}: .*pandas"):
+            prepare("table", [name], "bytes")
+
+
+def test_a_row_on_which_tiktoken_would_panic_is_one_bad_row(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("a.jsonl").write_bytes(rows([*texts("old", 60), "\n" * 1_000_000 + "x"]))
+    refused(call("data.py", "mine", "a.jsonl", "--tokenizer", "bytes"), "a.jsonl:61", "blanks in a row")
+    prepare("mine", ["a.jsonl"], "bytes", skip_bad_lines=True)
+    assert data.Corpus("mine").meta["skipped"] == {"a.jsonl": 1} and len(documents_of("mine")[0]) == 60
+    longest = "\n" * readers.BLANKS + "x"
+    assert load_tokenizer("bytes").encode(longest) == list(longest.encode())
+
+
+LONG_ROWS = """
+import json, resource, sys
+from pathlib import Path
+from corpora import readers
+resource.setrlimit(resource.RLIMIT_AS, (3 * 2**29, 3 * 2**29))  # 1.5 GiB of addresses
+Path("t.json").write_text(sys.argv[1])
+row = json.dumps({"text": "a" * (readers.ROW_LIMIT - 99)}) + "\\n"
+Path("a.jsonl").write_text(row * 2 + '{"text": "b"}\\n' * 60)
+import data
+data.main(["mine", "a.jsonl", "--tokenizer", "t.json", "--processes", "4"])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="limits its own memory")
+def test_the_longest_words_take_less_than_2_gb(tmp_path):
+    spec = json.dumps(with_merges([("a", "a"), ("aa", "aa"), ("aaaa", "aaaa")]))
+    words = [sys.executable, "-c", LONG_ROWS, spec]
+    done = subprocess.run(words, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_domains_of_any_script_are_corpora_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = ["日本語", "中文", "Pile-CC"]
+    parts = [rows((f"{text} {name}" for text in texts("old", 60)), name) for name in names]
+    Path("a.jsonl").write_bytes(b"".join(parts))
+    assert prepare("mine", ["a.jsonl"], "bytes", by_domain=True) == ["mine-日本語", "mine-中文", "mine-pile-cc"]
+    assert len(documents_of("mine-中文")[0]) == 60
+    Path("b.jsonl").write_bytes(rows(texts("old", 60), "C++") + rows(texts("new", 60), "C#"))
+    with pytest.raises(ValueError, match="two domains of the rows would be data/mine-c"):
+        prepare("mine", ["b.jsonl"], "bytes", by_domain=True)
+    assert not Path("data/mine-c").exists()
 
 
 def test_a_byte_order_mark_is_no_text(tmp_path, monkeypatch):
@@ -417,7 +566,18 @@ def test_archives_are_read_if_their_own_tools_read_them(name, tmp_path):
             assert done.returncode == 1
 
 
-def test_a_folder_says_what_it_leaves_out_and_follows_links_once(tmp_path, capsys):
+def closed_to_us(scandir):
+    """os.scandir as it is for a user who may not read a folder named `closed`; root may."""
+
+    def scan(path):
+        if Path(path).name == "closed":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    return scan
+
+
+def test_a_folder_says_what_it_leaves_out_and_follows_links_once(tmp_path, capsys, monkeypatch):
     folder = tmp_path / "notes"
     (folder / "sub").mkdir(parents=True)
     (tmp_path / "elsewhere").mkdir()
@@ -429,15 +589,22 @@ def test_a_folder_says_what_it_leaves_out_and_follows_links_once(tmp_path, capsy
     (folder / "again").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "elsewhere/loop").symlink_to(folder)
     (folder / "broken.txt").symlink_to(tmp_path / "nowhere")
+    (folder / "closed").mkdir()
+    monkeypatch.setattr(os, "scandir", closed_to_us(os.scandir))
     found = readers.source_files([folder])
     assert [str(path.relative_to(folder)) for path in found] == ["a.ndjson", "again/d.md", "b.ndjson.gz", "sub/c.TXT"]
     said = capsys.readouterr().err
     assert said.startswith(f"{folder}: not read: 2 .json, 2 .parquet, 1 ") and said.count("\n") == 1
-    assert {*said[len(f"{folder}: not read: ") : -1].split(", ")} >= {"1 .json.gz", "1 .txt.xz", "1 without an ending"}
-    for path in read[:2]:
+    others = {"1 .json.gz", "1 .txt.xz", "1 without an ending", "1 leading nowhere", "1 not to be opened"}
+    assert {*said[len(f"{folder}: not read: ") : -1].split(", ")} >= others
+    for path in read:
         (folder / path).unlink()
-    with pytest.raises(ValueError, match="no .jsonl, .* not read: 1 .txt.xz"):
-        readers.source_files([folder / "i.txt.xz"])
+    with pytest.raises(ValueError, match="no .jsonl, .* not read: .*1 leading nowhere"):
+        readers.source_files([folder])
+    with pytest.raises(ValueError, match="no such file or folder"):
+        readers.source_files([folder / "broken.txt"])
+    with pytest.raises(ValueError, match="closed: no .jsonl, .* not read: 1 not to be opened"):
+        readers.source_files([folder / "closed"])
 
 
 def test_pieces_lose_nothing_end_with_lines_and_split_no_letter():

@@ -1,15 +1,17 @@
 """data.py: prepared corpora, the order of the data, mixtures, validation windows."""
 
 import doctest
+import errno
 import json
 import math
+import os
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import REAL, call, make_corpus
+from conftest import REAL, call, make_corpus, refused
 
 import data
 from corpora import readers
@@ -98,18 +100,60 @@ def test_embedded_corpora_are_real_text_of_many_files(embedded, name, words, mon
     assert corpus.meta["train"]["tokens"] > 2e6 and corpus.window_count("val", 256) * 256 >= 131_072
 
 
-def test_an_embedded_corpus_is_prepared_once_and_not_taken_from_an_earlier_version(tmp_path, monkeypatch):
+def test_an_embedded_corpus_is_prepared_once(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(readers, "EMBEDDED_BYTES", 200_000)
-    corpus, file = data.Corpus("headers"), Path("data/headers/meta.json")
-    content = file.read_text()
-    file.write_text(json.dumps(corpus.meta | {"sources": ["Python 3"]}))
-    with pytest.raises(ValueError, match="earlier version.*remove the folder"):
-        data.Corpus("headers")
-    file.write_text(content)
+    corpus = data.Corpus("headers")
     written = Path("data/headers/val.bin").stat().st_mtime_ns
     assert np.array_equal(data.Corpus("headers").splits["val"], corpus.splits["val"])
     assert Path("data/headers/val.bin").stat().st_mtime_ns == written  # opened, not made anew
+
+
+def test_a_fault_of_the_system_is_no_damage(house, monkeypatch):
+    whole = data.Corpus("old").splits["val"].tolist()
+
+    def no_mapping(*_):
+        raise OSError(errno.ENODEV, "No such device")
+
+    monkeypatch.setattr(np, "memmap", no_mapping)  # as on some mounts
+    assert data.Corpus("old").splits["val"].tolist() == whole
+    refuse = PermissionError(errno.EACCES, "Permission denied", "data/old/meta.json")
+    for name in ("read_json", "sample_hash"):
+        with monkeypatch.context() as patch, pytest.raises(PermissionError, match="data/old/meta.json"):
+            patch.setattr(data, name, lambda *_: (_ for _ in ()).throw(refuse))
+            data.Corpus("old")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
+def test_a_pipe_in_place_of_a_token_file_is_not_waited_for(house):
+    meta = json.loads(Path("data/old/meta.json").read_text())
+    meta["val"]["tokens"] = 0
+    Path("data/old/meta.json").write_text(json.dumps(meta))
+    Path("data/old/val.bin").unlink()
+    os.mkfifo("data/old/val.bin")
+    with pytest.raises(ValueError, match="data/old: damaged corpus .* prepare it again"):
+        data.Corpus("old")
+
+
+def test_a_corpus_of_more_ids_than_its_tokenizer_has_is_damaged(house):
+    meta = json.loads(Path("data/old/meta.json").read_text())
+    Path("data/old/meta.json").write_text(json.dumps(meta | {"vocab_size": 300}))
+    with pytest.raises(ValueError, match="data/old: damaged corpus .*tokenizer.json"):
+        data.Corpus("old").tokenizer()
+
+
+def test_show_prints_what_training_sees(house):
+    Path("a.txt").write_text("".join(f"line {i}\x1b[2J\n" for i in range(9000)))
+    assert call("data.py", "mine", "a.txt", "--tokenizer", "bytes").returncode == 0
+    done = call("data.py", "mine", "--show")
+    assert done.returncode == 0, done.stderr
+    corpus, said = data.Corpus("mine"), done.stdout
+    assert f"{corpus.meta['train']['tokens']:,} tokens" in said and "257 token ids" in said
+    assert said.count("---- train") == 3 and "\x1b" not in said and r"line 0\x1b[2J" in said
+    assert "⏎<|endoftext|>" in call("data.py", "old", "--show").stdout
+    refused(call("data.py", "nothing", "--show"), "no corpus nothing")
+    make_corpus("tiny", "old", 12)
+    assert call("data.py", "tiny", "--show").returncode == 0
 
 
 def test_a_corpus_that_is_not_here_says_how_to_prepare_it(house):

@@ -232,6 +232,16 @@ def test_neox_tokenizer_and_lambada_come_from_the_hub(repo, house):
     assert json.loads(done.stdout)["texts"] == 5 and torch.tensor(json.loads(done.stdout)["perplexity"]) > 1
 
 
+def test_without_the_hub_a_missing_neox_tokenizer_is_one_line_at_once(house):
+    Path("a.jsonl").write_text('{"text": "a"}\n')
+    nowhere = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(house / "cache")}
+    for more in ({}, {"HF_HUB_OFFLINE": "1"}, {"ALL_PROXY": "socks5://127.0.0.1:9"}):
+        begun = time.time()
+        done = command("data.py", "mine", "a.jsonl", cwd=house, **nowhere, **more)
+        refused(done, "no neox tokenizer here or on the hub", "--tokenizer FILE")
+        assert time.time() - begun < 10
+
+
 @pytest.mark.slow
 def test_a_checkpoint_of_the_hub_continues_on_its_own_tokens(repo, house, monkeypatch):
     (house / "t.json").write_text(json.dumps(small_spec()))
@@ -358,6 +368,8 @@ def test_a_corpus_that_the_hub_does_not_have(hub, tmp_path):
     words = ["data.py", "slimpajama", "--train-tokens", "1e6"]
     done = command(*words, cwd=tmp_path, **env(hub, tmp_path))
     assert "Repository Not Found for url" in last_line(done) and "venketh/SlimPajama-62B" in last_line(done)
+    done = command(*words, cwd=tmp_path, **env(hub, tmp_path, ALL_PROXY="socks5://127.0.0.1:9"))
+    assert "SlimPajama" in last_line(done) and "socks" in last_line(done)  # the tokenizer is in the cache
     hub.repos["venketh/SlimPajama-62B"] = {"main": {"README.md": b"#"}}
     done = command(*words, cwd=tmp_path, **env(hub, tmp_path))
     assert "venketh/SlimPajama-62B: no validation/chunk*.jsonl.zst there" in last_line(done)

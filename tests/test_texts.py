@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import shlex
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,17 @@ def test_the_tokens_are_the_models_own(notes):
     done = call("train.py", *BRIEF, "--init", "model", "--downstream", notes)
     assert done.returncode == 0, done.stderr
     assert Corpus(next(p.name for p in Path("data").glob("my-notes-*"))).tokenizer_sha256 == tokenizer.sha256
+
+
+def test_a_bad_row_names_the_command_that_skips_it(house):
+    Path("my notes").mkdir()
+    Path("my notes/a.jsonl").write_text("{torn\n" + "".join(json.dumps({"text": t}) + "\n" for t in texts("new", 99)))
+    words = [*BRIEF, "--init", "scratch", "--upstream", "old", "--downstream", "my notes"]
+    done = call("train.py", *words)
+    refused(done, "my notes/a.jsonl:1: damaged: ", "python data.py my-notes-")
+    assert call(*shlex.split(done.stderr.partition(": python ")[2])).returncode == 0
+    assert call("train.py", *words).returncode == 0  # the corpus that the command made is that of the folder
+    assert len(list(Path("data").glob("my-notes-*"))) == 1
 
 
 def test_without_upstream_forgetting_is_not_measured(notes):
