@@ -27,6 +27,7 @@ from engine.faults import explained, run_command
 from engine.files import read_json
 from engine.flags import OneLineParser, add_flags, changed_flags, check_flags, flag, flag_name, given_flags
 from engine.log import SIDES, Log, sides_of
+from engine.plan import Pretraining, plan_of, time_to_go
 from engine.processes import held_signals
 from engine.weights import is_hub_id, model_folder
 from eval import check_vocabulary, evaluate
@@ -34,6 +35,7 @@ from model import SIZES, GPTNeoX, GPTNeoXConfig, config_of, pretraining_peak, st
 
 EPS, WEIGHT_DECAY, CLIP = 1e-8, 0.1, 1.0  # Pythia's and the paper's, as the betas in Flags
 MIN_LR_SHARE = 0.1  # min = 0.1 x max
+PYTHIA_UPDATES, PYTHIA_BATCH = 143_000, 1024 * 2048  # of Pythia's pre-training, and tokens in each
 SMALLEST = "nano"  # the model that a run without flags takes
 PRETRAINING_SEED = 10**6  # added to --seed: a continuation on the same text would repeat the pre-training's batches
 # Where the paper stopped its runs, as shares of a schedule of 296.86B tokens: sections 4.1 and 4.5 after 50B, with the
@@ -170,6 +172,7 @@ def run(flags: Flags) -> int:
             if start == 0:
                 losses = evaluate(model, windows, flags.upstream, distribution, flags.micro_batch_size, dtype)
                 log.evaluation(0, 0.0, losses)
+                log.say(time_to_go(flags, windows, evaluations, log.paused))
             for update in range(start + 1, flags.stop + 1):
                 lr = flags.learning_rate(update)
                 for group in optimizer.param_groups:
@@ -303,13 +306,14 @@ def train(flags: Flags) -> bool:
     with processes.rank_0_first():
         flags = complete(flags)
         if flags.dry_run:
-            print(json.dumps(asdict(flags), indent=2))
+            print(*plan(flags), json.dumps(asdict(flags), indent=2), sep="\n")
             return False
         prepare_hub((flags.upstream, flags.downstream), max(flags.tokens, flags.upstream_tokens or 0))
         corpora, *_ = open_data(flags)  # what is wrong with them is said before minutes are spent on a pre-training
     if flags.resume and checkpoints.reached(flags.out, flags.stop):
         print(f"{flags.out} is at update {flags.stop} already: nothing to do; a larger --tokens goes on")
         return True
+    print(*plan(flags, corpora), sep="\n")
     if flags.init == "upstream":
         before = pretraining_flags(flags)
         with folder.one_at_a_time(before.out):  # of several runs that need it one makes it
@@ -323,6 +327,35 @@ def train(flags: Flags) -> bool:
     if processes.rank() == 0:
         folder.report(Path(flags.out), update, flags.stop)
     return update == flags.stop
+
+
+def plan(flags: Flags, corpora: dict | None = None) -> list[str]:
+    """What a run of complete flags will do, in words; with corpora, also its size and how often it reads the text."""
+    config, parameters, new_tokens = starting_config(flags.init, flags.revision, flags.model), None, None
+    if corpora:
+        new = list(data.parse_shares(flags.downstream))
+        new_tokens = len(corpora[new[0]].splits["train"]) if len(new) == 1 else None
+    if flags.init not in ("upstream", "scratch"):
+        parameters = config.parameters
+    elif corpora:
+        parameters = config_of(flags.model, corpora[flags.upstream].vocab_size).parameters
+    machine.pick_threads(config.hidden_size)
+    before, saves = pretraining_of(flags, config), checkpoint_updates(flags)
+    return plan_of(flags, flags.model or flags.init, parameters, before, new_tokens, saves)
+
+
+def pretraining_of(flags: Flags, config: GPTNeoXConfig) -> Pretraining | None:
+    """What is known of the pre-training behind --init: of ours, and of Pythia's by its name."""
+    record = folder.record_behind(flags.init)
+    before = pretraining_flags(flags) if flags.init == "upstream" else None
+    if record and record["flags"]["init"] == "scratch":
+        before = Flags(**record["flags"])
+    if before:
+        peak = before.max_lr or pretraining_peak(config)
+        return Pretraining(before.upstream, before.tokens, before.tokens_per_update, peak)
+    if "pythia-" in flags.init and pretraining_peak(config):
+        return Pretraining("the Pile", PYTHIA_UPDATES * PYTHIA_BATCH, PYTHIA_BATCH, pretraining_peak(config))
+    return None
 
 
 def complete(flags: Flags) -> Flags:

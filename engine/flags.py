@@ -1,10 +1,15 @@
 """A command line made from a dataclass: its fields are the flags."""
 
 import argparse
+import re
 from dataclasses import field, fields
 from typing import get_args
 
 from engine.files import value_of
+
+# What others call our flags.
+OTHER_NAMES = {"--lr": "--max-lr", "--learning-rate": "--max-lr", "--steps": "--tokens", "--epochs": "--tokens"}
+OTHER_NAMES["--gradient-accumulation-steps"] = "--micro-batch-size"
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -14,6 +19,9 @@ class OneLineParser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
 
     def error(self, message):
+        for name, ours in OTHER_NAMES.items():
+            if re.search(rf"{name}(?![\w-])", message):
+                message += f"; {name} is {ours} here"
         self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -424,6 +425,9 @@ def test_help_lists_every_flag_with_its_comment():
 
 BAD = [
     (["--unknown", "1"], "--unknown"),
+    (["--lr", "1e-3"], "--lr is --max-lr here"),
+    (["--epochs=3"], "--epochs is --tokens here"),
+    (["--gradient-accumulation-steps", "4"], "--micro-batch-size"),
     (["--warm", "0.1"], "--warm"),  # no guessing at abbreviations
     (["--tokens", "many"], "--tokens"),
     (["--tokens", "-5"], "--tokens"),
@@ -555,9 +559,50 @@ def test_a_model_without_tokenizer_is_refused_unless_its_rows_say_that_it_fits(h
     refused(call("eval.py", "perplexity", "pythia", "--data", "old"), "pythia: no tokenizer.json")
 
 
+PLANS = [
+    ([], ["0 to 0.001 in 2 of 20 updates of 128 tokens, then cosine to 0.0001", "old text old, evaluated beside it"]),
+    (["--warmup", "0"], ["0.001 from the first of 20 updates"]),
+    (["--warmup", "0.01"], ["mind", "--warmup 0.01", "the first update has the whole rate"]),
+    (["--schedule", "constant", "--stop-tokens", "1280"], ["held, stopped after 10"]),
+    (["--tokens", "1e6"], ["mind", "epochs"]),
+    (["--downstream", "old"], ["no old text", "mind", "without --upstream FILES forgetting cannot be measured"]),
+    (["--keep", "1"], ["2 checkpoints, "]),
+]
+
+
+@pytest.mark.parametrize("words, says", PLANS, ids=lambda x: " ".join(x)[:30])
+def test_the_plan_says_what_will_be_done_and_what_may_surprise(house, words, says):
+    GPTNeoX(config_of("nano", 257)).save_pretrained("mine")
+    flags = train.Flags(
+        init="mine", upstream="old", downstream="new", context=32, batch_size=4, tokens=2560, warmup=0.1, max_lr=1e-3
+    )
+    parser = train.OneLineParser()
+    train.add_flags(parser, train.Flags)
+    flags = train.complete(replace(flags, **train.given_flags(parser.parse_args(words), train.Flags)))
+    lines = "\n".join(train.plan(flags, train.open_data(flags)[0]))
+    for each in says:
+        assert each in lines, lines
+    assert ("mind" in lines) == ("mind" in says), lines
+    assert "mine, 0.133M" in lines or "mine, 133k parameters" in lines, lines
+
+
+def test_the_plan_tells_a_peak_that_belongs_to_another_batch_and_length(house, monkeypatch):
+    flags = train.Flags(
+        init="EleutherAI/pythia-70m", upstream="old", downstream="new", tokens=50_000_000, context=2048,
+        max_lr=1e-3, min_lr=1e-4, save_every=1000,
+    )  # fmt: skip
+    monkeypatch.setattr(train, "starting_config", lambda *_: config_of("70m"))
+    lines = train.plan(flags)
+    assert "pre-trained on 300B tokens of the Pile (peak 0.001 at 2,097,152 tokens an update)" in lines[0]
+    assert "a batch 128 times larger" in lines[4] and "--tokens are 0.017 % of the pre-training" in lines[5]
+    assert len(train.plan(replace(flags, max_lr=2e-5))) == 4
+
+
 def test_dry_run_writes_nothing(house):
     done = call("train.py", *SHORT, "--dry-run")
-    assert done.returncode == 0 and json.loads(done.stdout)["max_lr"] == 8e-3
+    plan, brace, flags = done.stdout.partition("{")
+    assert done.returncode == 0 and json.loads(brace + flags)["max_lr"] == 8e-3
+    assert [line.split()[0] for line in plan.splitlines()] == ["model", "new", "rate", "machine"]
     assert not Path("runs").exists()
 
 

@@ -1,0 +1,82 @@
+"""What a run will do, in words, before it begins; and what one would want to know before an hour is spent."""
+
+from typing import NamedTuple
+
+import torch
+
+from engine.log import in_units
+
+ADVICE = 'see "Rewarm your own model" in README.md'
+CHECKPOINT_BYTES = 12  # for each parameter: the weight and two moments, in fp32
+
+
+class Pretraining(NamedTuple):
+    """What is known of the pre-training of the model that a run continues."""
+
+    text: str
+    tokens: int
+    tokens_per_update: int
+    peak: float  # its highest learning rate
+
+
+def plan_of(flags, model, parameters, before, new_tokens, saves):
+    """The plan of a run of complete flags: four lines, and one for each thing that may surprise.
+
+    model: its name; parameters: how many, None where the vocabulary is not known yet; before: a Pretraining, None where
+    it is unknown; new_tokens: of the new text's train.bin, None for one that is not prepared yet; saves: the updates
+    after which checkpoints are written."""
+    tokens, same_text = flags.stop * flags.tokens_per_update, flags.upstream == flags.downstream
+    start = model + (f", {in_units(parameters)} parameters" if parameters else "")
+    if before:
+        start += f", pre-trained on {in_units(before.tokens)} tokens of {before.text}"
+        start += f" (peak {before.peak:.2g} at {before.tokens_per_update:,} tokens an update)"
+    epochs = tokens * (1 - flags.replay) / new_tokens if new_tokens else 0
+    text = f"{flags.downstream}, {in_units(tokens)} tokens" + (f", {epochs:.2g} epochs" if epochs else "")
+    beside = "no old text" if same_text else f"old text {flags.upstream}, evaluated beside it"
+    if flags.warmup_updates:
+        rate = f"0 to {flags.max_lr:.2g} in {flags.warmup_updates} of {flags.updates} updates"
+    else:
+        rate = f"{flags.max_lr:.2g} from the first of {flags.updates} updates"
+    then = "held" if flags.schedule == "constant" else f"then {flags.schedule} to {flags.min_lr:.2g}"
+    stop = f", stopped after {flags.stop}" if flags.stop < flags.updates else ""
+    count = len([update for update in saves if 0 < update <= flags.stop])
+    if flags.keep:
+        count = min(count, flags.keep + 1)  # and that of the end of the warm-up
+    room = f", {in_units(count * CHECKPOINT_BYTES * parameters)}B in all" if parameters else ""
+    threads = f", threads: {torch.get_num_threads()}" if flags.device == "cpu" else ""
+    return [
+        f"model       {start}",
+        f"new text    {text}; {beside}",
+        f"rate        {rate} of {flags.tokens_per_update:,} tokens, {then}{stop}",
+        f"machine     {flags.device}, {flags.precision}{threads}; {count} checkpoints{room}",
+        *(f"mind        {surprise}; {ADVICE}" for surprise in surprises(flags, before, tokens, epochs, same_text)),
+    ]
+
+
+def surprises(flags, before, tokens, epochs, same_text):
+    """What one would want to know before an hour is spent, a clause each. Nothing is changed because of it."""
+    if before and flags.max_lr > 0.9 * before.peak:
+        ratio = before.tokens_per_update / flags.tokens_per_update
+        if not 1 / 8 <= ratio <= 8:
+            size = f"{ratio:,.0f} times larger" if ratio > 1 else f"{1 / ratio:,.0f} times smaller"
+            yield f"--max-lr is the pre-training's peak, which belongs to a batch {size}"
+        if tokens < 0.1 * before.tokens:
+            share = f"{100 * tokens / before.tokens:.2g} %"
+            yield f"--max-lr is the pre-training's peak, and --tokens are {share} of the pre-training"
+    if flags.warmup and not flags.warmup_updates and flags.schedule != "constant":
+        yield f"--warmup {flags.warmup:g} is less than half an update: the first update has the whole rate"
+    if epochs > 1:
+        yield f"--tokens are more than the new text holds: {epochs:.2g} epochs"
+    if same_text and before is None and flags.init != "scratch":
+        yield "without --upstream FILES forgetting cannot be measured"
+
+
+def time_to_go(flags, windows, evaluations, seconds):
+    """A line that estimates the time of a run from the seconds of its first evaluation: for each token an update takes
+    three times as long, since a backward pass is twice a forward pass."""
+    measured = sum(rows.shape[0] * flags.context for rows in windows.values())
+    updates = 3 * flags.stop * flags.tokens_per_update / measured
+    looks = len([update for update in evaluations if update <= flags.stop])
+    left = seconds * (updates + looks)
+    about = f"{left / 60:.0f} minutes" if left > 90 else f"{left:.0f} seconds"
+    return f"time        about {about}, evaluations included"
