@@ -27,6 +27,7 @@ from engine import processes
 from engine.checkpoints import newest
 from engine.faults import run_command
 from engine.figures import draw_curves
+from engine.files import printable
 from engine.flags import OneLineParser, whole_number
 from engine.folder import read_run as read_run  # for those who import it from here
 from engine.folder import read_runs, record_behind
@@ -196,7 +197,7 @@ def sample(flags):
     continued = model.generate(tokens, flags.tokens, flags.temperature, flags.top_k, generator)[0, len(ids) :].tolist()
     if tokenizer.eot in continued:
         continued = continued[: continued.index(tokenizer.eot)]
-    print(flags.prompt + tokenizer.decode(continued))
+    print(printable(flags.prompt + tokenizer.decode(continued), keep="\n\t"))
 
 
 # ---------------------------------------------------------------- the curves of runs

@@ -26,8 +26,9 @@ from engine import checkpoints, folder, machine, processes
 from engine.faults import explained, run_command
 from engine.files import read_json
 from engine.flags import OneLineParser, add_flags, changed_flags, check_flags, flag, flag_name, given_flags
+from engine.folder import refuse_beside_resume
 from engine.log import SIDES, Log, sides_of
-from engine.plan import Pretraining, plan_of, time_to_go
+from engine.plan import known_pretraining, plan_of, time_to_go
 from engine.processes import held_signals
 from engine.weights import is_hub_id, model_folder
 from eval import check_vocabulary, evaluate
@@ -35,7 +36,6 @@ from model import SIZES, GPTNeoX, GPTNeoXConfig, config_of, pretraining_peak, st
 
 EPS, WEIGHT_DECAY, CLIP = 1e-8, 0.1, 1.0  # Pythia's and the paper's, as the betas in Flags
 MIN_LR_SHARE = 0.1  # min = 0.1 x max
-PYTHIA_UPDATES, PYTHIA_BATCH = 143_000, 1024 * 2048  # of Pythia's pre-training, and tokens in each
 SMALLEST = "nano"  # the model that a run without flags takes
 PRETRAINING_SEED = 10**6  # added to --seed: a continuation on the same text would repeat the pre-training's batches
 # Where the paper stopped its runs, as shares of a schedule of 296.86B tokens: sections 4.1 and 4.5 after 50B, with the
@@ -331,31 +331,11 @@ def train(flags: Flags) -> bool:
 
 def plan(flags: Flags, corpora: dict | None = None) -> list[str]:
     """What a run of complete flags will do, in words; with corpora, also its size and how often it reads the text."""
-    config, parameters, new_tokens = starting_config(flags.init, flags.revision, flags.model), None, None
-    if corpora:
-        new = list(data.parse_shares(flags.downstream))
-        new_tokens = len(corpora[new[0]].splits["train"]) if len(new) == 1 else None
-    if flags.init not in ("upstream", "scratch"):
-        parameters = config.parameters
-    elif corpora:
-        parameters = config_of(flags.model, corpora[flags.upstream].vocab_size).parameters
+    config = starting_config(flags.init, flags.revision, flags.model)
+    before = pretraining_flags(flags) if flags.init == "upstream" else folder.flags_behind(Flags, flags.init)
     machine.pick_threads(config.hidden_size)
-    before, saves = pretraining_of(flags, config), checkpoint_updates(flags)
-    return plan_of(flags, flags.model or flags.init, parameters, before, new_tokens, saves)
-
-
-def pretraining_of(flags: Flags, config: GPTNeoXConfig) -> Pretraining | None:
-    """What is known of the pre-training behind --init: of ours, and of Pythia's by its name."""
-    record = folder.record_behind(flags.init)
-    before = pretraining_flags(flags) if flags.init == "upstream" else None
-    if record and record["flags"]["init"] == "scratch":
-        before = Flags(**record["flags"])
-    if before:
-        peak = before.max_lr or pretraining_peak(config)
-        return Pretraining(before.upstream, before.tokens, before.tokens_per_update, peak)
-    if "pythia-" in flags.init and pretraining_peak(config):
-        return Pretraining("the Pile", PYTHIA_UPDATES * PYTHIA_BATCH, PYTHIA_BATCH, pretraining_peak(config))
-    return None
+    before = known_pretraining(flags.init, before, pretraining_peak(config))
+    return plan_of(flags, config, corpora, before, checkpoint_updates(flags))
 
 
 def complete(flags: Flags) -> Flags:
@@ -363,14 +343,14 @@ def complete(flags: Flags) -> Flags:
     wrong with them. Reads the model's config.json, and prepares the corpora that are given as paths."""
     check_flags(flags)
     if flags.resume:
-        refuse_beside_resume(changed_flags(flags))
-        return complete_resumed(flags, flags.resume)
+        refuse_beside_resume(changed_flags(flags), RESUMABLE_FLAGS)
+        return with_intervals(machine.resolve(folder.flags_to_resume(flags, flags.resume, RESUMABLE_FLAGS)))
     names = named_corpora(flags.upstream, flags.downstream, flags.init, flags.revision, dry_run=flags.dry_run)
     flags = replace(flags, upstream=names[0], downstream=names[1])
     refuse_unused(flags)
     out = flags.out or run_name(flags)
     if flags.resume == "" and folder.holds_run(out):
-        return complete_resumed(flags, out)
+        return with_intervals(machine.resolve(folder.flags_to_resume(flags, out, RESUMABLE_FLAGS)))
     folder.refuse_to_overwrite(Path(out))
     if flags.init in ("upstream", "scratch"):
         flags = replace(flags, model=flags.model or SMALLEST)
@@ -378,27 +358,6 @@ def complete(flags: Flags) -> Flags:
         flags = replace(flags, upstream_tokens=flags.upstream_tokens or Flags.tokens)
     flags = machine.resolve(replace(flags, out=out))
     return with_intervals(with_rates(flags, starting_config(flags.init, flags.revision, flags.model)))
-
-
-def refuse_beside_resume(names) -> None:
-    """Raises ValueError for a flag that a run to resume cannot take, of the names of those that are set."""
-    if others := [flag_name(name) for name in names if name not in (*RESUMABLE_FLAGS, "resume")]:
-        raise ValueError(f"--resume FOLDER goes on with that run's own flags; leave {' '.join(others)} out")
-
-
-def complete_resumed(flags: Flags, out: str) -> Flags:
-    """The flags of the run in a folder, with what may differ from `flags`. ValueError for any other difference."""
-    recorded, now = folder.recorded_flags(Flags, out), changed_flags(flags)
-    for name in now.keys() - {*RESUMABLE_FLAGS, "resume", "out"}:
-        was = getattr(recorded, name)
-        if now[name] != was:
-            raise ValueError(f"{out} holds a run with {flag_name(name)} {was}, not {now[name]}; choose another --out")
-    if now.get("tokens", recorded.tokens) < recorded.tokens:
-        raise ValueError(
-            f"{out} is planned for --tokens {recorded.tokens}; give more, or --stop-tokens to stop earlier"
-        )
-    recorded = replace(recorded, **{name: now[name] for name in RESUMABLE_FLAGS if name in now})
-    return with_intervals(machine.resolve(replace(recorded, resume=out, out=out)))
 
 
 def refuse_unused(flags: Flags) -> None:
@@ -435,8 +394,6 @@ def with_intervals(flags: Flags) -> Flags:
         raise ValueError(f"--stop-tokens {flags.stop_tokens} is beyond --tokens {flags.tokens}, where the run ends")
     eval_every = max(1, flags.stop // 10) if flags.eval_every is None else flags.eval_every
     save_every = flags.save_every or max(1, flags.stop // 4)
-    if flags.stop > 10**6 * min(eval_every or flags.stop, save_every):
-        raise ValueError(f"--eval-every or --save-every would act a million times in {flags.stop} updates; raise it")
     return replace(flags, eval_every=eval_every, save_every=save_every)
 
 
@@ -485,7 +442,7 @@ def main(argv=None):
     add_flags(parser, Flags)
     given = given_flags(parser.parse_args(argv), Flags)  # in every process: a bad flag ends them all
     if given.get("resume"):
-        refuse_beside_resume(given)  # also one that is set to its default
+        refuse_beside_resume(given, RESUMABLE_FLAGS)  # also one that is set to its default
     train(Flags(**given))
 
 

@@ -13,6 +13,7 @@ import shlex
 import shutil
 import zlib
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from engine import VERSION, checkpoints, processes
 from engine.faults import saving_fault
 from engine.figures import draw_curves
 from engine.files import blaming, locked, read_json, to_json, value_of, write_whole
-from engine.flags import check_flags
+from engine.flags import changed_flags, check_flags, flag_name
 from engine.log import RECORDS, numbers_of, read_records, sides_of
 
 RESTORE = "restore it, or begin a new run"  # the way out of a config.json that was changed
@@ -109,10 +110,37 @@ def tokens_before(out, tokens):
     return [length for length in planned if length < tokens]
 
 
-def recorded_flags(dataclass, out):
-    """The flags of the run in a folder. ValueError for a config.json that is not a run's of this version."""
-    with blaming(f"{out}/config.json", RESTORE):
-        flags = dataclass(**read_record(out)["flags"])
+def refuse_beside_resume(names, may_differ):
+    """Raises ValueError for a flag that --resume FOLDER does not take, of the names of those that are set."""
+    if others := [flag_name(name) for name in names if name not in (*may_differ, "resume")]:
+        raise ValueError(f"--resume FOLDER goes on with that run's own flags; leave {' '.join(others)} out")
+
+
+def flags_to_resume(flags, out, may_differ):
+    """The flags of the run in a folder, with those of `flags` that may differ. ValueError for any other difference."""
+    recorded, now = flags_behind(type(flags), out), changed_flags(flags)
+    if recorded is None:
+        raise ValueError(f"{out}: no run to resume (no config.json); --resume without a folder begins one")
+    for name, value in now.items():
+        was = getattr(recorded, name)
+        if name not in (*may_differ, "resume", "out") and value != was:
+            raise ValueError(f"{out} holds a run with {flag_name(name)} {was}, not {value}; choose another --out")
+    if now.get("tokens", recorded.tokens) < recorded.tokens:
+        raise ValueError(
+            f"{out} is planned for --tokens {recorded.tokens}; give more, or --stop-tokens to stop earlier"
+        )
+    changes = {name: now[name] for name in may_differ if name in now}
+    return replace(recorded, **changes, resume=str(out), out=str(out))
+
+
+def flags_behind(dataclass, path):
+    """The flags of the run whose folder or checkpoint a path is; None for any other path. ValueError for a config.json
+    that this version did not write."""
+    record = record_behind(path)
+    if record is None:
+        return None
+    with blaming(f"{path}/config.json", RESTORE):
+        flags = dataclass(**record["flags"])
         check_flags(flags)
     return flags
 
@@ -146,7 +174,7 @@ def read_record(out):
 def record_behind(path):
     """What config.json says of the run whose folder or checkpoint a path is; None for any other path."""
     for out in (Path(path), Path(path).parent.parent) if Path(path).is_dir() else ():
-        if (out / "metrics.jsonl").is_file():
+        if holds_run(out):
             return read_record(out)
     return None
 

@@ -1,5 +1,6 @@
 """What a run will do, in words, before it begins; and what one would want to know before an hour is spent."""
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -7,6 +8,7 @@ import torch
 from engine.log import in_units
 
 ADVICE = 'see "Rewarm your own model" in README.md'
+PYTHIA_UPDATES, PYTHIA_BATCH = 143_000, 1024 * 2048  # of Pythia's pre-training, and tokens in each
 CHECKPOINT_BYTES = 12  # for each parameter: the weight and two moments, in fp32
 
 
@@ -19,18 +21,32 @@ class Pretraining(NamedTuple):
     peak: float  # its highest learning rate
 
 
-def plan_of(flags, model, parameters, before, new_tokens, saves):
+def known_pretraining(init, flags, peak):
+    """The Pretraining behind --init: from the flags of a run of ours from scratch; of Pythia's by its name; else None.
+
+    peak: of the pre-training of a model of its shape, or None."""
+    if flags and flags.init == "scratch":
+        return Pretraining(flags.upstream, flags.tokens, flags.tokens_per_update, flags.max_lr or peak)
+    if "pythia-" in init and peak:
+        return Pretraining("the Pile", PYTHIA_UPDATES * PYTHIA_BATCH, PYTHIA_BATCH, peak)
+    return None
+
+
+def plan_of(flags, config, corpora, before, saves):
     """The plan of a run of complete flags: four lines, and one for each thing that may surprise.
 
-    model: its name; parameters: how many, None where the vocabulary is not known yet; before: a Pretraining, None where
-    it is unknown; new_tokens: of the new text's train.bin, None for one that is not prepared yet; saves: the updates
-    after which checkpoints are written."""
+    config: of the model; corpora: {name: Corpus}, None if they are not prepared yet; before: a Pretraining, None where
+    it is unknown; saves: the updates after which checkpoints are written."""
     tokens, same_text = flags.stop * flags.tokens_per_update, flags.upstream == flags.downstream
-    start = model + (f", {in_units(parameters)} parameters" if parameters else "")
+    parameters, epochs = config.parameters, 0
+    if corpora and flags.model:  # a random start has a row for each token id
+        parameters = replace(config, vocab_size=corpora[flags.upstream].vocab_size).parameters
+    if corpora and flags.downstream in corpora:
+        epochs = tokens * (1 - flags.replay) / len(corpora[flags.downstream].splits["train"])
+    start = f"{flags.model or flags.init}, {in_units(parameters)} parameters"
     if before:
         start += f", pre-trained on {in_units(before.tokens)} tokens of {before.text}"
         start += f" (peak {before.peak:.2g} at {before.tokens_per_update:,} tokens an update)"
-    epochs = tokens * (1 - flags.replay) / new_tokens if new_tokens else 0
     text = f"{flags.downstream}, {in_units(tokens)} tokens" + (f", {epochs:.2g} epochs" if epochs else "")
     beside = "no old text" if same_text else f"old text {flags.upstream}, evaluated beside it"
     if flags.warmup_updates:
@@ -42,13 +58,13 @@ def plan_of(flags, model, parameters, before, new_tokens, saves):
     count = len([update for update in saves if 0 < update <= flags.stop])
     if flags.keep:
         count = min(count, flags.keep + 1)  # and that of the end of the warm-up
-    room = f", {in_units(count * CHECKPOINT_BYTES * parameters)}B in all" if parameters else ""
+    room = in_units(count * CHECKPOINT_BYTES * parameters)
     threads = f", threads: {torch.get_num_threads()}" if flags.device == "cpu" else ""
     return [
         f"model       {start}",
         f"new text    {text}; {beside}",
         f"rate        {rate} of {flags.tokens_per_update:,} tokens, {then}{stop}",
-        f"machine     {flags.device}, {flags.precision}{threads}; {count} checkpoints{room}",
+        f"machine     {flags.device}, {flags.precision}{threads}; {count} checkpoints, {room}B in all",
         *(f"mind        {surprise}; {ADVICE}" for surprise in surprises(flags, before, tokens, epochs, same_text)),
     ]
 

@@ -313,7 +313,8 @@ def test_transformers_reads_a_saved_model_and_its_tokenizer(kind, tmp_path):
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     batch = theirs(["the", "over the river  and"], return_tensors="pt", padding=True, padding_side="left")
     with torch.no_grad():
-        model.lm_head.weight[tokenizer.eot] = 10 * model(**batch, output_hidden_states=True).hidden_states[-1][0, -1]
+        last = model(**batch, output_hidden_states=True).hidden_states[-1][0, -1]
+        model.get_output_embeddings().weight[tokenizer.eot] = 10 * last
     ids = model.generate(**batch, max_new_tokens=5, do_sample=False)
     assert (
         ids[0, batch["input_ids"].shape[1]] == tokenizer.eot and model.generation_config.eos_token_id == tokenizer.eot

@@ -591,7 +591,7 @@ def test_the_plan_tells_a_peak_that_belongs_to_another_batch_and_length(house, m
         init="EleutherAI/pythia-70m", upstream="old", downstream="new", tokens=50_000_000, context=2048,
         max_lr=1e-3, min_lr=1e-4, save_every=1000,
     )  # fmt: skip
-    monkeypatch.setattr(train, "starting_config", lambda *_: config_of("70m"))
+    monkeypatch.setattr(train, "starting_config", lambda *_: config_of("70m"))  # which the hub would have
     lines = train.plan(flags)
     assert "pre-trained on 300B tokens of the Pile (peak 0.001 at 2,097,152 tokens an update)" in lines[0]
     assert "a batch 128 times larger" in lines[4] and "--tokens are 0.017 % of the pre-training" in lines[5]
