@@ -196,9 +196,7 @@ def write_corpus(
 # ---------------------------------------------------------------- the corpora that there are
 
 
-def prepare(
-    name, files=(), tokenizer=None, skip_bad_lines=False, text_key="text", way_out=WAY_OUT, **options
-):  # fmt: skip
+def prepare(name, files=(), tokenizer=None, skip_bad_lines=False, text_key="text", way_out=WAY_OUT, **options):
     """Prepares an embedded corpus, one of the hub's, or one's own files; options are write_corpus's.
 
     The hub's come with their official validation files, as many tokens as asked for. way_out: what to do about bad
@@ -224,7 +222,7 @@ def prepare(
             parts = [(((text, domain, text) for domain, text in texts), None)]
         names = write_corpus(name, tokenizer, read, parts, skipped, **options)
     for file, count in (skipped or {}).items():
-        print(f"{file}: skipped {count} bad rows, or a text's rest")
+        print(f"{file}: skipped {count} bad rows or texts")
     return names
 
 

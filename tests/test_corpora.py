@@ -479,7 +479,7 @@ from corpora import readers
 resource.setrlimit(resource.RLIMIT_AS, (3 * 2**29, 3 * 2**29))  # 1.5 GiB of addresses
 Path("t.json").write_text(sys.argv[1])
 row = json.dumps({"text": "a" * (readers.ROW_LIMIT - 99)}) + "\\n"
-Path("a.jsonl").write_text(row * 2 + '{"text": "b"}\\n' * 60)
+Path("a.jsonl").write_text(row * 2 + "".join(json.dumps({"text": f"b {i}"}) + "\\n" for i in range(99)))
 import data
 data.main(["mine", "a.jsonl", "--tokenizer", "t.json", "--processes", "4"])
 """
