@@ -25,7 +25,7 @@ from corpora.tokenizer import load_tokenizer
 from data import Corpus, fixed_windows
 from engine import processes
 from engine.checkpoints import newest
-from engine.faults import run_command
+from engine.faults import one_line, run_command
 from engine.figures import draw_curves
 from engine.files import printable
 from engine.flags import OneLineParser, whole_number
@@ -172,7 +172,10 @@ def lambada_rows(file: str | None, tokenizer, model: GPTNeoX) -> list[tuple[list
     if file is None:
         from huggingface_hub import hf_hub_download  # late: everything else here works without a network
 
-        file = hf_hub_download("EleutherAI/lambada_openai", "data/lambada_test_en.jsonl", repo_type="dataset")
+        try:
+            file = hf_hub_download("EleutherAI/lambada_openai", "data/lambada_test_en.jsonl", repo_type="dataset")
+        except Exception as fault:  # whatever comes from beneath the client
+            raise ValueError(f"cannot fetch LAMBADA ({one_line(fault)}); give --file FILE") from None
     rows = []
     for _, text in read_documents([Path(file)], tqdm(disable=True)):
         ids = encode(text, tokenizer, model)

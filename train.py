@@ -165,7 +165,7 @@ def run(flags: Flags) -> int:
     corpora, distribution, mixture, windows = open_data(flags)
     evaluations, saves = evaluation_updates(flags), checkpoint_updates(flags)
     with folder.opened(out, flags.resume is not None), held_signals() as signals:
-        model, wrapped, optimizer, scaler, state = ready_to_train(flags, corpora, device)
+        model, wrapped, tokenizer, optimizer, scaler, state = ready_to_train(flags, corpora, device)
         folder.write_record(out, record_of(flags, corpora, model.config))
         start = update = state["step"]  # how many are done
         with Log(out, flags.stop, flags.tokens_per_update, sides_of(asdict(flags)), state) as log:
@@ -201,7 +201,7 @@ def run(flags: Flags) -> int:
                 stopping = processes.anywhere(signals)  # all processes stop after the same update
                 if update in saves or stopping:
                     state = {"metrics_bytes": log.durable_size(), "scaler": scaler.state_dict()}
-                    checkpoints.save(out, update, model, optimizer, corpora[flags.upstream].tokenizer(), state)
+                    checkpoints.save(out, update, model, optimizer, tokenizer, state)
                     checkpoints.prune(out, update, flags.keep, flags.warmup_updates)
                     log.resume_clock()  # the time of a checkpoint is not the time of an update
                 if stopping:
@@ -245,8 +245,8 @@ def checkpoint_updates(flags: Flags) -> set[int]:
 
 
 def ready_to_train(flags: Flags, corpora: dict, device: torch.device):
-    """(model, the same as several processes train it, optimizer, fp16's loss scaler, state): as --init says, or of the
-    newest checkpoint of a run to resume. The state's "step" is the number of updates done.
+    """(model, the same as several processes train it, tokenizer, optimizer, fp16's loss scaler, state): as --init says,
+    or of the newest checkpoint of a run to resume. The state's "step" is the number of updates done.
 
     The weights are fp32 in every precision: small updates would vanish in 16 bits."""
     checkpoint, state = None, {"step": 0}
@@ -254,7 +254,8 @@ def ready_to_train(flags: Flags, corpora: dict, device: torch.device):
         folder.refuse_other_data(Path(flags.out), corpora, data.ORDER)
         checkpoint, state = checkpoints.newest_state(flags.out)
     with processes.rank_0_first():  # it fetches what the others then find
-        model, weights = starting_model(flags, corpora[flags.upstream], checkpoint)  # placed() reads the weights
+        # placed() reads the weights
+        model, weights, tokenizer = starting_model(flags, corpora[flags.upstream], checkpoint)
     model.activation_checkpointing = flags.activation_checkpointing
     machine.pick_threads(model.config.hidden_size)
     if flags.compile:
@@ -266,21 +267,22 @@ def ready_to_train(flags: Flags, corpora: dict, device: torch.device):
     scaler = machine.LossScaler(device, enabled=flags.precision == "fp16")
     if checkpoint:
         checkpoints.load_optimizer(checkpoint, state, model, optimizer, scaler)
-    return model, wrapped, optimizer, scaler, state
+    return model, wrapped, tokenizer, optimizer, scaler, state
 
 
 def starting_model(flags: Flags, corpus: data.Corpus, checkpoint: Path | None):
-    """(a model of shapes, its weights as (name, tensor) one at a time): of a checkpoint of the run, else of --init."""
+    """(a model of shapes, its weights as (name, tensor) one at a time, its tokenizer): of a checkpoint of the run, else
+    of --init."""
     tokenizer = corpus.tokenizer()
     if checkpoint is None and flags.init == "scratch":
         model = GPTNeoX(config_of(flags.model, tokenizer.vocab_size), empty=True)
         weights = model.initial_weights(flags.seed)
     else:
-        source = checkpoint or model_folder(checkpoints.newest(flags.init), flags.revision)
+        source = tokenizer.start = checkpoint or model_folder(checkpoints.newest(flags.init), flags.revision)
         model, weights = GPTNeoX.from_pretrained(source, empty=True), stored_weights(source)
         check_vocabulary(source, model, corpus)
     model.config.extra |= {"bos_token_id": tokenizer.eot, "eos_token_id": tokenizer.eot}
-    return model, weights
+    return model, weights, tokenizer
 
 
 def record_of(flags: Flags, corpora: dict, config: GPTNeoXConfig) -> dict:

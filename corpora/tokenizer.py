@@ -30,6 +30,7 @@ class Tokenizer:
     def __init__(self, spec):
         """Raises ValueError for a tokenizer that encode() would get wrong, KeyError and such for other contents."""
         refuse_other_kinds(spec)
+        self.start = None  # the folder of the model that a run began with, for save()
         self.spec, self.normalize = spec, spec.get("normalizer") is not None
         vocab, entries = spec["model"]["vocab"], [entry for entry in spec["added_tokens"] if entry["content"]]
         self.added = {entry["content"]: entry["id"] for entry in entries}
@@ -75,20 +76,19 @@ class Tokenizer:
         """The bytes of tokenizer.json."""
         return json.dumps(self.spec, ensure_ascii=False).encode()
 
-    def save(self, folder, start=None):
-        """Writes what AutoTokenizer needs into a model folder, durably: tokenizer.json and tokenizer_config.json.
-
-        start: the folder of the model that a run begins with, whose own settings are kept."""
+    def save(self, folder):
+        """Writes what AutoTokenizer needs into a model folder, durably: tokenizer.json and tokenizer_config.json. The
+        settings of the model in the folder `start` are kept."""
         settings = dict.fromkeys(("bos_token", "eos_token", "unk_token"), END) | {"clean_up_tokenization_spaces": False}
         settings["pad_token"] = PADDING if PADDING in self.added else END
         settings["model_input_names"] = ["input_ids", "attention_mask"]
         write_file(Path(folder) / "tokenizer.json", self.to_json())
-        if start:
-            for file in (Path(start) / name for name in KEPT_FILES):
+        if self.start:
+            for file in (Path(self.start) / name for name in KEPT_FILES):
                 if file.is_file():
                     write_file(Path(folder) / file.name, file.read_bytes())
-            if (Path(start) / "tokenizer_config.json").is_file():
-                settings |= read_json(Path(start) / "tokenizer_config.json")
+            if (Path(self.start) / "tokenizer_config.json").is_file():
+                settings |= read_json(Path(self.start) / "tokenizer_config.json")
         # This class takes tokenizer.json as it is. Of its own accord, transformers would choose by the model's type one
         # that adds NFC and tokens without a row in the model.
         settings["tokenizer_class"] = "PreTrainedTokenizerFast"

@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 from engine.faults import disk_full, one_line
 from engine.files import blaming, open_file, read_json, value_of
 
-MODEL_FILES = ("config.json", "tokenizer.json", "model*.safetensors", "model.safetensors.index.json")
+MODEL_FILES = ("config.json", "model*.safetensors", "model.safetensors.index.json", "tokenizer*.json")
+MODEL_FILES += ("special_tokens_map.json", "chat_template.jinja")
 
 
 def is_hub_id(name):
