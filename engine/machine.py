@@ -85,3 +85,10 @@ def check_finite(loss, norm, scaler, overflows, step, lr):
     fault = f"loss {loss} and gradient norm {norm} at update {step} (lr {lr:.2e}){in_a_row}"
     way_out = "another --init" if step == 1 else "a lower --max-lr"  # no rate has acted before the first update
     raise RuntimeError(f"{fault}; the weights were left alone; try {way_out} or --precision bf16 or fp32")
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return getattr(os, "process_cpu_count", os.cpu_count)() or 1
