@@ -9,7 +9,6 @@ run sweep --seeds 2 --downstream stdlib --seed 1000000.
 
 import functools
 import itertools
-import os
 import re
 import sys
 
@@ -34,7 +33,6 @@ REPLAY = [{"replay": share} for share in (0.01, 0.05, 0.1, 0.25, 0.5, 0.75)]
 SAME_DATA = {"replay": 1.0}  # nothing but old text
 STARTS = [{"start": step} for step in (10_000, 27_000)]
 NO_WARMUP = {"warmup": 0.0}
-TO_THE_START = [{"decay_to_start": True}, {"decay_to_start": True, "weight_decay": 1.0}]
 ENDS_ONLY = {"eval_every": 10**9}  # evaluated at the start and the end
 EXPERIMENTS = {
     "warmup-length": [NO_WARMUP, {"warmup": 0.005}, {}, {"warmup": 0.02}],  # section 4.1
@@ -44,8 +42,8 @@ EXPERIMENTS = {
     # What the paper leaves open.
     "schedules": [*({"schedule": name} for name in SCHEDULES), CONSTANT],
     "replay": [{}, *REPLAY],
-    "overlap": [{}, *REPLAY],  # the same runs: overlap x and replay x train on the same windows
-    "softening": [{}, {"replay": 0.05}, {"schedule": "infinite-cosine"}, {"schedule": "infinite-rsqrt"}, *TO_THE_START],
+    "overlap": [{}, *REPLAY],  # a mixture, --downstream new=3,old=1, trains on the windows of the same share of replay
+    "softening": [{}, {"replay": 0.05}, {"schedule": "infinite-cosine"}, {"schedule": "infinite-rsqrt"}],
     "model-size": [arm | {"size": place} for place in range(3) for arm in ({}, CONSTANT)],
 }
 LENGTHS = {0.01: 0, 1 / 30: 0, 0.1: 0, 1 / 3: 3, 1: 3}  # shares of the pre-training; of how many seeds (0: all)
@@ -177,7 +175,7 @@ def run_experiment(name, seeds, given, at_once=None, launcher=None):
     print(f"{len(plan)} runs, {len(to_do)} to do: {left / 1e6:,.1f}M tokens")
     if flags.dry_run:
         return
-    at_once = at_once or (os.cpu_count() if machine.pick_device(flags.device).type == "cpu" else 1)
+    at_once = at_once or (machine.cores() if machine.pick_device(flags.device).type == "cpu" else 1)
     prepare_hub(names, max(tokens.values()))
     with progress_bar(name, left) as bar:
         for group in (before, after):  # what starts from a pre-training waits for it

@@ -7,6 +7,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
+from engine import machine
 from engine.processes import held_signals
 
 ROOT = Path(__file__).parent.parent
@@ -24,7 +25,7 @@ def side_by_side(commands, at_once, launcher, bar):
 
     Ctrl-C and SIGTERM stop them, and they save. RuntimeError with a command's own last line where it failed; the others
     are stopped then."""
-    running, faults, threads = [], [], max(1, (os.cpu_count() or 1) // at_once)
+    running, faults, threads = [], [], max(1, machine.cores() // at_once)
 
     def work(number, out):
         if faults or signals:
