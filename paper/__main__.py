@@ -67,7 +67,7 @@ def refreshed(page):
 
 def read(paths):
     """The runs of folders and packs. One that is given twice is one run."""
-    return list({json.dumps([run["flags"], run["eval"]]): run for run in read_runs(paths)}.values())
+    return list({json.dumps(run | {"folder": "", "train": []}): run for run in read_runs(paths)}.values())
 
 
 def figure(flags):
