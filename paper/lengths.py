@@ -86,7 +86,7 @@ def mean_peak(peaks):
 def in_words(peaks):
     """The mean_peak() of seeds as a table has it."""
     if found := mean_peak(peaks):
-        return "{:.2g} [{:.2g}, {:.2g}]".format(*found)
+        return "{:#.2g} [{:#.2g}, {:#.2g}]".format(*found)
     return f"outside the peaks tried: {peaks.count(None)} of {len(peaks)} seeds"
 
 
