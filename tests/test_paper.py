@@ -636,11 +636,11 @@ def test_lengths_are_told_apart(house):
     table = call("paper", "lengths", *write(runs), "--markdown").stdout
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:14]]
     assert [row[0] for row in rows[::4]] == ["1 %", "10 %", "100 %"]
-    assert [row[4].split(" [")[0] for row in rows[::4]] == ["0.2", "0.4", "0.8"]  # of the pre-training's batch
-    assert [row[4].split(" [")[0] for row in rows[2::4]] == ["0.1", "0.2", "0.4"]  # of a quarter of it
+    assert [row[4].split(" [")[0] for row in rows[::4]] == ["0.20", "0.40", "0.80"]  # of the pre-training's batch
+    assert [row[4].split(" [")[0] for row in rows[2::4]] == ["0.10", "0.20", "0.40"]  # of a quarter of it
     assert [row[5] for row in rows[::4]] == ["0.2", "0.4", "0.8"] and rows[0][6:] == ["2.000", "1.220"]
     ratios = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[17:23]]
-    assert [row[2] for row in ratios] == ["2 over 8"] * 6 and {row[4].split(" [")[0] for row in ratios} == {"0.5"}
+    assert [row[2] for row in ratios] == ["2 over 8"] * 6 and {row[4].split(" [")[0] for row in ratios} == {"0.50"}
     assert len(lengths.draw_lengths(runs).axes) == 2
     with pytest.raises(ValueError, match="python -m paper run length"):
         lengths.designs(runs[:10])
