@@ -27,20 +27,17 @@ HUB_TOKENS = 10**9  # of a corpus of the hub that a run prepares by itself, at m
 DEFAULTS = ("stdlib", "torch")  # upstream and downstream
 
 
-def named_corpora(upstream=None, downstream=None, init="upstream", revision=None, resume=None, dry_run=False):
+def named_corpora(upstream=None, downstream=None, init="upstream", revision=None, dry_run=False):
     """(upstream, downstream) of a run: the name of a corpus, and that of another or a mixture NAME=WEIGHT,NAME=WEIGHT.
 
     A side is None or what the flag says. Its paths become names of corpora, which are prepared if need be, but not with
     dry_run. A side that is None becomes the upstream of the run that made the model of `init`; else the default, for a
-    model of the hub in Pythia's tokens; or, where only the downstream is known, the same corpus. Of a run to resume it
-    stays None. Raises ValueError for a path without text, or a mixture where one corpus is needed."""
-    if resume and not Path(resume).is_dir():
-        return upstream, downstream  # train.py says what is wrong with it
+    model of the hub in Pythia's tokens; or, where only the downstream is known, the same corpus.
+
+    Raises ValueError for a path without text, or a mixture where one corpus is needed."""
     sides = upstream, downstream
-    tokenizer = functools.partial(tokenizer_for, sides, resume or init, revision)  # called for a path alone
+    tokenizer = functools.partial(tokenizer_for, sides, init, revision)  # called for a path alone
     upstream, downstream = (side and with_names(side, tokenizer, dry_run) for side in sides)
-    if resume is not None:
-        return upstream, downstream
     neox = "-neox" if is_hub_id(init) else ""
     new = DEFAULTS[1] + neox if downstream is None else downstream
     if upstream is not None:

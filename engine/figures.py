@@ -5,9 +5,10 @@ import math
 import os
 import re
 import sys
+import zlib
 from statistics import fmean
 
-from engine.log import SIDES, in_units
+from engine.log import in_units, sides_of
 
 # Okabe and Ito's colors, told apart with every kind of color vision; line styles repeat the difference.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
@@ -50,23 +51,21 @@ def in_tokens(axis):
 
 # ---------------------------------------------------------------- labels
 
-SHOWN = ("init", "revision", "model", "upstream", "downstream", "overlap", "replay", "schedule", "max_lr", "min_lr")
-SHOWN += ("warmup", "tokens", "batch_size", "context", "weight_decay", "decay_to_start", "upstream_tokens")
-USUAL = {"overlap": 0, "replay": 0, "weight_decay": 0.1, "decay_to_start": False}  # not shown beside other flags
+SHOWN = ("init", "revision", "model", "upstream", "downstream", "replay", "schedule", "max_lr", "min_lr", "warmup")
+SHOWN += ("tokens", "batch_size", "context", "weight_decay", "upstream_tokens")
+USUAL = {"replay": 0, "weight_decay": 0.1}  # not shown beside other flags
 WORDS = {"init": "", "schedule": "", "downstream": "", "max_lr": "max LR ", "min_lr": "min LR ", "warmup": "warm-up "}
 
 
 def name_of(flag, value):
     """A flag and its value as a legend has them: "warm-up 1 %", "max LR 8e-3", "cosine"."""
     words = WORDS.get(flag, flag.replace("_", " ") + " ")
-    if flag == "decay_to_start":
-        return "decay to the start" if value else "decay to zero"
     if flag == "init":
         value = re.sub(r"^runs/upstream-[^/]*", "pre-trained", value)
         value = re.sub(r"/checkpoints/step_0*", ", update ", value)
     if not isinstance(value, int | float):
         return f"{words}{value}"[:80]
-    if flag in ("warmup", "overlap", "replay"):
+    if flag in ("warmup", "replay"):
         return f"{words}{100 * value:g} %"
     if flag in ("max_lr", "min_lr"):
         digits, power = f"{value:e}".split("e")
@@ -74,8 +73,32 @@ def name_of(flag, value):
     return words + (in_units(value) if flag.endswith("tokens") else f"{value:g}")
 
 
+def warmup_end(flags):
+    """The tokens after which a run's warm-up ends: 0 without one, and where its share rounds to no update."""
+    tokens_per_update = flags["batch_size"] * flags["context"]
+    return tokens_per_update * round(flags["tokens"] // tokens_per_update * flags["warmup"])
+
+
+def name_in(flags, flag):
+    """name_of a flag of a run, which says so where a warm-up came to no update."""
+    words = name_of(flag, flags.get(flag))
+    return f"{words} (0 updates)" if flag == "warmup" and flags["warmup"] and not warmup_end(flags) else words
+
+
+def texts_of(runs):
+    """For each run a mark of the corpora that other runs had with another text: ", stdlib 1a2b3c4d", or nothing."""
+    texts, known = [], {}
+    for run in runs:
+        marks = {}
+        for corpus, hashes in (run.get("corpora") or {}).items():
+            marks[corpus] = f"{zlib.crc32(str(sorted(hashes.items())).encode()):08x}"
+            known.setdefault(corpus, set()).add(marks[corpus])
+        texts.append(marks)
+    return ["".join(f", {name} {mark}" for name, mark in marks.items() if len(known[name]) > 1) for marks in texts]
+
+
 def labels_of(runs):
-    """A label for each run: the flags in which the runs differ. Seeds are left out, because they are averaged."""
+    """A label for each run: the flags and texts in which the runs differ. Seeds are averaged, so they are left out."""
     # Each seed may have a pre-training of its own.
     every = [run["flags"] | {"init": re.sub(r"-seed-\d+", "", run["flags"].get("init") or "")} for run in runs]
     differ = [flag for flag in SHOWN if len({flags.get(flag) for flags in every}) > 1] or ["max_lr", "warmup"]
@@ -85,10 +108,10 @@ def labels_of(runs):
     if "min_lr" in differ and len(rates) == len({max_lr for max_lr, _ in rates}):
         differ.remove("min_lr")  # it follows from the peak
     labels = []
-    for flags in every:
+    for flags, text in zip(every, texts_of(runs), strict=True):
         shown = [flag for flag in differ if not (flag == "warmup" and flags.get("schedule") == "constant")]
         unusual = [flag for flag in shown if flag not in USUAL or flags.get(flag) != USUAL[flag]]
-        labels.append(", ".join(name_of(flag, flags.get(flag)) for flag in unusual or shown))
+        labels.append(", ".join(name_in(flags, flag) for flag in unusual or shown) + text)
     return labels
 
 
@@ -121,12 +144,9 @@ def draw_band(panel, x, seeds, **look):
 
 
 def title_of(side, runs):
-    """What a panel shows: the side and, as far as the runs agree, its corpus and its share of upstream text."""
+    """What a panel shows: the side and, if the runs agree, its corpus."""
     corpora = {run["flags"][side] for run in runs}
-    overlaps = {(run["flags"].get("overlap", 0), run["flags"]["upstream"]) for run in runs}
-    title = side.capitalize() + (f": {corpora.pop()}" if len(corpora) == 1 else "")
-    (share, upstream), *others = overlaps
-    return f"{title} ({100 * share:g} % {upstream})" if side == "downstream" and share and not others else title
+    return side.capitalize() + (f": {corpora.pop()}" if len(corpora) == 1 else "")
 
 
 def draw_side(panel, groups, side, measure, until):
@@ -137,6 +157,7 @@ def draw_side(panel, groups, side, measure, until):
     seen = []  # what the axis should show
     for label, group in groups.items():
         shared = over_seeds(group, key)
+        label = f" {label}" if label.startswith("_") else label  # which matplotlib would leave out of the legend
         draw_band(panel, [*shared], [*shared.values()], label=label)
         shown = [values for tokens, values in shared.items() if tokens <= 1.001 * until]
         seen += itertools.chain(*(shown if group[0] in trained else shown[-1:]))
@@ -169,7 +190,7 @@ def draw_arms(groups, measure, sides, until, rates=False):
         panels[-1].set_ylabel("LR")
         panels[-1].ticklabel_format(axis="y", style="sci", scilimits=(0, 0), useMathText=True)
     every = [run["flags"] for group in groups.values() for run in group]
-    ends = sorted({flags["warmup"] * flags["tokens"] for flags in every if flags["warmup"]})
+    ends = sorted({warmup_end(flags) for flags in every} - {0})
     for panel in panels:
         for number, end in enumerate(ends):
             panel.axvline(end, color="0.4", ls=":", lw=1, label=None if number else "end of warm-up")  # named once
@@ -191,5 +212,6 @@ def draw_curves(runs, out):
     for run, label in zip(runs, labels_of(runs), strict=True):
         groups.setdefault(label, []).append(run)
     until = max(1, *(run["eval"][-1]["tokens"] for run in runs))
-    one_corpus = all(run["flags"]["upstream"] == run["flags"]["downstream"] for run in runs)
-    save_figure(draw_arms(groups, "perplexity", SIDES[:1] if one_corpus else SIDES[::-1], until, rates=True), out)
+    shown = {side for run in runs for side in sides_of(run["flags"])}
+    sides = [side for side in ("downstream", "upstream") if side in shown]
+    save_figure(draw_arms(groups, "perplexity", sides, until, rates=True), out)

@@ -10,6 +10,7 @@ python -m paper redraw                             the figures and tables of the
 import contextlib
 import gzip
 import io
+import itertools
 import json
 import re
 import shlex
@@ -23,18 +24,19 @@ from engine.flags import OneLineParser, add_flags, given_flags, whole_number
 from engine.folder import read_runs
 from engine.log import in_json
 from paper.arms import CONSTANT, pick
-from paper.claims import draw_claims, print_claims
+from paper.claims import draw_claims, print_claims, print_measures, print_robust
 from paper.experiments import NAMES, PEAKS, Flags, run_experiment
 from paper.figures import FIGURES, OURS, draw_figure
 from paper.lengths import draw_lengths, print_lengths
-from paper.tables import print_arms
+from paper.tables import print_arms, print_pairs
 
 HERE = Path(__file__).parent
-TABLES = {"claims": print_claims, "lengths": print_lengths, "arms": print_arms}
+TABLES = {"claims": print_claims, "measures": print_measures, "robust": print_robust}
+TABLES |= {"pairs": print_pairs, "lengths": print_lengths, "arms": print_arms}
 STUDIES = {"length": draw_lengths, "claims": draw_claims}  # figures of runs of several studies
 # The packs from which figures of the pages are drawn; all others are drawn from `arms`.
-SOURCES = dict.fromkeys("1234", "nano") | {"length": "lengths", "claims": "nano far samples micro tiny"}
-PAGES = ("README.md", "exercises.md", "paper/README.md")
+SOURCES = dict.fromkeys("1234", "nano") | {"length": "lengths", "claims": "nano far samples"}
+PAGES = ("README.md", "exercises.md", "paper/README.md", "paper/tables.md")
 TABLE = re.compile(r"(<!-- python -m paper ([^\n]*) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 
@@ -45,8 +47,8 @@ def redraw(flags):
     for number in (*FIGURES, *OURS, *STUDIES):
         packs = [str(HERE / f"results/{name}.jsonl.gz") for name in SOURCES.get(number, "arms").split()]
         main(["figure", number, *packs, "--out", str(out / f"figure-{number}.png")])
-    runs = read_runs([HERE / "results/nano.jsonl.gz"])
-    draw_curves([run for arm in (*PEAKS, CONSTANT) for run in pick(runs, **arm)], out / "rewarm.png")
+    runs = read([HERE / "results/nano.jsonl.gz"])
+    draw_curves(list(itertools.chain(*(pick(runs, **arm) for arm in (*PEAKS, CONSTANT)))), out / "rewarm.png")
     for page in PAGES if flags.out is None else ():
         (HERE.parent / page).write_text(refreshed(HERE.parent / page), encoding="utf-8")
 
@@ -63,15 +65,20 @@ def refreshed(page):
     return TABLE.sub(table, page.read_text(encoding="utf-8"))
 
 
+def read(paths):
+    """The runs of folders and packs. One that is given twice is one run."""
+    return list({json.dumps(run | {"folder": "", "train": []}): run for run in read_runs(paths)}.values())
+
+
 def figure(flags):
-    out, runs = flags.out or f"figure-{flags.number}.png", read_runs(flags.runs)
+    out, runs = flags.out or f"figure-{flags.number}.png", read(flags.runs)
     draw = STUDIES.get(flags.number)
     save_figure(draw(runs) if draw else draw_figure(runs, flags.number), out)
     print(out)
 
 
 def table(flags):
-    TABLES[flags.table](read_runs(flags.runs), flags.markdown)
+    TABLES[flags.table](read(flags.runs), flags.markdown)
 
 
 def pack(flags):
@@ -80,7 +87,7 @@ def pack(flags):
     if Path(flags.out).exists():
         raise ValueError(f"{flags.out} exists already; choose another --out or remove it first")
     lines = []
-    for run in read_runs(flags.runs):
+    for run in read(flags.runs):
         evaluated = {record["step"] for record in run["eval"]}
         updates = [update for update in run["train"] if update["step"] in evaluated]
         records = {"train": [*map(in_json, updates)], "eval": [*map(in_json, run["eval"])]}

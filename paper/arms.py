@@ -1,25 +1,23 @@
 """Which run is which arm: how its own flags depart from the base of the experiments. No registry, no names.
 
-The base re-warms to the peak of its pre-training over 1 %, then decays along a cosine; no replay, no overlap."""
+The base re-warms to the peak of its pre-training over 1 %, then decays along a cosine; no replay."""
 
 import math
 import re
 
-from engine.figures import name_of
+from engine.figures import name_in, texts_of
 from engine.log import SIDES
 
 LAST = math.inf  # the step of the pre-training from which a run starts, if it is the last
 BASE = {
     "scratch": False,
     "start": LAST,  # else a step of the pre-training
-    "overlap": 0.0,
     "replay": 0.0,
     "schedule": "cosine",  # of a Pythia of the hub: cosine-clipped
     "peak": 1.0,  # in multiples of the pre-training's
     "floor": 0.1,  # where the decay ends, as a share of the peak
     "warmup": 0.01,
     "weight_decay": 0.1,
-    "decay_to_start": False,
 }
 CONSTANT = {"schedule": "constant", "peak": 0.1, "warmup": 0.0}  # the paper's baseline
 SCRATCH = {"scratch": True}
@@ -41,23 +39,24 @@ def settings(run):
 
 
 def studies(runs):
-    """{name: runs} of the studies to which runs belong: those that can be compared with each other. Runs from a random
-    start belong to each that is like them. ValueError where two are one arm with one seed."""
+    """{name: runs} of the studies to which runs belong: those that can be compared with each other, since they read the
+    same text. Runs from a random start belong to each that is like them. ValueError where two are one arm and seed."""
     groups, seen = {}, {}
-    for run in runs:
+    for run, texts in zip(runs, texts_of(runs), strict=True):
         flags = run["flags"]
         tokens = SCHEDULE_TOKENS if flags["tokens"] == SAME_DATA_TOKENS else flags["tokens"]
-        study = (run["parameters"], *(flags[side] for side in SIDES), tokens, flags["batch_size"], flags["context"])
+        sides = [flags[side] for side in SIDES]
+        study = (run["parameters"], *sides, tokens, flags["batch_size"], flags["context"], texts)
         start = re.sub(r"-seed-\d+|/checkpoints/.*", "", flags["init"])
         groups.setdefault(study, {}).setdefault(start, []).append(run)
         first = seen.setdefault((study, start, flags["seed"], *settings(run).values()), run)
         if first is not run:
             raise ValueError(f"{first['folder']} and {run['folder']}: one arm and seed twice; leave one out")
     names = {}
-    for (size, old, new, tokens, batch, context), starts in groups.items():
+    for (size, old, new, tokens, batch, context, texts), starts in groups.items():
         scratch = starts.pop("scratch", [])
         for start, group in starts.items() or [("scratch", [])]:
-            name = f"{float(f'{(size or 0) / 1e6:.2g}'):g}M, {old} to {new}"
+            name = f"{float(f'{(size or 0) / 1e6:.2g}'):g}M, {old} to {new}" + texts
             longer = f"{name}, {tokens / 1e6:.3g}M tokens, batch {batch}x{context}, from {start}"
             names[longer if name in names else name] = group + scratch
     return names
@@ -84,7 +83,7 @@ def setting_name(key, run):
     value = settings(run)[key]
     if key == "start":
         return "last checkpoint" if value == LAST else f"step {value}"
-    return name_of("max_lr", run["flags"]["max_lr"]) if key == "peak" else name_of(key, value)
+    return name_in(run["flags"], "max_lr" if key == "peak" else key)
 
 
 def nearest(run, tokens):

@@ -9,23 +9,23 @@ run sweep --seeds 2 --downstream stdlib --seed 1000000.
 
 import functools
 import itertools
-import os
 import re
 import sys
 
 from corpora.texts import named_corpora, prepare_hub
 from engine import checkpoints, machine
-from engine.flags import as_words, check_flags
+from engine.files import cores
+from engine.flags import as_words, changed_flags, check_flags
 from engine.log import SIDES, progress_bar
+from engine.plan import PYTHIA_BATCH, PYTHIA_UPDATES
 from model import SIZES, config_of
 from paper.arms import CONSTANT, SAME_DATA_TOKENS, SCHEDULE_TOKENS, SCRATCH
 from paper.claims import ARMS
 from paper.jobs import ROOT, side_by_side
 from paper.tables import print_table
 from schedule import SCHEDULES
-from train import SMALLEST, Flags, flags_to_go_on, resolve_rates, run_name, starting_config, upstream_flags
+from train import SMALLEST, Flags, pretraining_flags, run_name, starting_config, with_rates
 
-PYTHIA_STEPS, PYTHIA_BATCH = 143_000, 1024 * 2048  # updates of Pythia's pre-training, tokens in each
 # An arm is how a run departs from the base, in flags of train.py or words of arms.py; for Pythia 410M the peaks are the
 # paper's 1.5e-4, 3e-4 and 6e-4, and constant 3e-5. `start`: a step of Pythia's pre-training, or the same share of
 # another's.
@@ -34,8 +34,7 @@ REPLAY = [{"replay": share} for share in (0.01, 0.05, 0.1, 0.25, 0.5, 0.75)]
 SAME_DATA = {"replay": 1.0}  # nothing but old text
 STARTS = [{"start": step} for step in (10_000, 27_000)]
 NO_WARMUP = {"warmup": 0.0}
-TO_THE_START = [{"decay_to_start": True}, {"decay_to_start": True, "weight_decay": 1.0}]
-ENDS_ONLY = {"eval_every": 10**9}  # evaluated at the start and the end
+ENDS_ONLY = {"eval_every": 0}  # evaluated at the start and the end
 EXPERIMENTS = {
     "warmup-length": [NO_WARMUP, {"warmup": 0.005}, {}, {"warmup": 0.02}],  # section 4.1
     "max-lr": [*PEAKS, CONSTANT, SCRATCH],  # sections 4.2 and 4.3
@@ -44,8 +43,8 @@ EXPERIMENTS = {
     # What the paper leaves open.
     "schedules": [*({"schedule": name} for name in SCHEDULES), CONSTANT],
     "replay": [{}, *REPLAY],
-    "overlap": [{}, *REPLAY],  # the same runs: overlap x and replay x train on the same windows
-    "softening": [{}, {"replay": 0.05}, {"schedule": "infinite-cosine"}, {"schedule": "infinite-rsqrt"}, *TO_THE_START],
+    "overlap": [{}, *REPLAY],  # a mixture, --downstream new=3,old=1, trains on the windows of the same share of replay
+    "softening": [{}, {"replay": 0.05}, {"schedule": "infinite-cosine"}, {"schedule": "infinite-rsqrt"}],
     "model-size": [arm | {"size": place} for place in range(3) for arm in ({}, CONSTANT)],
 }
 LENGTHS = {0.01: 0, 1 / 30: 0, 0.1: 0, 1 / 3: 3, 1: 3}  # shares of the pre-training; of how many seeds (0: all)
@@ -119,9 +118,9 @@ def arm_flags(base, arm):
         flags["model"] = LAPTOP_SIZES[arm["size"]]
     elif "size" in arm:
         flags["init"] = re.sub("(?<=/pythia-)[^-]+", PYTHIA_SIZES[arm["size"]], flags["init"])
-    before = upstream_flags(Flags(**flags)) if own and "scratch" not in arm else None
+    before = pretraining_flags(Flags(**flags)) if own and "scratch" not in arm else None
     if "length" in arm:
-        flags["tokens"] = round(arm["length"] * (before.tokens if before else PYTHIA_STEPS * PYTHIA_BATCH))
+        flags["tokens"] = round(arm["length"] * (before.tokens if before else PYTHIA_UPDATES * PYTHIA_BATCH))
         flags["batch_size"] = max(1, round(arm["batch"] * flags.get("batch_size", Flags.batch_size)))
     usual = resolved(Flags(**flags))
     if "length" in arm:
@@ -130,7 +129,7 @@ def arm_flags(base, arm):
     if "peak" in arm:
         flags["max_lr"] = float(f"{arm['peak'] * usual.max_lr:.6g}")
     if "start" in arm and own:  # the nearest of its checkpoints
-        number = max(1, round(arm["start"] / PYTHIA_STEPS * before.updates / before.save_every))
+        number = max(1, round(arm["start"] / PYTHIA_UPDATES * before.updates / before.save_every))
         checkpoint = checkpoints.folder_of(before.out, number * before.save_every).as_posix()
         flags |= {"init": checkpoint, "model": None, "upstream_tokens": None}
     elif "start" in arm:
@@ -152,7 +151,7 @@ def size_of(flags):
 def resolved(flags):
     """The flags of a run with its context and its learning rates."""
     size = size_of(flags)
-    return resolve_rates(flags, config_of(size) if size else stored_config(flags.init, flags.revision, None))
+    return with_rates(flags, config_of(size) if size else stored_config(flags.init, flags.revision, None))
 
 
 # ---------------------------------------------------------------- the plan, and running it
@@ -165,7 +164,7 @@ def run_experiment(name, seeds, given, at_once=None, launcher=None):
     or killed, the same command goes on: whole runs are left alone, a cut one is resumed."""
     flags = Flags(**given)
     check_flags(flags)
-    names = named_corpora(flags.upstream, flags.downstream, flags.init, flags.revision, flags.resume, flags.dry_run)
+    names = named_corpora(flags.upstream, flags.downstream, flags.init, flags.revision, flags.dry_run)
     given = {flag: value for flag, value in given.items() if flag != "dry_run"} | dict(zip(SIDES, names, strict=True))
     runs, before = experiment_runs(name, seeds, given)
     after = {out: Flags(**arm) for out, arm in runs.items()}
@@ -177,7 +176,7 @@ def run_experiment(name, seeds, given, at_once=None, launcher=None):
     print(f"{len(plan)} runs, {len(to_do)} to do: {left / 1e6:,.1f}M tokens")
     if flags.dry_run:
         return
-    at_once = at_once or (os.cpu_count() if machine.pick_device(flags.device).type == "cpu" else 1)
+    at_once = at_once or (cores() if machine.pick_device(flags.device).type == "cpu" else 1)
     prepare_hub(names, max(tokens.values()))
     with progress_bar(name, left) as bar:
         for group in (before, after):  # what starts from a pre-training waits for it
@@ -191,7 +190,7 @@ def run_experiment(name, seeds, given, at_once=None, launcher=None):
 
 def command_of(flags):
     """The words that anyone could type after `python` for a run."""
-    return str(ROOT / "train.py"), *as_words(flags_to_go_on(flags))
+    return str(ROOT / "train.py"), *as_words(changed_flags(flags)), "--resume"
 
 
 def print_plan(plan, to_do):

@@ -5,12 +5,13 @@ python -m paper figure 4 runs/* --out figure-4.pdf
 
 from statistics import fmean
 
-import schedule
+from engine import figures
 from engine.figures import BEFORE, COLORS, draw_arms, draw_band, in_tokens, level_before, new_figure, over_seeds
 from engine.log import SIDES
 from paper.arms import CONSTANT, SCRATCH, arms, pick, studies
+from train import PAPER_STOPS
 
-BEGINNING = schedule.PAPER_STOPS["50B"]  # the share of the schedule that the paper's 50B figures show
+BEGINNING = PAPER_STOPS["50B"]  # the share of the schedule that the paper's 50B figures show
 # What a legend says of arms, in which settings they differ, and what else sets them apart from the base.
 RATES = [("", ["peak"], {}), ("constant ", ["peak"], CONSTANT)]
 SAME_DATA = [(words, free, arm | {"replay": 1.0}) for words, free, arm in RATES]
@@ -61,7 +62,7 @@ def draw_paths(groups, until):
         x, y = zip(*points, strict=True)
         panel.plot(x, y, lw=1, marker=marker, markevery=[-1], ms=7, mfc="w", zorder=4, label=label)
         dots = panel.scatter(x, y, 8, tokens, vmin=0, vmax=until, zorder=3)
-        if end := group[0]["flags"]["warmup"] * group[0]["flags"]["tokens"]:
+        if end := figures.warmup_end(group[0]["flags"]):
             warm.append(min(zip(tokens, points, strict=True), key=lambda place: abs(place[0] - end))[1])
     if warm:
         panel.plot(*zip(*warm, strict=True), "kx", ms=6, zorder=5, label="end of warm-up")
@@ -91,7 +92,6 @@ def draw_frontier(runs):
         "warm-up": arms(runs, ["warmup"]).values(),
         "schedule": [*arms(runs, ["schedule"]).values(), pick(runs, **CONSTANT)],
         "earlier checkpoint": arms(runs, ["start"]).values(),
-        "decay to the start": arms(runs, ["weight_decay", "decay_to_start"]).values(),
     }
     figure, (panel,) = new_figure(5.5, 4)
     for (kind, groups), color, marker in zip(kinds.items(), COLORS, "^oDsvP", strict=False):
@@ -137,8 +137,8 @@ def draw_replay(runs):
 
 
 def overlap_losses(run, side):
-    """[loss of each evaluation] of a run with replay x, read as one with overlap x, which trains on the same windows:
-    the loss of its downstream distribution is (1 - x) new + x old."""
+    """[loss of each evaluation] of a run with replay x, read as one on a mixture with a share x of old text, which
+    trains on the same windows: the loss on the mixture is (1 - x) new + x old."""
     old = run["flags"]["replay"] if side == "downstream" else 1.0
     return [(1 - old) * record["downstream_loss"] + old * record["upstream_loss"] for record in run["eval"]]
 
@@ -159,7 +159,7 @@ def draw_overlap(runs):
     """Height and length of the stability gap against the share of upstream text in the downstream distribution."""
     height = ("highest loss, minus before (nats)", dict.fromkeys(SIDES, rise))
     length = ("tokens above the level before", {"downstream": rise_length})
-    figure, panels = draw_shares(arms(runs, ["replay"]), "overlap (% upstream text)", height, length)
+    figure, panels = draw_shares(arms(runs, ["replay"]), "upstream text in the mixture (%)", height, length)
     panels[0].axhline(0, **BEFORE)
     panels[0].legend()
     in_tokens(panels[1].yaxis)

@@ -7,6 +7,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
+from engine.files import cores, variable
 from engine.processes import held_signals
 
 ROOT = Path(__file__).parent.parent
@@ -14,7 +15,8 @@ ROOT = Path(__file__).parent.parent
 
 def start(words, launcher, threads):
     """Starts a command; its errors can be read from the process."""
-    env = {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT)} | os.environ
+    env = {"PYTHONPATH": str(ROOT)} | os.environ
+    env["OMP_NUM_THREADS"] = variable("OMP_NUM_THREADS") or str(threads)
     pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
     return subprocess.Popen([*launcher, *words], env=env, text=True, errors="replace", **pipes)
 
@@ -24,7 +26,7 @@ def side_by_side(commands, at_once, launcher, bar):
 
     Ctrl-C and SIGTERM stop them, and they save. RuntimeError with a command's own last line where it failed; the others
     are stopped then."""
-    running, faults, threads = [], [], max(1, (os.cpu_count() or 1) // at_once)
+    running, faults, threads = [], [], max(1, cores() // at_once)
 
     def work(number, out):
         if faults or signals:

@@ -39,7 +39,7 @@ from corpora import readers, tokenizer
 from corpora.tokenizer import load_tokenizer
 from engine import checkpoints, files, folder, log, weights
 from engine.faults import run_command
-from model import SIZES, GPTNeoX, GPTNeoXConfig
+from model import SIZES, GPTNeoX, GPTNeoXConfig, Size
 
 # tqdm's own lock is shared with forked processes: one killed while it holds the lock would leave all others waiting.
 tqdm.set_lock(threading.RLock())
@@ -235,7 +235,7 @@ def test_a_preparation_killed_again_and_again_at_random_instants(start):
 
 
 def test_the_upstream_pre_training_goes_on_by_the_same_command(start, monkeypatch):
-    monkeypatch.setitem(SIZES, "nano", (1, 16, 2, 1e-2, 257, 32))
+    monkeypatch.setitem(SIZES, "nano", Size(1, 16, 2, 1e-2, 257, 32))
     words = ["--upstream", "old", "--downstream", "new", "--upstream-tokens", str(40 * 256), "--tokens", str(4 * 256)]
     words += ["--device", "cpu", "--eval-tokens", "256", "--out"]
     train.main([*words, "never-killed"])

@@ -11,8 +11,9 @@ from conftest import ROOT
 from engine import figures
 from engine.figures import labels_of, name_of
 
-FLAGS = {"init": "runs/upstream-nano-old", "upstream": "old", "downstream": "new", "overlap": 0.0, "replay": 0.0}
-FLAGS |= {"schedule": "cosine", "max_lr": 8e-3, "min_lr": 8e-4, "warmup": 0.01, "tokens": 2000, "seed": 0}
+FLAGS = {"init": "runs/upstream-nano-old", "upstream": "old", "downstream": "new", "replay": 0.0, "seed": 0}
+FLAGS |= {"schedule": "cosine", "max_lr": 8e-3, "min_lr": 8e-4, "warmup": 0.01}
+FLAGS |= {"tokens": 2000, "batch_size": 1, "context": 2}
 
 
 def run_of(*losses, **flags):
@@ -62,19 +63,35 @@ def test_arms_are_told_apart_and_seeds_are_averaged(drawn):
         ([{}, {"schedule": "linear"}], ["cosine, max LR 8e-3", "linear, max LR 8e-3"]),
         ([{}, {"schedule": "constant", "warmup": 0}], ["cosine, warm-up 1 %, max LR 8e-3", "constant, max LR 8e-3"]),
         ([{}, {"replay": 0.05}], ["replay 0 %", "replay 5 %"]),
-        ([{"downstream": "a"}, {"downstream": "b", "overlap": 0.5}], ["a", "b, overlap 50 %"]),
+        ([{"downstream": "a"}, {"downstream": "b=3,old=1"}], ["a", "b=3,old=1"]),
         ([{"context": 128}, {"context": 256}], ["context 128", "context 256"]),
         ([{"tokens": 2_000_000}, {"tokens": 3_000_000_000}], ["tokens 2M", "tokens 3B"]),
         (
             [{"init": "runs/upstream-nano-old/checkpoints/step_00000100"}, {}],
             ["pre-trained, update 100", "pre-trained"],
         ),
-        ([{}, {"decay_to_start": True}], ["decay to zero", "decay to the start"]),
+        ([{"warmup": 1e-4}, {"warmup": 0.0}], ["warm-up 0.01 % (0 updates)", "warm-up 0 %"]),
         ([{"seed": 1}, {"seed": 2}], ["max LR 8e-3, warm-up 1 %"] * 2),
     ],
 )
 def test_labels_name_what_differs(flags, labels):
     assert labels_of([run_of(**changes) for changes in flags]) == labels
+
+
+def test_runs_on_different_text_are_different_curves(drawn):
+    """A corpus that was replaced between two seeds; one that only some of the runs read makes no difference."""
+    one, two, three = ({"stdlib": {"train": text, "val": "v"}} for text in ("a", "a", "b"))
+    runs = [run_of(seed=0) | {"corpora": one | {"torch": {"train": "t"}}}]
+    runs += [run_of(seed=1) | {"corpora": two}, run_of(seed=2) | {"corpora": three}]
+    assert labels_of(runs[:2]) == ["max LR 8e-3, warm-up 1 %"] * 2
+    first, second, third = labels_of(runs)
+    assert first == second != third and first.startswith("max LR 8e-3, warm-up 1 %, stdlib ")
+    assert len([line for line in drawn(*runs).axes[0].lines if "stdlib" in line.get_label()]) == 2
+
+
+def test_a_legend_has_names_with_an_underscore_and_no_warm_up_that_was_none(drawn):
+    figure = drawn(run_of(downstream="_new", warmup=1e-4), run_of(downstream="other", warmup=1e-4))
+    assert [text.get_text().strip() for text in figure.legends[0].get_texts()] == ["_new", "other", "before"]
 
 
 def test_names_of_values():
@@ -86,9 +103,6 @@ def test_names_of_values():
 def test_a_title_names_only_what_all_runs_share(drawn):
     assert titles(drawn(run_of()))[:2] == ["Downstream: new", "Upstream: old"]
     assert titles(drawn(run_of(), run_of(downstream="other")))[:2] == ["Downstream", "Upstream: old"]
-    assert titles(drawn(run_of(overlap=0.25)))[0] == "Downstream: new (25 % old)"
-    assert titles(drawn(run_of(overlap=0.25), run_of(overlap=0.5)))[0] == "Downstream: new"
-    assert titles(drawn(run_of(overlap=0.25), run_of(overlap=0.25, upstream="x")))[0] == "Downstream: new"
     one_corpus = drawn(run_of(downstream="old"))
     assert titles(one_corpus)[0] == "Upstream: old" and len(one_corpus.axes) == 2
 

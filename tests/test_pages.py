@@ -18,7 +18,7 @@ import schedule
 import train
 from corpora import readers
 from engine import checkpoints
-from model import SIZES
+from model import SIZES, Size
 from paper import experiments, jobs
 from train import Flags
 
@@ -71,7 +71,7 @@ def smaller(monkeypatch, **defaults):
 def folder(tmp_path, monkeypatch):
     """An empty folder with what the pages take for granted, and a program of tiny runs."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(SIZES, "nano", (1, 16, 2, SIZES["nano"][3], 257, 16))
+    monkeypatch.setitem(SIZES, "nano", Size(1, 16, 2, SIZES["nano"].peak, 257, 16))
     monkeypatch.setattr(readers, "EMBEDDED_BYTES", 300_000)
     smaller(monkeypatch, tokens=Flags.tokens // SHRINK, eval_tokens=Flags.eval_tokens // SHRINK)
     # What costs tiny runs most: pictures, which other tests look at, and the disk.
@@ -135,7 +135,7 @@ def test_the_exercises_name_lines_and_checkpoints_that_exist():
     page, code = ((ROOT / name).read_text(encoding="utf-8") for name in ("exercises.md", "train.py"))
     deleted = re.findall(r"delete\s+(?:the\s+line\s+)?`([^`]+)`", page)
     assert len(deleted) == 3 and all(code.count(line) == 1 for line in deleted)
-    before = train.upstream_flags(Flags())
+    before = train.pretraining_flags(Flags())
     steps = [checkpoints.folder_of(before.out, n * before.save_every).as_posix() for n in range(1, 16)]
     named = set(re.findall(r"runs/upstream\S+/checkpoints/\w+", page))
     assert named and named <= {*steps}

@@ -73,8 +73,6 @@ def test_sides_without_a_name_get_one(house, capsys):
     assert named_corpora("old", "new=1,old=2", "model") == ("old", "new=1,old=2")
     with pytest.raises(ValueError, match="--downstream is a mixture; give --upstream"):
         named_corpora(None, "new=1,old=2", "model")
-    assert named_corpora(None, "new", resume="") == (None, "new")  # as it began
-    assert named_corpora(None, "notes/", resume="nowhere") == (None, "notes/")  # whose fault train.py tells
     assert not list(Path("data").glob("*-*")) and not capsys.readouterr().err
 
 
