@@ -227,15 +227,15 @@ def open_data(flags: Flags):
 def evaluation_updates(flags: Flags) -> set[int]:
     """After which updates a run is evaluated, besides the look before the first one.
 
-    Every --eval-every updates; at the powers of four before, while the loss changes fast; at the end of the warm-up;
-    where the paper stopped its runs; and at the end."""
+    Every --eval-every updates; at the end of the warm-up; and at the end. In runs of a hundred updates and more also at
+    the powers of four, while the loss changes fast, and where the paper stopped its runs."""
     every, stop = flags.eval_every, flags.stop
     if every == 0:
         return {stop}
-    updates = {flags.warmup_updates, stop}
-    updates.update(4**k for k in range(16) if 4**k < every)
-    updates.update(round(flags.updates * share) for share in PAPER_STOPS.values())
-    updates.update(range(every, stop - every // 4, every))  # none just before the end
+    updates = {flags.warmup_updates, stop, *range(every, stop - every // 4, every)}  # none just before the end
+    if flags.updates >= 100:
+        updates.update(4**k for k in range(16) if 4**k < every)
+        updates.update(round(flags.updates * share) for share in PAPER_STOPS.values())
     return updates
 
 

@@ -267,6 +267,7 @@ def test_evaluations_are_at_the_end_the_peak_and_where_the_paper_stopped():
     assert {step for step in updates(1000, 168, 0.01, 100) if step <= 168} == {1, 4, 10, 16, 64, 100, 168}
     assert 190 not in updates(200, 200, 0.01, 95)  # so near the end, that says nothing new
     assert updates(168, 168, 0.01, 0) == {168}
+    assert updates(50, 50, 0.02, 10) == {1, 10, 20, 30, 40, 50}
 
 
 # ---------------------------------------------------------------- stopped and resumed
@@ -403,6 +404,21 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights(house):
     for words in ("update 1", "lr 2.50e-01", "left alone", "try another --init"):
         assert words in done.stderr
     assert not list(Path("r/checkpoints").glob("*"))
+
+
+def test_a_run_locks_its_folder_before_it_reads_a_checkpoint(house, monkeypatch):
+    """Else one that was stopped while it read would cut the log of another back to a checkpoint that is gone."""
+    train.main([*SHORT, "--out", "r", "--stop-tokens", "1280"])
+    read = checkpoints.newest_state
+
+    def newest_state(out):
+        with pytest.raises(ValueError, match="taken"):
+            locked("r/.lock", "taken")
+        return read(out)
+
+    monkeypatch.setattr(checkpoints, "newest_state", newest_state)
+    train.main(["--resume", "r", "--stop-tokens", "2560"])
+    assert metrics("r", "train")[-1]["step"] == 20
 
 
 def test_two_at_once_on_one_folder(house):
@@ -653,3 +669,49 @@ def test_train_does_what_the_command_does(house):
     assert start["upstream_loss"] == pytest.approx(end["upstream_loss"], rel=0.05)  # other windows, and more of them
     refused(call("train.py", *as_words(flags), "--out=mine"), "already holds a run")
     assert train.train(train.Flags(resume="mine"))
+
+
+# ---------------------------------------------------------------- against the Trainer of transformers
+
+
+@pytest.mark.slow
+def test_fifty_updates_have_the_losses_of_the_trainer(house):
+    """From the same weights, fed the same windows and rates, in fp32."""
+    transformers = pytest.importorskip("transformers", reason="pip install -r requirements-dev.txt")
+    pytest.importorskip("accelerate", reason="pip install -r requirements-dev.txt")
+    updates, batch, context = 50, 4, 32
+    config = config_of("nano", 257)
+    GPTNeoX(config, seed=1).save_pretrained("start")
+    words = [*WHEREVER, "--init", "start", "--tokens", str(updates * batch * context), "--max-lr", "1e-2"]
+    train.main([*words, "--out", "r", "--eval-every", "0"])
+
+    mixture = data.Mixture({data.Corpus("new"): 1}, context, seed=0)
+    windows = torch.cat([mixture.batch(update, batch) for update in range(1, updates + 1)])
+    rows = [{"input_ids": window[:-1], "targets": window[1:]} for window in windows]
+    theirs = transformers.GPTNeoXForCausalLM.from_pretrained("start").float()
+    matrices = [p for p in theirs.parameters() if p.ndim > 1]
+    vectors = [p for p in theirs.parameters() if p.ndim == 1]
+    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=1.0, betas=(0.9, 0.95), eps=1e-8)
+    rates = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda n: learning_rate(min(n + 1, updates), updates, 1e-2, 1e-3, 0.2)
+    )
+    losses = []
+
+    class InOrder(transformers.Trainer):
+        def _get_train_sampler(self, *_):
+            return None
+
+        def compute_loss(self, model, inputs, **_):
+            logits = model(input_ids=inputs["input_ids"]).logits  # the window's last target is no input
+            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), inputs["targets"].flatten())
+            losses.append(loss.item())
+            return loss
+
+    arguments = transformers.TrainingArguments(
+        "unused", per_device_train_batch_size=batch, max_steps=updates, max_grad_norm=1.0, report_to=[],
+        save_strategy="no", logging_strategy="no", use_cpu=True, remove_unused_columns=False, disable_tqdm=True,
+    )  # fmt: skip
+    InOrder(theirs, arguments, train_dataset=rows, optimizers=(optimizer, rates)).train()
+    ours = [record["loss"] for record in metrics("r", "train")]
+    assert ours == pytest.approx(losses, rel=1e-5, abs=1e-5) and ours[-1] < ours[0] - 1
