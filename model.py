@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from engine import kernels
-from engine.files import blaming, read_json, to_json, value_of
+from engine.config import read_config
+from engine.files import read_json, to_json
 from engine.weights import check_tensors, list_tensors, model_folder, read_tensors, save_tensors
 
 PYTHIA_IDS = 50277  # token ids of its tokenizer; its embedding has more rows
@@ -61,8 +62,6 @@ ACTIVATIONS |= dict.fromkeys(("gelu_new", "gelu_fast", "gelu_pytorch_tanh"), lam
 
 # Buffers that old checkpoints carry in each layer: the causal mask, its filler, the rotary frequencies.
 OLD_BUFFERS = re.compile(r"gpt_neox\.layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)")
-# Entries of a config.json that are kept when its model is written again: the special token ids.
-SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 # ---------------------------------------------------------------- the config
 
@@ -71,7 +70,7 @@ SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 class GPTNeoXConfig:
     """The fields of the hub's config.json that change the computation. Defaults are transformers'.
 
-    extra: other entries to write; of a config.json that was read, SPECIAL_IDS."""
+    extra: other entries to write; of a config.json that was read, the special token ids."""
 
     vocab_size: int = 50432
     hidden_size: int = 6144
@@ -92,44 +91,8 @@ class GPTNeoXConfig:
         """From the contents of a config.json, in the published or in the current spelling of the rotary fields.
 
         Raises ValueError, naming `where`, for another architecture or a value that cannot be."""
-        with blaming(where):
-            if hub.get("model_type") != "gpt_neox":
-                raise ValueError("model_type is not gpt_neox; only GPT-NeoX models (such as Pythia) can be read")
-            rope = {}
-            for name in ("rope_scaling", "rope_parameters"):  # the second is current transformers' name
-                entry = value_of(hub, name, dict) if hub.get(name) else {}
-                if (entry.get("rope_type") or entry.get("type") or "default") != "default":
-                    raise ValueError(f"{name}: scaled rotary embeddings are not supported")
-                rope |= entry
-            if hub.get("tie_word_embeddings"):
-                raise ValueError("tied embeddings are not supported; Pythia's are untied")
-            known = {f.name: hub[f.name] for f in fields(cls) if f.name in hub and f.name != "extra"}
-            known.setdefault("rotary_pct", rope.get("partial_rotary_factor", cls.rotary_pct))
-            known.setdefault("rotary_emb_base", rope.get("rope_theta", cls.rotary_emb_base))
-            config = cls(**known, extra={name: hub[name] for name in SPECIAL_IDS if name in hub})
-            config.check()
-        return config
-
-    def check(self) -> None:
-        """Raises ValueError for values that no GPT-NeoX can have."""
-        values = vars(self)
-        counts = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
-        for name in (*counts, "max_position_embeddings"):
-            value_of(values, name, int, 1, 2**24)
-        for name in ("use_parallel_residual", "attention_bias"):
-            value_of(values, name, bool)
-        for name in ("rotary_emb_base", "layer_norm_eps"):
-            value_of(values, name, float, 1e-30, 1e30)
-        value_of(values, "rotary_pct", float, 1e-30, 1)
-        if value_of(values, "hidden_act", str) not in ACTIVATIONS:
-            raise ValueError(f"hidden_act is {self.hidden_act:.60}; expected one of {', '.join(ACTIVATIONS)}")
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError(f"{self.num_attention_heads} heads do not divide a width of {self.hidden_size}")
-        if self.rotary_size < 2 or self.rotary_size % 2:
-            raise ValueError(f"rotary_pct {self.rotary_pct} rotates {self.rotary_size} values, not pairs")
-        for name, ids in self.extra.items():
-            if not all(number is None or type(number) is int for number in (ids if type(ids) is list else [ids])):
-                raise ValueError(f"{name} is {ids!r:.60}; expected token ids")
+        defaults = {each.name: each.default for each in fields(cls) if each.name != "extra"}
+        return cls(**read_config(hub, where, defaults, ACTIVATIONS))
 
     def to_dict(self) -> dict:
         """The published spelling, which every version of transformers reads."""
@@ -167,11 +130,9 @@ def config_of(size: str, vocab_size: int = PYTHIA_IDS) -> GPTNeoXConfig:
 
 def pretraining_peak(config: GPTNeoXConfig) -> float | None:
     """The peak learning rate of the pre-training of this shape; None for one that is not in SIZES."""
+    shape = (config.num_hidden_layers, config.hidden_size, config.num_attention_heads, config.max_position_embeddings)
     for size in SIZES.values():
-        same_shape = (size.layers, size.width, size.heads) == (
-            config.num_hidden_layers, config.hidden_size, config.num_attention_heads
-        )  # fmt: skip
-        if same_shape and size.context == config.max_position_embeddings:
+        if (size.layers, size.width, size.heads, size.context) == shape:
             return size.peak
     return None
 

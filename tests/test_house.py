@@ -20,7 +20,7 @@ ROOMS = {
 }
 # Within a room too: each file may import those before it.
 FLOORS = {
-    "engine": "kernels files faults flags processes weights checkpoints log figures machine folder plan",
+    "engine": "kernels files config faults flags processes weights checkpoints log figures machine folder plan",
     "corpora": "tokenizer readers hub prepare texts",
     "paper": "statistics jobs arms figures tables claims experiments lengths __main__",
 }

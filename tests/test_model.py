@@ -244,7 +244,6 @@ def test_files_have_the_permissions_of_new_files(tmp_path):
         ({"rope_parameters": {"rope_type": "yarn"}}, "rotary"),
         ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rotary"),
         ({"rope_scaling": 7}, "rope_scaling"),
-        ({"eos_token_id": {"a": 1}}, "eos_token_id"),
         ({"use_parallel_residual": "yes"}, "use_parallel_residual"),
     ],
 )

@@ -1,0 +1,49 @@
+"""The config.json of a GPT-NeoX model from elsewhere, in both spellings of its rotary fields, checked."""
+
+from engine.files import blaming, value_of
+
+# Entries that are kept when a model is written again: the special token ids.
+SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+COUNTS = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+COUNTS += ("max_position_embeddings",)
+
+
+def read_config(hub, where, defaults, activations):
+    """The fields of GPTNeoXConfig from the contents of a config.json, with the special ids in "extra".
+
+    defaults: {field: its default}; activations: what hidden_act can be. Raises ValueError, naming `where`, for another
+    architecture or a value that no GPT-NeoX can have."""
+    with blaming(where):
+        if hub.get("model_type") != "gpt_neox":
+            raise ValueError("model_type is not gpt_neox; only GPT-NeoX models (such as Pythia) can be read")
+        if hub.get("tie_word_embeddings"):
+            raise ValueError("tied embeddings are not supported; Pythia's are untied")
+        rope = {}
+        for name in ("rope_scaling", "rope_parameters"):  # the second is current transformers' name
+            entry = value_of(hub, name, dict) if hub.get(name) else {}
+            if (entry.get("rope_type") or entry.get("type") or "default") != "default":
+                raise ValueError(f"{name}: scaled rotary embeddings are not supported")
+            rope |= entry
+        spelled = {"rotary_pct": "partial_rotary_factor", "rotary_emb_base": "rope_theta"}
+        values = {name: hub.get(name, rope.get(spelled.get(name), value)) for name, value in defaults.items()}
+        check(values, activations)
+    return values | {"extra": {name: hub[name] for name in SPECIAL_IDS if name in hub}}
+
+
+def check(values, activations):
+    """Raises ValueError for the first of {field: value} that no GPT-NeoX can have."""
+    for name in COUNTS:
+        value_of(values, name, int, 1, 2**24)
+    for name in ("use_parallel_residual", "attention_bias"):
+        value_of(values, name, bool)
+    for name in ("rotary_emb_base", "layer_norm_eps"):
+        value_of(values, name, float, 1e-30, 1e30)
+    value_of(values, "rotary_pct", float, 1e-30, 1)
+    if value_of(values, "hidden_act", str) not in activations:
+        raise ValueError(f"hidden_act is {values['hidden_act']:.60}; expected one of {', '.join(activations)}")
+    width, rest = divmod(values["hidden_size"], values["num_attention_heads"])
+    if rest:
+        raise ValueError(f"{values['num_attention_heads']} heads do not divide a width of {values['hidden_size']}")
+    rotated = int(width * values["rotary_pct"])
+    if rotated < 2 or rotated % 2:
+        raise ValueError(f"rotary_pct {values['rotary_pct']} rotates {rotated} values, not pairs")
