@@ -72,9 +72,7 @@ class Flags:
     compile: bool = flag(False, "torch.compile the model")
     shard: bool = flag(False, "under torchrun, spread the model over the processes, if too big for one")
     activation_checkpointing: bool = flag(False, "recompute activations in the backward pass: less memory, more time")
-    eval_every: int | None = flag(
-        None, "updates between evaluations; default: a tenth of the run; 0: at its ends alone", low=0, group="Run"
-    )
+    eval_every: int | None = flag(None, "updates between evaluations (a tenth of the run); 0: ends", low=0, group="Run")
     eval_tokens: int = flag(65_536, "validation tokens of each corpus")
     save_every: int | None = flag(None, "updates between checkpoints; default: a quarter of the run")
     keep: int | None = flag(None, "newest checkpoints to keep, besides that of the warm-up's end; default: all", low=0)
@@ -344,22 +342,23 @@ def complete(flags: Flags) -> Flags:
     """The flags with a value in place of every None that stands for one, checked. ValueError or OSError for what is
     wrong with them. Reads the model's config.json, and prepares the corpora that are given as paths."""
     check_flags(flags)
-    if flags.resume:
+    out = flags.resume
+    if out:
         refuse_beside_resume(changed_flags(flags), RESUMABLE_FLAGS)
-        return with_intervals(machine.resolve(folder.flags_to_resume(flags, flags.resume, RESUMABLE_FLAGS)))
-    names = named_corpora(flags.upstream, flags.downstream, flags.init, flags.revision, dry_run=flags.dry_run)
-    flags = replace(flags, upstream=names[0], downstream=names[1])
-    refuse_unused(flags)
-    out = flags.out or run_name(flags)
-    if flags.resume == "" and folder.holds_run(out):
-        return with_intervals(machine.resolve(folder.flags_to_resume(flags, out, RESUMABLE_FLAGS)))
-    folder.refuse_to_overwrite(Path(out))
-    if flags.init in ("upstream", "scratch"):
-        flags = replace(flags, model=flags.model or SMALLEST)
-    if flags.init == "upstream":
-        flags = replace(flags, upstream_tokens=flags.upstream_tokens or Flags.tokens)
-    flags = machine.resolve(replace(flags, out=out))
-    return with_intervals(with_rates(flags, starting_config(flags.init, flags.revision, flags.model)))
+    else:
+        names = named_corpora(flags.upstream, flags.downstream, flags.init, flags.revision, dry_run=flags.dry_run)
+        flags = replace(flags, upstream=names[0], downstream=names[1])
+        refuse_unused(flags)
+        out = flags.out or run_name(flags)
+    if flags.resume or (flags.resume == "" and folder.holds_run(out)):
+        flags = folder.flags_to_resume(flags, out, RESUMABLE_FLAGS)
+    else:
+        folder.refuse_to_overwrite(Path(out))
+        model = flags.model or SMALLEST if flags.init in ("upstream", "scratch") else None
+        tokens = flags.upstream_tokens or Flags.tokens if flags.init == "upstream" else None
+        flags = replace(flags, out=out, model=model, upstream_tokens=tokens)
+        flags = with_rates(flags, starting_config(flags.init, flags.revision, flags.model))
+    return with_intervals(machine.resolve(flags))
 
 
 def refuse_unused(flags: Flags) -> None:
