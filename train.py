@@ -156,11 +156,10 @@ def parameter_groups(model: torch.nn.Module) -> list[dict]:
 
 
 @explained()
-def run(flags: Flags) -> int:
-    """One run of complete flags, from its first update, or from the one after its newest checkpoint. Returns the number
-    of its last update."""
+def run(flags: Flags, corpora, distribution, mixture, windows) -> int:
+    """One run of complete flags on what open_data() returns, from its first update, or from the one after its newest
+    checkpoint. Returns the number of its last update."""
     out, device, dtype = Path(flags.out), machine.pick_device(flags.device), machine.AUTOCAST[flags.precision]
-    corpora, distribution, mixture, windows = open_data(flags)
     evaluations, saves = evaluation_updates(flags), checkpoint_updates(flags)
     with folder.opened(out, flags.resume is not None), held_signals() as signals:
         model, wrapped, tokenizer, optimizer, scaler, state = ready_to_train(flags, corpora, device)
@@ -309,7 +308,7 @@ def train(flags: Flags) -> bool:
             print(*plan(flags), json.dumps(asdict(flags), indent=2), sep="\n")
             return False
         prepare_hub((flags.upstream, flags.downstream), max(flags.tokens, flags.upstream_tokens or 0))
-        corpora, *_ = open_data(flags)  # what is wrong with them is said before minutes are spent on a pre-training
+        opened = corpora, *_ = open_data(flags)  # what is wrong is said before minutes are spent on a pre-training
     if flags.resume and checkpoints.reached(flags.out, flags.stop):
         print(f"{flags.out} is at update {flags.stop} already: nothing to do; a larger --tokens goes on")
         return True
@@ -323,7 +322,7 @@ def train(flags: Flags) -> bool:
                     return False
         folder.refuse_other_data(Path(before.out), {flags.upstream: corpora[flags.upstream]}, data.ORDER)
         flags = replace(flags, init=before.out)  # recorded, so that a resumed run goes straight to that folder
-    update = run(flags)
+    update = run(flags, *opened)
     if processes.rank() == 0:
         folder.report(Path(flags.out), update, flags.stop)
     return update == flags.stop
