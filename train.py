@@ -311,7 +311,6 @@ def train(flags: Flags) -> bool:
         opened = corpora, *_ = open_data(flags)  # what is wrong is said before minutes are spent on a pre-training
     if flags.resume and checkpoints.reached(flags.out, flags.stop):
         print(f"{flags.out} is at update {flags.stop} already: nothing to do; a larger --tokens goes on")
-        return True
     print(*plan(flags, corpora), sep="\n")
     if flags.init == "upstream":
         before = pretraining_flags(flags)
@@ -325,7 +324,7 @@ def train(flags: Flags) -> bool:
     update = run(flags, *opened)
     if processes.rank() == 0:
         folder.report(Path(flags.out), update, flags.stop)
-    return update == flags.stop
+    return update >= flags.stop
 
 
 def plan(flags: Flags, corpora: dict | None = None) -> list[str]:

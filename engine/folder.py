@@ -105,9 +105,12 @@ def holds_run(out):
 
 def tokens_before(out, tokens):
     """The lengths that a run was planned for before it was resumed with a larger --tokens."""
-    record = read_record(out) if holds_run(out) else {"flags": {"tokens": tokens}}
-    planned = [*record.get("tokens_before", []), record["flags"]["tokens"]]
-    return [length for length in planned if length < tokens]
+    if not holds_run(out):
+        return []
+    with blaming(f"{out}/config.json", RESTORE):
+        record = read_record(out)
+        planned = [*record.get("tokens_before", []), record["flags"]["tokens"]]
+        return [length for length in planned if length < tokens]
 
 
 def refuse_beside_resume(names, may_differ):

@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 
 from engine import processes
-from engine.files import variable
+from engine.files import value_of, variable
 
 # The dtype of autocast, or None for plain fp32. Weights, moments and the loss are fp32 in every case.
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -16,6 +16,7 @@ AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 ONE_THREAD_WIDTH = 128
 ALL_THREADS = torch.get_num_threads()  # all cores, or OMP_NUM_THREADS
 
+FIRST_SCALE, GROWTH_INTERVAL = 2.0**16, 1000  # of fp16's loss scale; GPT-NeoX begins at 2^12
 SKIPS = 20  # so many fp16 overflows in a row end a run: the loss scale is then a millionth of what it was
 
 
@@ -74,10 +75,10 @@ class LossScaler(torch.amp.GradScaler):
     """The paper's dynamic loss scale of fp16; in other precisions it does nothing.
 
     It halves when gradients overflow (that update is skipped), and doubles after 1,000 good ones. GPT-NeoX also
-    forgives one overflow (hysteresis 2), and begins at 2^12, torch's scaler at 2^16."""
+    forgives one overflow (hysteresis 2)."""
 
     def __init__(self, device, enabled):
-        super().__init__(device.type, growth_interval=1000, enabled=enabled)
+        super().__init__(device.type, init_scale=FIRST_SCALE, growth_interval=GROWTH_INTERVAL, enabled=enabled)
         self.overflows = self.in_a_row = 0
 
     @property
@@ -89,8 +90,10 @@ class LossScaler(torch.amp.GradScaler):
         return super().state_dict() | {"overflows": self.overflows, "in_a_row": self.in_a_row}
 
     def load_state_dict(self, state):
-        self.overflows, self.in_a_row = state["overflows"], state["in_a_row"]
-        super().load_state_dict(state)
+        self.overflows, self.in_a_row = value_of(state, "overflows"), value_of(state, "in_a_row")
+        if self.is_enabled():
+            scale, good = value_of(state, "scale", float, high=1e38), value_of(state, "_growth_tracker")
+            super().load_state_dict(self.state_dict() | {"scale": float(scale), "_growth_tracker": good})
 
     def refuse_non_finite(self, loss, norm, update, lr):
         """Raises RuntimeError, in all processes, before a loss or a gradient norm that is not finite reaches the

@@ -271,7 +271,7 @@ def test_the_defaults_are_the_papers_whatever_a_model_is_called(repo, house):
     for tokens in (10**6, 10**12):
         by_id = command(*words, tokens, "--init", "EleutherAI/pythia-410m", cwd=house, **env(repo, house))
         for done in (by_id, call(*words, tokens, "--init", "pythia-410m")):
-            flags = json.loads(done.stdout)
+            flags = json.loads(done.stdout[done.stdout.index("{") :])
             assert (flags["max_lr"], flags["min_lr"], flags["warmup"], flags["replay"]) == (8e-3, 8e-4, 0.01, 0.0)
             assert flags["schedule"] == "cosine"
 

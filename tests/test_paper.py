@@ -109,7 +109,7 @@ def test_an_experiment_runs_and_resumes_and_leaves_whole_runs_alone(house, monke
     words += ["--upstream-tokens", "5120", "--tokens", "1024", "--eval-tokens", "64"]
     first = call("paper", "run", *words)
     assert first.returncode == 0 and "7 runs, 7 to do" in first.stdout, first.stderr
-    runs = sorted(path for path in Path("runs").iterdir() if not path.name.startswith("upstream"))
+    runs = sorted(path for path in Path("runs").glob("[!.]*") if not path.name.startswith("upstream"))
     # Those that start from an earlier checkpoint waited for it.
     assert len(runs) == 6 and sum("init-runs-upstream" in run.name for run in runs) == 4
     assert all(checkpoints.reached(run, 4) for run in runs)

@@ -30,7 +30,7 @@ def notes(house):
 def flags_of(done):
     """The resolved flags of a run that was only to be told."""
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return json.loads(done.stdout[done.stdout.index("{") :])
 
 
 def test_a_folder_is_a_corpus_named_by_what_it_holds(notes):
@@ -103,7 +103,8 @@ def test_without_upstream_forgetting_is_not_measured(notes):
     load_tokenizer("bytes").save(Path("model"))
     done = call("train.py", *BRIEF, "--init", "model", "--downstream", notes)
     assert done.returncode == 0, done.stderr
-    assert "downstream" not in done.stdout.partition("next ")[0]  # one text, one perplexity
+    assert "upstream" not in done.stdout.partition("eval ")[2].replace("downstream", "")  # one text, the new one
+    assert "without --upstream FILES forgetting cannot be measured" in done.stdout
     refused(call("train.py", *BRIEF, "--init", "nowhere"), "nowhere: no such folder")
 
 
@@ -139,7 +140,7 @@ def test_two_at_once_prepare_one_corpus(notes):
 def test_a_run_is_resumed_with_its_text_named_by_its_path(notes):
     words = [*BRIEF, "--init", "scratch", "--upstream", "old", "--downstream", notes, "--out", "r"]
     assert call("train.py", *words, "--stop-tokens", "256").returncode == 0
-    done = call("train.py", "--resume", "r", "--downstream", notes, "--stop-tokens", "512")
+    done = call("train.py", *words, "--stop-tokens", "512", "--resume")
     assert done.returncode == 0, done.stderr
     refused(call("train.py", "--resume", "r", "--downstream", "new"), "--downstream")
 
