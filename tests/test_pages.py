@@ -35,6 +35,7 @@ LOOP = re.compile(r"^    for (\w+) in ([^;]+); do (.*); done$", re.MULTILINE)
 NOT_RUN = {
     r"EleutherAI/|\b(pile|slimpajama|neox)\b|^hf ": "needs the hub",
     r"\bpip install|-m venv": "installs",
+    r"^python -c": "needs pandas",
     r"\btorchrun\b": "needs the launcher: tests/test_engine.py",
     r"-m pytest|^ruff |^\.ci/run": "the tests themselves",
     r"^python tests/bench.py": "takes minutes and needs requirements-dev.txt: .ci/run",
