@@ -1,15 +1,17 @@
 """The commands and the Python of the pages, run as they stand there: page after page, in one folder, at a tiny size."""
 
-import doctest
 import glob
 import gzip
+import math
 import os
 import re
 import shlex
 from dataclasses import fields
 from pathlib import Path
+from statistics import fmean
 
 import pytest
+import torch
 import zstandard
 from conftest import ROOT, Forked, call, texts
 from matplotlib.figure import Figure
@@ -18,16 +20,22 @@ import schedule
 import train
 from corpora import readers
 from engine import checkpoints
+from engine.log import SIDES
+from eval import read_runs
 from model import SIZES, Size
 from paper import experiments, jobs
+from paper.arms import CONSTANT, pick
+from paper.tables import moments
 from train import Flags
 
 PAGES = ("README.md", "exercises.md", "paper/README.md", "corpora/README.md", "engine/README.md", "CONTRIBUTING.md")
 PROGRAMS = r"(?:[A-Z_]+=\S+ |\.venv/bin/)*(?:python|torchrun|hf|pip|ruff|git|\.ci/run)\b"
 COMMAND = re.compile(rf"^    ({PROGRAMS}.*)$|`({PROGRAMS}[^`]+)`", re.MULTILINE)
+LOOP = re.compile(r"^    for (\w+) in ([^;]+); do (.*); done$", re.MULTILINE)
 NOT_RUN = {
     r"EleutherAI/|\b(pile|slimpajama|neox)\b|^hf ": "needs the hub",
     r"\bpip install|-m venv": "installs",
+    r"^python -c": "needs pandas",
     r"\btorchrun\b": "needs the launcher: tests/test_engine.py",
     r"-m pytest|^ruff |^\.ci/run": "the tests themselves",
     r"^python tests/bench.py": "takes minutes and needs requirements-dev.txt: .ci/run",
@@ -35,8 +43,11 @@ NOT_RUN = {
     r"(pile|redpajama)[-_]sample": "needs text that is not part of the project",
 }
 SLOW = r"^python -m paper (run (?!.*--dry-run)|lengths runs/)"
-# What the pages leave open, and what is another number in a run of 31 updates than in one of 976.
+# What the pages leave open, what is on the hub, and what is another number in a run of 31 updates than in one of 976.
 STANDS_FOR = {
+    "--init EleutherAI/pythia-70m-deduped --upstream pile": "--init runs/upstream-nano-stdlib --upstream stdlib",
+    "--tokenizer neox": "--tokenizer bytes",
+    "--data mine pile": "--data mine stdlib",
     "runs/NAME": "runs/stdlib-to-torch",
     "runs/A": "runs/stdlib-to-torch",
     "runs/B": "runs/upstream-nano-stdlib",
@@ -48,14 +59,28 @@ SHRINK = 500  # numbers of tokens
 def commands(page):
     """The commands of a page in their order, without the remarks beside them."""
     text = re.sub(r" *\\\n +", " ", (ROOT / page).read_text(encoding="utf-8"))  # lines that go on
+    text = LOOP.sub(unrolled, text)
     for match in COMMAND.finditer(text):
         line = re.split(r"  +", match[1])[0] if match[1] else " ".join(match[2].split())
         for command in line.split(" && "):
             yield command.removeprefix(".venv/bin/")
 
 
+def unrolled(loop):
+    """The commands of a shell's loop, a line each."""
+    name, values, command = loop.groups()
+    return "\n".join("    " + command.replace(f"${name}", value) for value in values.split())
+
+
+def with_instances(command):
+    """A command with what stands in for what only the hub has, or what a page leaves open."""
+    for placeholder, instance in STANDS_FOR.items():
+        command = re.sub(rf"(?<!\w){placeholder}\b", instance, command)
+    return command
+
+
 def reason(command):
-    return next((why for pattern, why in NOT_RUN.items() if re.search(pattern, command)), None)
+    return next((why for pattern, why in NOT_RUN.items() if re.search(pattern, with_instances(command))), None)
 
 
 def smaller(monkeypatch, **defaults):
@@ -90,8 +115,7 @@ def folder(tmp_path, monkeypatch):
 
 def words_of(command):
     """The words that a shell makes of a command, at the size of these tests."""
-    for placeholder, instance in STANDS_FOR.items():
-        command = re.sub(rf"(?<!\w){placeholder}\b", instance, command)
+    command = with_instances(command)
     if " sample " not in command:
         command = re.sub(r"(tokens) (\d\S*)", lambda match: f"{match[1]} {round(float(match[2]) / SHRINK)}", command)
     words = []
@@ -141,18 +165,77 @@ def test_the_exercises_name_lines_and_checkpoints_that_exist():
     assert named and named <= {*steps}
 
 
-def test_the_python_of_the_readme(tmp_path, monkeypatch):
-    """Its examples, and the block that makes a whole run: from the pre-training, not from random weights."""
+def readme():
+    return (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def python_of_the_readme(first):
+    """The block of Python in README.md that begins with this line."""
+    block = re.search(rf"^    {re.escape(first)}\n(?:    .*\n)*", readme(), re.MULTILINE)[0]
+    return re.sub("^    ", "", block, flags=re.MULTILINE)
+
+
+def test_the_readme_is_short():
+    assert len(readme().splitlines()) <= 140
+
+
+def test_a_whole_run_from_python(tmp_path, monkeypatch, capsys):
+    """From the pre-training, not from random weights."""
     monkeypatch.chdir(tmp_path)
-    results = doctest.testfile(str(ROOT / "README.md"), module_relative=False, optionflags=doctest.ELLIPSIS)
-    assert results.attempted >= 8 and not results.failed
     monkeypatch.setattr(readers, "EMBEDDED_BYTES", 300_000)
     smaller(monkeypatch, tokens=40 * 2048, eval_tokens=2048)
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    (block,) = re.findall(r"^(?:    (?:import|from) .*\n(?:    .*\n|\n(?=    ))*)", text, re.MULTILINE)
-    code = re.sub("^    ", "", block, flags=re.MULTILINE)
-    code = re.sub(r"tokens=[\d_]+", "tokens=16 * 2048", code)
-    names = {}
-    exec(code, names)
-    first = names["run"]["eval"][0]
-    assert names["run"]["flags"]["init"] == "runs/upstream-nano-stdlib" and first["upstream_perplexity"] < 50
+    exec(re.sub(r"tokens=[\d_]+", "tokens=16 * 2048", python_of_the_readme("import eval, train")), {})
+    (run,) = read_runs(["runs/mine"])
+    assert run["flags"]["init"] == "runs/upstream-nano-stdlib" and run["eval"][0]["upstream_perplexity"] < 50
+    assert capsys.readouterr().out.splitlines()[-1] == str(run["eval"][-1]["downstream_perplexity"])
+
+
+def test_half_precision_as_the_readme_writes_it(house, monkeypatch):
+    """The lines of transformers: 16 bits, the same model and tokens, and nothing of what resumes a run."""
+    transformers = pytest.importorskip("transformers")
+    flags = Flags(init="scratch", model="nano", upstream="old", downstream="new", tokens=4096, context=64, out="runs/a")
+    assert train.train(flags)
+    start = checkpoints.newest("runs/a")
+    code = python_of_the_readme("from transformers import AutoModelForCausalLM, AutoTokenizer")
+    exec(re.sub('^folder = ".*"', f"folder = {str(start)!r}", code, flags=re.MULTILINE), {})
+    assert not Path("my-model/resume").exists()
+    tokens = torch.arange(64)[None]
+    whole = transformers.AutoModelForCausalLM.from_pretrained(start)
+    half = transformers.AutoModelForCausalLM.from_pretrained("my-model", dtype="auto")
+    assert (whole.dtype, half.dtype) == (torch.float32, torch.float16)
+    torch.testing.assert_close(half.float()(tokens).logits, whole(tokens).logits, atol=1e-2, rtol=1e-2)
+    tokenizer = transformers.AutoTokenizer.from_pretrained("my-model")
+    assert tokenizer.encode("def f") == [*b"def f"]
+
+
+def percent(ratio):
+    return f"{100 * ratio:.0f} %"
+
+
+def test_the_numbers_of_the_readme():
+    """Its table is exp of mean losses over the seeds of the packed study; its headlines follow from the same runs."""
+    study, arms = read_runs([ROOT / "paper/results/nano.jsonl.gz"]), {}
+    for name, arm in (("half", {"peak": 0.5}), ("peak", {}), ("twice", {"peak": 2.0}), ("constant", CONSTANT)):
+        arms[name] = [{side: moments(run, side) for side in SIDES} for run in pick(study, **arm)]
+
+    def perplexity(arm, side, moment):
+        return math.exp(fmean(run[side][moment] for run in arms[arm]))
+
+    page, columns = readme(), (("upstream", "end"), ("downstream", "at 17 %"), ("downstream", "end"))
+    rows = re.findall(r"^\| .*, .*e-\d \| (.*) \|$", page, re.MULTILINE)
+    assert rows == [" | ".join(f"{perplexity(arm, *column):.2f}" for column in columns) for arm in arms]
+    before = [f"{perplexity('peak', side, 'before'):.2f}" for side in SIDES]
+    assert "the old text has {}, the new {};".format(*before) in page
+
+    assert all(len(runs) == 8 for runs in arms.values()) and "mean loss of eight seeds" in page
+    jump = perplexity("peak", "upstream", "highest") / perplexity("peak", "upstream", "before") - 1
+    gain = 1 - perplexity("peak", "downstream", "end") / perplexity("constant", "downstream", "end")
+    old = [run["upstream"] for run in arms["peak"]]
+    gone = fmean((at["highest"] - at["end"]) / (at["highest"] - at["before"]) for at in old)
+    assert [percent(ratio) for ratio in (jump, gain, gone)] == re.findall(r"(?:by|Here|rate:) (\d+ %)", page)
+
+
+def test_the_best_peaks_of_the_readme_are_those_of_the_study():
+    fitted = re.findall(r"\d\.\d+\s\[[^]]*\]", readme())
+    tables = (ROOT / "paper/README.md").read_text(encoding="utf-8")
+    assert len(fitted) == 5 and all(" ".join(peak.split()) in tables for peak in fitted)

@@ -36,7 +36,3 @@ def test_every_difference_in_the_prose_is_in_a_table():
     for page, text in pages.items():
         for number in re.findall(r"[+-]\d\.\d{3}", TABLE.sub("", text)):
             assert number in tables, f"{page}: {number}"
-
-
-def test_the_readme_is_short():
-    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 200
