@@ -130,7 +130,7 @@ def words_of(command):
 @pytest.mark.parametrize("slow", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["", "all"])
 def test_every_command_of_every_page_in_order(folder, monkeypatch, slow):
     """A command that stands on several pages is run once; experiments come last: they make runs of exercises too."""
-    monkeypatch.setitem(schedule.SCHEDULES, "stable-then-linear", own_schedule())
+    monkeypatch.setitem(schedule.SCHEDULES, "stable-then-root", own_schedule())
     listed = [command for page in PAGES for command in commands(page) if not reason(command)]
     assert len(listed) > 30
     last = sorted((command for command in listed if re.search(SLOW, command)), key=lambda c: "paper run" not in c)
@@ -148,11 +148,11 @@ def test_commands_that_are_not_run_have_a_reason():
 
 
 def own_schedule():
-    """The function that exercise 12 has in its answer."""
+    """The function that exercise 16 has in its answer."""
     page, names = (ROOT / "exercises.md").read_text(encoding="utf-8"), {}
-    code = re.search(r"^    def stable_then_linear(?:.|\n)*?\n\n", page, re.MULTILINE)[0]
+    code = re.search(r"^    def stable_then_root(?:.|\n)*?\n\n", page, re.MULTILINE)[0]
     exec(re.sub("^    ", "", code, flags=re.MULTILINE), names)
-    return names["stable_then_linear"]
+    return names["stable_then_root"]
 
 
 def test_the_exercises_name_lines_and_checkpoints_that_exist():
