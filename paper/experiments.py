@@ -47,23 +47,25 @@ EXPERIMENTS = {
     "softening": [{}, {"replay": 0.05}, {"schedule": "infinite-cosine"}, {"schedule": "infinite-rsqrt"}],
     "model-size": [arm | {"size": place} for place in range(3) for arm in ({}, CONSTANT)],
 }
-LENGTHS = {0.01: 0, 1 / 30: 0, 0.1: 0, 1 / 3: 3, 1: 3}  # shares of the pre-training; of how many seeds (0: all)
-LONG_PEAKS = {1: (0.2, 0.4, 0.8, 1.6), 1 / 8: (0.1, 0.2, 0.4, 0.8)}  # near the best of the shorter ones
+PEAKS_TRIED = [0.025 * 2**power for power in range(7)]
+KINDS = ({}, {"schedule": "linear", "min_lr": 0.0}, {"schedule": "constant", "warmup": 0.0})
+LENGTHS = [  # tokens as a share of the pre-training's, peak, schedule
+    *itertools.product((0.01, 1 / 30, 0.1), PEAKS_TRIED, KINDS),
+    *itertools.product((1 / 3, 1), PEAKS_TRIED[2:], KINDS[:1]),
+]
 MORE = {  # not in `all`
     # The arms that the claims compare, which need more seeds than the rest; those for a second pair of corpora.
     "claims": [*ARMS.values(), *STARTS],
     "far": [*EXPERIMENTS["max-lr"], {"replay": 0.05}, {"replay": 0.25}],
     "sweep": [
-        SCRATCH | ENDS_ONLY | {"size": place, "peak": 2.0**power} for place in range(3) for power in range(-2, 3)
+        SCRATCH | ENDS_ONLY | {"size": place, "peak": peak}
+        for place, peak in itertools.product(range(3), (0.25, 0.5, 1.0, 2.0, 4.0))
     ],
     "length": [
-        {"length": length, "batch": batch, "peak": peak, "seeds": seeds} | ENDS_ONLY | kind
-        for length, seeds in LENGTHS.items()
-        for batch in LONG_PEAKS
-        for peak in (LONG_PEAKS[batch] if seeds else [0.025 * 2**power for power in range(7)])
-        for kind in ([{}] if seeds else [{}, {"schedule": "linear", "min_lr": 0.0}, CONSTANT | {"peak": peak}])
+        ENDS_ONLY | kind | {"length": length, "peak": peak, "batch": batch}
+        for batch, (length, peak, kind) in itertools.product((1, 1 / 8), LENGTHS)
     ],
-}  # fmt: skip
+}
 NAMES = (*EXPERIMENTS, "all", *MORE)
 LAPTOP_SIZES, PYTHIA_SIZES = (None, "micro", "tiny"), ("70m", "160m", "410m")  # None: the default, nano
 # The paper's own runs, for a checkpoint of one's own: 296.86B tokens on the clipped cosine, stopped after 50B or 240B;
@@ -88,20 +90,18 @@ def experiment_runs(name, seeds, given):
             raise ValueError(f"an experiment plans its own runs; leave --{flag.replace('_', '-')} out")
     init, first = given.get("init", "upstream"), given.get("seed", 0)
     base = {"keep": 1} | (PAPER if init != "upstream" else {}) | given
-    listed = [(each, arm) for each in (EXPERIMENTS if name == "all" else [name]) for arm in (EXPERIMENTS | MORE)[each]]
     known = init == "upstream" or ("/pythia-" in init and size_of(Flags(init=init)))
     unknown = set() if known else {"size", "start", "scratch"}  # of any other model nothing is there but its weights
+    tables = EXPERIMENTS if name == "all" else {name: (EXPERIMENTS | MORE)[name]}
+    listed = [(each, arm) for each, arms in tables.items() for arm in arms]
     possible = [(each, arm) for each, arm in listed if not unknown & arm.keys()]
     if len(possible) < len(listed):
-        left_out = f"{len(listed) - len(possible)} of {len(listed)} arms"
-        message = f"{name}: {left_out} need --init EleutherAI/pythia-SIZE, or no --init"
+        message = f"{name}: {len(listed) - len(possible)} of {len(listed)} arms need --init EleutherAI/pythia-SIZE"
         if not possible:
-            raise ValueError(message)
-        print(f"{message}; left out", file=sys.stderr)
+            raise ValueError(f"{message}, or no --init")
+        print(f"{message}, or no --init; left out", file=sys.stderr)
     runs, pretrainings = {}, {}
     for seed, (experiment, arm) in itertools.product(range(first, first + seeds), possible):
-        if 0 < arm.get("seeds", 0) <= seed - first:
-            continue
         flags, before = arm_flags(base | {"seed": seed}, arm)
         if init != "upstream" and "tokens" not in given and "length" not in arm:
             flags |= STOPS.get(experiment, {"stop_tokens": flags["tokens"]})
