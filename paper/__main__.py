@@ -71,7 +71,7 @@ def figure(flags):
 
 
 def table(flags):
-    TABLES[flags.table](read_runs(flags.runs), flags.markdown)
+    flags.tell(read_runs(flags.runs), flags.markdown)
 
 
 def pack(flags):
@@ -93,8 +93,8 @@ def pack(flags):
 
 
 def experiment(flags):
-    if flags.seeds < 1 or flags.jobs == 0:
-        raise ValueError("--seeds and --jobs must be positive")
+    if flags.seeds < 1:
+        raise ValueError("--seeds must be positive")
     launcher = flags.launch.split() if flags.launch else None
     run_experiment(flags.name, flags.seeds, given_flags(flags, Flags), flags.jobs, launcher)
 
@@ -103,36 +103,37 @@ def main(argv=None):
     parser = OneLineParser(prog="python -m paper", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=OneLineParser)
     runs = {"nargs": "+", "metavar": "RUNS", "help": "folders that train.py wrote, or packs of runs"}
-    count = {"type": whole_number, "metavar": "N"}
 
     running = commands.add_parser("run", help="run an experiment; finished runs are kept, interrupted ones resumed")
+    running.set_defaults(command=experiment)
     running.add_argument("name", metavar="NAME", choices=NAMES, help=", ".join(NAMES))
-    running.add_argument("--seeds", **count, default=1, help="how often each arm, from --seed on")
-    running.add_argument("--jobs", **count, help="runs side by side (one a core; one on a GPU)")
+    running.add_argument(
+        "--seeds", type=whole_number, default=1, metavar="N", help="how often each arm, from --seed on"
+    )
+    running.add_argument("--jobs", type=whole_number, metavar="N", help="runs side by side (one a core; one on a GPU)")
     running.add_argument("--launch", metavar="COMMAND", help="instead of python, such as 'torchrun --nproc_per_node=8'")
     add_flags(running, Flags)
-    running.set_defaults(command=experiment)
 
     drawing = commands.add_parser("figure", help="draw a figure of the paper, or one of ours")
+    drawing.set_defaults(command=figure)
     drawing.add_argument("number", metavar="N", choices=NUMBERS, help=", ".join(NUMBERS))
     drawing.add_argument("runs", **runs)
     drawing.add_argument("--out", help=".png, .pdf or .svg (figure-N.png)")
-    drawing.set_defaults(command=figure)
 
-    for name in TABLES:
+    for name, tell in TABLES.items():
         telling = commands.add_parser(name, help=f"print a table of {name}")
+        telling.set_defaults(command=table, tell=tell)
         telling.add_argument("runs", **runs)
         telling.add_argument("--markdown", action="store_true", help="as tables for a page")
-        telling.set_defaults(command=table, table=name)
 
     packing = commands.add_parser("pack", help="write runs into one file")
+    packing.set_defaults(command=pack)
     packing.add_argument("runs", **runs)
     packing.add_argument("--out", required=True, metavar="FILE", help="the pack to write: .jsonl or .jsonl.gz")
-    packing.set_defaults(command=pack)
 
     redrawing = commands.add_parser("redraw", help="make every figure and table of the pages anew")
-    redrawing.add_argument("--out", type=Path, help="folder to draw into, and leave the pages (paper/figures)")
     redrawing.set_defaults(command=redraw)
+    redrawing.add_argument("--out", type=Path, help="folder to draw into, and leave the pages (paper/figures)")
     flags = parser.parse_args(argv)
     flags.command(flags)
 

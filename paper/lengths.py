@@ -1,6 +1,5 @@
 """How high to re-warm, depending on the length of the continuation: the experiment `length`, as a table and a figure.
 
-python -m paper run length --seeds 5
 python -m paper lengths runs/* --markdown
 python -m paper figure length runs/*
 """
@@ -113,34 +112,27 @@ def draw_lengths(runs):
     colors = dict(zip(sorted({design.batch for design in found}), COLORS, strict=False))
     figure, (panel, front) = new_figure(7.2, 3.4, columns=2)
     for design in found:
-        beside = {"linear to zero": 1.15, "held": 1 / 1.15}.get(design.kind, 1)  # not upon each other
+        color = colors[design.batch]
         if best := mean_peak(design.fitted):
-            place, look = 100 * beside * design.length, {"color": colors[design.batch]}
-            panel.plot(place, best[0], MARKERS[design.kind], ms=5, **look)
-            panel.plot([place, place], best[1:], "-", lw=0.8, **look)
+            beside = {"linear to zero": 1.15, "held": 1 / 1.15}.get(design.kind, 1)  # not upon each other
+            place = 100 * beside * design.length
+            panel.plot(place, best[0], MARKERS[design.kind], ms=5, color=color)
+            panel.plot([place, place], best[1:], "-", lw=0.8, color=color)
+        if design.kind == "cosine":
+            ends = [*design.ends.values()]
+            front.plot(*np.transpose(ends), "o-", mfc="w", ms=3, lw=1, color=color)
+            front.plot(*design.ends[design.lowest], "o", ms=5, color=color)
+            front.text(*ends[-1], f"{100 * design.length:.3g} %  ", size=7, ha="right", color=color)
     panel.set(xscale="log", yscale="log", xlabel="tokens (% of pre-training)", ylabel="best peak (of pre-training's)")
     ticks = [0.025 * 2**power for power in range(7)]
     panel.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
     panel.xaxis.set_major_formatter("{x:g}")
     panel.minorticks_off()
     for batch, color in colors.items():
-        panel.plot([], [], "o", color=color, ls="", label=f"batch {batch}")
+        panel.plot([], [], "-", color=color, label=f"batch {batch}")
     for kind, marker in MARKERS.items():
         panel.plot([], [], marker, color="0.4", ls="", label=kind)
-    figure.legend(*panel.get_legend_handles_labels(), loc="outside upper center", ncols=5)
-    draw_front(front, [design for design in found if design.kind == "cosine"])
-    front.axhline(level_before(pick(runs, FREE), f"{OLD}_loss"), **BEFORE, label="before")
+    front.axhline(level_before(pick(runs, FREE), f"{OLD}_loss"), **BEFORE)
     front.set(xlabel="new text, final loss (nats)", ylabel="old text, final loss (nats)")
-    front.legend(fontsize=7)
+    figure.legend(loc="outside upper center", ncols=5)
     return figure
-
-
-def draw_front(panel, cosines):
-    """Final losses, new text against old, along the peaks of each length; dotted: of all batches but the largest."""
-    colors = dict(zip(dict.fromkeys(design.length for design in cosines), COLORS, strict=False))
-    largest = max(design.batch for design in cosines)
-    for design in cosines:
-        look = {"marker": "o", "color": colors[design.length], "ls": "-" if design.batch == largest else ":"}
-        label = f"{100 * design.length:.3g} %" if design.batch == largest else None
-        panel.plot(*np.transpose([*design.ends.values()]), mfc="w", ms=3, lw=1, label=label, **look)
-        panel.plot(*design.ends[design.lowest], ms=5, **look)
