@@ -49,7 +49,7 @@ def redraw(flags):
             packs = [f"paper/results/{name}.jsonl.gz" for name in SOURCES.get(number, "arms").split()]
             main(["figure", number, *packs, "--out", str(out / f"figure-{number}.png")])
         runs = read_runs(["paper/results/nano.jsonl.gz"])
-        arms = (pick(runs, **arm) for arm in (*PEAKS, CONSTANT))
+        arms = [pick(runs, **arm) for arm in (*PEAKS, CONSTANT)]
         draw_curves([*itertools.chain(*arms)], out / "rewarm.png")
         for page in PAGES if flags.out is None else ():
             text = Path(page).read_text(encoding="utf-8")
@@ -65,8 +65,8 @@ def made_anew(found):
 
 def figure(flags):
     out, runs = flags.out or f"figure-{flags.number}.png", read_runs(flags.runs)
-    drawn = STUDIES[flags.number](runs) if flags.number in STUDIES else draw_figure(runs, flags.number)
-    save_figure(drawn, out)
+    draw = STUDIES.get(flags.number)
+    save_figure(draw(runs) if draw else draw_figure(runs, flags.number), out)
     print(out)
 
 

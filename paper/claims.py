@@ -3,9 +3,8 @@
     python -m paper claims runs/* --markdown
     python -m paper figure claims runs/*
 
-A claim is a set of measures: differences in nats, each of which it expects in a certain range. A measure is settled as
-claimed by a one-sided t-test over seeds at 2.5 %, and settled against the claim by one at 2.5 % with Holm's correction
-for the claim's number of measures. fixed-beforehand.md says why the ranges are what they are.
+A claim is a set of measures: differences in nats, each of which it expects in a certain range. fixed-beforehand.md
+says how they are tested and why the ranges are what they are.
 """
 
 import itertools
@@ -35,7 +34,6 @@ OLD, NEW = SIDES
 TEXTS = {OLD: "old text", NEW: "new text"}
 # When a loss is read. EARLY is where the paper stopped most runs, or where these stopped if that was before.
 BEFORE, WARM, SPIKE, EARLY, END = "before", "after the warm-up", "highest in the first 2 %", "at 17 %", "at the end"
-SPIKE_SHARE = 0.0205  # of the schedule
 # What a claim expects of a measure: the lowest and the highest that it admits, in nats.
 ABOVE, BELOW, WITHIN = "above 0", "below 0", "within 0.01"
 NOT_BELOW, NOT_ABOVE = "not below -0.01", "not above +0.01"
@@ -98,7 +96,6 @@ CLAIMS = {  # the claim, what the paper found, its measures
     "9": ("Infinite schedules end where the cosine does", "not run; later yes, on one corpus, second hand",
         gaps(SIDES, ("infinite, cosine", "infinite, square root"), "the cosine", WITHIN)),
 }  # fmt: skip
-TO_17_PERCENT = ("1", "7")  # claims whose runs the paper stopped there: they need no end
 HOLDS, FAILS, MIXED, FEW, NOT_RUN = "holds", "does not hold", "mixed", "too few seeds to tell", "not run"
 
 # ---------------------------------------------------------------- measuring and judging
@@ -109,7 +106,7 @@ def loss_at(run, side, when, last):
     evaluated, since the paper's stop at different places."""
     flags, schedule, key = run["flags"], run["flags"]["tokens"], f"{side}_loss"
     if when == SPIKE:
-        return max((r[key] for r in run["eval"] if 0 < r["tokens"] <= SPIKE_SHARE * schedule), default=None)
+        return max((r[key] for r in run["eval"] if 0 < r["tokens"] <= 0.0205 * schedule), default=None)
     if last < {EARLY: schedule / 10, END: schedule / 2}.get(when, 0):
         return None
     places = {BEFORE: 0, WARM: flags["warmup"] * schedule, EARLY: min(last, BEGINNING * schedule), END: last}
@@ -172,7 +169,7 @@ def verdicts(runs):
     arms |= {name: pick(runs, start=step) for name, step in zip(EARLIER, [*steps, None, None], strict=False)}
     judged = {}
     for number, (_, _, measures) in CLAIMS.items():
-        if number in TO_17_PERCENT:
+        if number in ("1", "7"):  # the paper stopped their runs at 17 %: they need no end
             measures = [m for m in measures if m.terms[0][2] == EARLY or measured(m, arms)]
         judged[number] = judge(measures, arms)
     return judged
@@ -185,10 +182,9 @@ def print_claims(runs, markdown):
     """Whether the paper's claims hold: for each study a row a claim."""
     for name, group in studies(runs).items():
         rows = []
-        for number, verdict in verdicts(group).items():
-            (claim, paper, _), decisive = CLAIMS[number], verdict.decisive
-            what = f"{decisive.words}: {verdict.found[decisive]}" if decisive else "-"
-            rows.append([f"{number}. {claim}", paper, verdict.word, what])
+        for number, (word, found, _, decisive) in verdicts(group).items():
+            what = f"{decisive.words}: {found[decisive]}" if decisive else "-"
+            rows.append([f"{number}. {CLAIMS[number][0]}", CLAIMS[number][1], word, what])
         print(f"{name}\n")
         print_table(["claim", "the paper", "here", "what decides, nats"], rows, markdown)
 
@@ -206,7 +202,7 @@ def print_measures(runs, markdown):
         print_table(["claim", "measure", "difference [95 % interval]", "seeds", "claimed"], rows, markdown)
 
 
-LIMIT = 1.0  # nats: the axis is logarithmic from 0.01 on, and ends there
+LIMIT = 1.0  # nats: where the axis ends
 LOOKS = dict(zip((HOLDS, FEW, MIXED, FAILS), zip("osDX", COLORS, strict=False), strict=True))
 
 

@@ -32,9 +32,7 @@ FIGURES = {  # the arms, whose loss is drawn (or the path through both perplexit
 
 
 def draw_figure(runs, number):
-    """One of the paper's figures 1 to 9, or of those that it does not have: frontier, replay, overlap.
-
-    ValueError if too few of its arms are among the runs, or runs of other studies."""
+    """One of FIGURES or OURS. ValueError if too few of its arms are among the runs, or runs of other studies."""
     if len(names := studies(runs)) > 1:
         raise ValueError(f"these runs are of {len(names)} studies ({'; '.join(names)}); give those of one")
     if number in OURS:

@@ -30,9 +30,7 @@ def moments(run, side):
 
 
 def print_arms(runs, markdown):
-    """A row for each arm, small models first: exp of the mean loss over seeds, for both sides at some moments.
-
-    Where a run was evaluated at its start and end alone, these are the moments."""
+    """A row for each arm, small models first: exp of the mean loss over seeds, for both sides at some moments."""
     runs = sorted(runs, key=lambda run: run["parameters"] or 0)
     groups, labels = {}, [*zip(labels_of(runs), (run["flags"]["seed"] for run in runs), strict=True)]
     for run, label in zip(runs, labels, strict=True):
