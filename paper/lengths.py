@@ -133,6 +133,6 @@ def draw_lengths(runs):
     for kind, marker in MARKERS.items():
         panel.plot([], [], marker, color="0.4", ls="", label=kind)
     front.axhline(level_before(pick(runs, FREE), f"{OLD}_loss"), **BEFORE)
-    front.set(xlabel="new text, final loss (nats)", ylabel="old text, final loss (nats)")
+    front.set(xlabel="new text, final loss (nats)", ylabel="old text, final loss (nats)", xmargin=0.12)
     figure.legend(loc="outside upper center", ncols=5)
     return figure
