@@ -24,16 +24,16 @@ from engine.flags import OneLineParser, add_flags, given_flags, whole_number
 from engine.folder import read_runs
 from engine.log import in_json
 from paper.arms import CONSTANT, pick
-from paper.claims import draw_claims, print_claims, print_measures, print_robust
+from paper.claims import draw_claims, print_claims, print_measures
 from paper.experiments import NAMES, PEAKS, Flags, run_experiment
 from paper.figures import FIGURES, OURS, draw_figure
 from paper.lengths import draw_lengths, print_lengths
-from paper.tables import print_arms, print_pairs
+from paper.tables import print_arms
 
-HERE = Path(__file__).parent
-TABLES = {"claims": print_claims, "measures": print_measures, "robust": print_robust}
-TABLES |= {"pairs": print_pairs, "lengths": print_lengths, "arms": print_arms}
+ROOT = Path(__file__).parent.parent
+TABLES = {"claims": print_claims, "measures": print_measures, "lengths": print_lengths, "arms": print_arms}
 STUDIES = {"length": draw_lengths, "claims": draw_claims}  # figures of runs of several studies
+NUMBERS = (*FIGURES, *OURS, *STUDIES)
 # The packs from which figures of the pages are drawn; all others are drawn from `arms`.
 SOURCES = dict.fromkeys("1234", "nano") | {"length": "lengths", "claims": "nano far samples"}
 PAGES = ("exercises.md", "paper/README.md", "paper/tables.md")
@@ -43,42 +43,35 @@ TABLE = re.compile(r"(<!-- python -m paper ([^\n]*) -->\n)(.*?)(<!-- end -->)", 
 def redraw(flags):
     """Draws every figure of the pages from the packs beside this file, and, unless into another folder, makes the
     tables of the pages anew."""
-    out = flags.out or HERE / "figures"
-    for number in (*FIGURES, *OURS, *STUDIES):
-        packs = [str(HERE / f"results/{name}.jsonl.gz") for name in SOURCES.get(number, "arms").split()]
-        main(["figure", number, *packs, "--out", str(out / f"figure-{number}.png")])
-    runs = read([HERE / "results/nano.jsonl.gz"])
-    draw_curves(list(itertools.chain(*(pick(runs, **arm) for arm in (*PEAKS, CONSTANT)))), out / "rewarm.png")
-    for page in PAGES if flags.out is None else ():
-        (HERE.parent / page).write_text(refreshed(HERE.parent / page), encoding="utf-8")
+    out = flags.out.absolute() if flags.out else ROOT / "paper/figures"
+    with contextlib.chdir(ROOT):
+        for number in NUMBERS:
+            packs = [f"paper/results/{name}.jsonl.gz" for name in SOURCES.get(number, "arms").split()]
+            main(["figure", number, *packs, "--out", str(out / f"figure-{number}.png")])
+        runs = read_runs(["paper/results/nano.jsonl.gz"])
+        arms = [pick(runs, **arm) for arm in (*PEAKS, CONSTANT)]
+        draw_curves([*itertools.chain(*arms)], out / "rewarm.png")
+        for page in PAGES if flags.out is None else ():
+            text = Path(page).read_text(encoding="utf-8")
+            Path(page).write_text(TABLE.sub(made_anew, text), encoding="utf-8")
 
 
-def refreshed(page):
-    """The text of a page with each table between marks made anew by the command that its mark names."""
-
-    def table(found):
-        words = [str(HERE.parent / word) if word.startswith("paper/") else word for word in shlex.split(found[2])]
-        with contextlib.redirect_stdout(io.StringIO()) as said:
-            main(words)
-        return f"{found[1]}\n{said.getvalue().strip()}\n\n{found[4]}"
-
-    return TABLE.sub(table, page.read_text(encoding="utf-8"))
-
-
-def read(paths):
-    """The runs of folders and packs. One that is given twice is one run."""
-    return list({json.dumps(run | {"folder": "", "train": []}): run for run in read_runs(paths)}.values())
+def made_anew(found):
+    """A table between marks, by the command that its mark names."""
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        main(shlex.split(found[2]))
+    return f"{found[1]}\n{said.getvalue().strip()}\n\n{found[4]}"
 
 
 def figure(flags):
-    out, runs = flags.out or f"figure-{flags.number}.png", read(flags.runs)
+    out, runs = flags.out or f"figure-{flags.number}.png", read_runs(flags.runs)
     draw = STUDIES.get(flags.number)
     save_figure(draw(runs) if draw else draw_figure(runs, flags.number), out)
     print(out)
 
 
 def table(flags):
-    TABLES[flags.table](read(flags.runs), flags.markdown)
+    flags.tell(read_runs(flags.runs), flags.markdown)
 
 
 def pack(flags):
@@ -87,10 +80,10 @@ def pack(flags):
     if Path(flags.out).exists():
         raise ValueError(f"{flags.out} exists already; choose another --out or remove it first")
     lines = []
-    for run in read(flags.runs):
+    for run in read_runs(flags.runs):
         evaluated = {record["step"] for record in run["eval"]}
-        updates = [update for update in run["train"] if update["step"] in evaluated]
-        records = {"train": [*map(in_json, updates)], "eval": [*map(in_json, run["eval"])]}
+        records = {"train": [in_json(update) for update in run["train"] if update["step"] in evaluated]}
+        records["eval"] = [in_json(record) for record in run["eval"]]
         config = {key: value for key, value in run.items() if key not in ("folder", "train", "eval")}
         line = {"name": run["folder"].name, "config": config, "records": records}
         lines.append(json.dumps(line, separators=(",", ":")) + "\n")
@@ -100,8 +93,8 @@ def pack(flags):
 
 
 def experiment(flags):
-    if flags.seeds < 1 or flags.jobs == 0:
-        raise ValueError("--seeds and --jobs must be positive")
+    if flags.seeds < 1:
+        raise ValueError("--seeds must be positive")
     launcher = flags.launch.split() if flags.launch else None
     run_experiment(flags.name, flags.seeds, given_flags(flags, Flags), flags.jobs, launcher)
 
@@ -110,37 +103,37 @@ def main(argv=None):
     parser = OneLineParser(prog="python -m paper", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=OneLineParser)
     runs = {"nargs": "+", "metavar": "RUNS", "help": "folders that train.py wrote, or packs of runs"}
-    count = {"type": whole_number, "metavar": "N"}
 
     running = commands.add_parser("run", help="run an experiment; finished runs are kept, interrupted ones resumed")
+    running.set_defaults(command=experiment)
     running.add_argument("name", metavar="NAME", choices=NAMES, help=", ".join(NAMES))
-    running.add_argument("--seeds", **count, default=1, help="how often each arm, from --seed on")
-    running.add_argument("--jobs", **count, help="runs side by side (one a core; one on a GPU)")
+    running.add_argument(
+        "--seeds", type=whole_number, default=1, metavar="N", help="how often each arm, from --seed on"
+    )
+    running.add_argument("--jobs", type=whole_number, metavar="N", help="runs side by side (one a core; one on a GPU)")
     running.add_argument("--launch", metavar="COMMAND", help="instead of python, such as 'torchrun --nproc_per_node=8'")
     add_flags(running, Flags)
-    running.set_defaults(command=experiment)
 
-    numbers = (*FIGURES, *OURS, *STUDIES)
     drawing = commands.add_parser("figure", help="draw a figure of the paper, or one of ours")
-    drawing.add_argument("number", metavar="N", choices=numbers, help=", ".join(numbers))
+    drawing.set_defaults(command=figure)
+    drawing.add_argument("number", metavar="N", choices=NUMBERS, help=", ".join(NUMBERS))
     drawing.add_argument("runs", **runs)
     drawing.add_argument("--out", help=".png, .pdf or .svg (figure-N.png)")
-    drawing.set_defaults(command=figure)
 
     for name, tell in TABLES.items():
-        telling = commands.add_parser(name, help=(tell.__doc__ or "").partition("\n")[0])
+        telling = commands.add_parser(name, help=f"print a table of {name}")
+        telling.set_defaults(command=table, tell=tell)
         telling.add_argument("runs", **runs)
         telling.add_argument("--markdown", action="store_true", help="as tables for a page")
-        telling.set_defaults(command=table, table=name)
 
     packing = commands.add_parser("pack", help="write runs into one file")
+    packing.set_defaults(command=pack)
     packing.add_argument("runs", **runs)
     packing.add_argument("--out", required=True, metavar="FILE", help="the pack to write: .jsonl or .jsonl.gz")
-    packing.set_defaults(command=pack)
 
     redrawing = commands.add_parser("redraw", help="make every figure and table of the pages anew")
-    redrawing.add_argument("--out", type=Path, help="folder to draw into, and leave the pages (paper/figures)")
     redrawing.set_defaults(command=redraw)
+    redrawing.add_argument("--out", type=Path, help="folder to draw into, and leave the pages (paper/figures)")
     flags = parser.parse_args(argv)
     flags.command(flags)
 

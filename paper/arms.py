@@ -1,6 +1,4 @@
-"""Which run is which arm: how its own flags depart from the base of the experiments. No registry, no names.
-
-The base re-warms to the peak of its pre-training over 1 %, then decays along a cosine; no replay."""
+"""Which run is which arm: how its own flags depart from the base of the experiments. No registry, no names."""
 
 import math
 import re
@@ -80,8 +78,8 @@ def arms(runs, free, **arm):
 
 def setting_name(key, run):
     """A setting of a run as a legend says it."""
-    value = settings(run)[key]
     if key == "start":
+        value = settings(run)[key]
         return "last checkpoint" if value == LAST else f"step {value}"
     return name_in(run["flags"], "max_lr" if key == "peak" else key)
 

@@ -3,8 +3,6 @@
     python -m paper run all --dry-run --init EleutherAI/pythia-410m-deduped --upstream pile --downstream slimpajama
 
 Sections 4.1 to 4.5 of "How to (re)warm your model?" (arXiv 2308.04014), and its follow-up (arXiv 2403.08763).
-The study itself: run claims --seeds 8, run all --seeds 3, run far --seeds 5 --downstream headers, run length --seeds 5,
-run sweep --seeds 2 --downstream stdlib --seed 1000000.
 """
 
 import functools
@@ -26,9 +24,8 @@ from paper.tables import print_table
 from schedule import SCHEDULES
 from train import SMALLEST, Flags, pretraining_flags, run_name, starting_config, with_rates
 
-# An arm is how a run departs from the base, in flags of train.py or words of arms.py; for Pythia 410M the peaks are the
-# paper's 1.5e-4, 3e-4 and 6e-4, and constant 3e-5. `start`: a step of Pythia's pre-training, or the same share of
-# another's.
+# An arm is how a run departs from the base, in flags of train.py or words of arms.py. `start`: a step of Pythia's
+# pre-training, or the same share of another's.
 PEAKS = [{"peak": 0.5}, {}, {"peak": 2.0}]
 REPLAY = [{"replay": share} for share in (0.01, 0.05, 0.1, 0.25, 0.5, 0.75)]
 SAME_DATA = {"replay": 1.0}  # nothing but old text
@@ -45,25 +42,23 @@ EXPERIMENTS = {
     "replay": [{}, *REPLAY],
     "overlap": [{}, *REPLAY],  # a mixture, --downstream new=3,old=1, trains on the windows of the same share of replay
     "softening": [{}, {"replay": 0.05}, {"schedule": "infinite-cosine"}, {"schedule": "infinite-rsqrt"}],
-    "model-size": [arm | {"size": place} for place in range(3) for arm in ({}, CONSTANT)],
+    "model-size": [arm | {"size": place} for place, arm in itertools.product(range(3), ({}, CONSTANT))],
 }
-LENGTHS = {0.01: 0, 1 / 30: 0, 0.1: 0, 1 / 3: 3, 1: 3}  # shares of the pre-training; of how many seeds (0: all)
-LONG_PEAKS = {1: (0.2, 0.4, 0.8, 1.6), 1 / 8: (0.1, 0.2, 0.4, 0.8)}  # near the best of the shorter ones
+AROUND = [{"peak": 0.25}, *PEAKS, {"peak": 4.0}]
+SHORT, LONG = (0.01, 1 / 30, 0.1), (1 / 3, 1)  # shares of the pre-training's tokens
+TRIED = [{"peak": 0.025 * 2**power} for power in range(7)]
+KINDS = ({}, {"schedule": "linear", "min_lr": 0.0}, {"schedule": "constant", "warmup": 0.0})
+LENGTHS = [*itertools.product(SHORT, TRIED, KINDS), *itertools.product(LONG, TRIED[2:], [{}])]
 MORE = {  # not in `all`
     # The arms that the claims compare, which need more seeds than the rest; those for a second pair of corpora.
     "claims": [*ARMS.values(), *STARTS],
     "far": [*EXPERIMENTS["max-lr"], {"replay": 0.05}, {"replay": 0.25}],
-    "sweep": [
-        SCRATCH | ENDS_ONLY | {"size": place, "peak": 2.0**power} for place in range(3) for power in range(-2, 3)
-    ],
+    "sweep": [SCRATCH | ENDS_ONLY | peak | {"size": n} for n, peak in itertools.product(range(3), AROUND)],
     "length": [
-        {"length": length, "batch": batch, "peak": peak, "seeds": seeds} | ENDS_ONLY | kind
-        for length, seeds in LENGTHS.items()
-        for batch in LONG_PEAKS
-        for peak in (LONG_PEAKS[batch] if seeds else [0.025 * 2**power for power in range(7)])
-        for kind in ([{}] if seeds else [{}, {"schedule": "linear", "min_lr": 0.0}, CONSTANT | {"peak": peak}])
+        ENDS_ONLY | kind | peak | {"length": length, "batch": batch}
+        for batch, (length, peak, kind) in itertools.product((1, 1 / 8), LENGTHS)
     ],
-}  # fmt: skip
+}
 NAMES = (*EXPERIMENTS, "all", *MORE)
 LAPTOP_SIZES, PYTHIA_SIZES = (None, "micro", "tiny"), ("70m", "160m", "410m")  # None: the default, nano
 # The paper's own runs, for a checkpoint of one's own: 296.86B tokens on the clipped cosine, stopped after 50B or 240B;
@@ -78,30 +73,25 @@ stored_config = functools.cache(starting_config)  # a plan asks for the same onc
 
 
 def experiment_runs(name, seeds, given):
-    """({folder: flags as one would give them} of the runs of an experiment, seed by seed, each once; {folder: flags} of
-    the pre-trainings that they start from).
-
-    given: {flag: value} for all of them. An arm that several experiments share is run once, for the longest that any of
-    them needs."""
+    """({folder: flags as one would give them} of the runs of an experiment, each for the longest that an arm of that
+    name needs; {folder: flags} of the pre-trainings that they start from). given: {flag: value} for all of them."""
     for flag in ("resume", "out", "stop_tokens"):
         if flag in given:
             raise ValueError(f"an experiment plans its own runs; leave --{flag.replace('_', '-')} out")
     init, first = given.get("init", "upstream"), given.get("seed", 0)
     base = {"keep": 1} | (PAPER if init != "upstream" else {}) | given
-    listed = [(each, arm) for each in (EXPERIMENTS if name == "all" else [name]) for arm in (EXPERIMENTS | MORE)[each]]
     known = init == "upstream" or ("/pythia-" in init and size_of(Flags(init=init)))
     unknown = set() if known else {"size", "start", "scratch"}  # of any other model nothing is there but its weights
+    tables = EXPERIMENTS if name == "all" else {name: (EXPERIMENTS | MORE)[name]}
+    listed = [(each, arm) for each, arms in tables.items() for arm in arms]
     possible = [(each, arm) for each, arm in listed if not unknown & arm.keys()]
-    if len(possible) < len(listed):
-        left_out = f"{len(listed) - len(possible)} of {len(listed)} arms"
-        message = f"{name}: {left_out} need --init EleutherAI/pythia-SIZE, or no --init"
+    if left_out := len(listed) - len(possible):
+        message = f"{name}: {left_out} of {len(listed)} arms need --init EleutherAI/pythia-SIZE, or no --init"
         if not possible:
             raise ValueError(message)
         print(f"{message}; left out", file=sys.stderr)
     runs, pretrainings = {}, {}
     for seed, (experiment, arm) in itertools.product(range(first, first + seeds), possible):
-        if 0 < arm.get("seeds", 0) <= seed - first:
-            continue
         flags, before = arm_flags(base | {"seed": seed}, arm)
         if init != "upstream" and "tokens" not in given and "length" not in arm:
             flags |= STOPS.get(experiment, {"stop_tokens": flags["tokens"]})
@@ -158,25 +148,28 @@ def resolved(flags):
 
 
 def run_experiment(name, seeds, given, at_once=None, launcher=None):
-    """`python -m paper run NAME`: prints the plan, then runs what is not there yet.
-
-    Each run is a command of its own, `at_once` of them side by side, started by `launcher` in place of python. Stopped
-    or killed, the same command goes on: whole runs are left alone, a cut one is resumed."""
+    """Prints the plan, then runs what is not there yet, `at_once` runs side by side, each a command of its own that
+    `launcher` starts in place of python. Stopped or killed, the same command goes on."""
     flags = Flags(**given)
+    device, dry_run = flags.device, flags.dry_run
     check_flags(flags)
-    names = named_corpora(flags.upstream, flags.downstream, flags.init, flags.revision, flags.dry_run)
+    names = named_corpora(flags.upstream, flags.downstream, flags.init, flags.revision, dry_run)
     given = {flag: value for flag, value in given.items() if flag != "dry_run"} | dict(zip(SIDES, names, strict=True))
     runs, before = experiment_runs(name, seeds, given)
     after = {out: Flags(**arm) for out, arm in runs.items()}
     plan = {out: resolved(flags) for out, flags in (before | after).items()}
     tokens = {out: flags.stop_tokens or flags.tokens for out, flags in plan.items()}
     to_do = [out for out, flags in plan.items() if not checkpoints.reached(out, flags.stop)]
-    left = sum(tokens[out] for out in to_do)
-    print_plan(plan, to_do)
+    left, rows = sum(tokens[out] for out in to_do), []
+    for out, flags in plan.items():
+        numbers = [f"{number:,}" for number in (flags.warmup_updates, flags.updates, flags.stop)]
+        row = [flags.schedule, f"{flags.max_lr:.2g}", *numbers, f"{flags.batch_size:,}x{flags.context}"]
+        rows.append([*row, out if out in to_do else f"{out} (done)"])
+    print_table(["schedule", "max LR", "warm-up", "updates", "stop", "batch", "run"], rows)
     print(f"{len(plan)} runs, {len(to_do)} to do: {left / 1e6:,.1f}M tokens")
-    if flags.dry_run:
+    if dry_run:
         return
-    at_once = at_once or (cores() if machine.pick_device(flags.device).type == "cpu" else 1)
+    at_once = at_once or (cores() if machine.pick_device(device).type == "cpu" else 1)
     prepare_hub(names, max(tokens.values()))
     with progress_bar(name, left) as bar:
         for group in (before, after):  # what starts from a pre-training waits for it
@@ -191,13 +184,3 @@ def run_experiment(name, seeds, given, at_once=None, launcher=None):
 def command_of(flags):
     """The words that anyone could type after `python` for a run."""
     return str(ROOT / "train.py"), *as_words(changed_flags(flags)), "--resume"
-
-
-def print_plan(plan, to_do):
-    """A row for each run."""
-    rows = []
-    for out, flags in plan.items():
-        numbers = [f"{number:,}" for number in (flags.warmup_updates, flags.updates, flags.stop)]
-        row = [flags.schedule, f"{flags.max_lr:.2g}", *numbers, f"{flags.batch_size:,}x{flags.context}"]
-        rows.append([*row, out if out in to_do else f"{out} (done)"])
-    print_table(["schedule", "max LR", "warm-up", "updates", "stop", "batch", "run"], rows)

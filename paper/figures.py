@@ -32,9 +32,7 @@ FIGURES = {  # the arms, whose loss is drawn (or the path through both perplexit
 
 
 def draw_figure(runs, number):
-    """One of the paper's figures 1 to 9, or of those that it does not have: frontier, replay, overlap.
-
-    ValueError if too few of its arms are among the runs, or runs of other studies."""
+    """One of FIGURES or OURS. ValueError if too few of its arms are among the runs, or runs of other studies."""
     if len(names := studies(runs)) > 1:
         raise ValueError(f"these runs are of {len(names)} studies ({'; '.join(names)}); give those of one")
     if number in OURS:
@@ -67,24 +65,26 @@ def draw_paths(groups, until):
     if warm:
         panel.plot(*zip(*warm, strict=True), "kx", ms=6, zorder=5, label="end of warm-up")
     panel.plot(*points[0], "k*", ms=12, label="start")
-    flags = group[0]["flags"]
-    panel.set_xlabel(f"downstream perplexity ({flags['downstream']})")
-    panel.set_ylabel(f"upstream perplexity ({flags['upstream']})")
+    name_axes(panel, group[0]["flags"])
     in_tokens(figure.colorbar(dots, pad=0.02).ax.yaxis)
     panel.legend()
     return figure
+
+
+def name_axes(panel, flags, words=""):
+    panel.set_xlabel(f"{words}downstream perplexity ({flags['downstream']})")
+    panel.set_ylabel(f"{words}upstream perplexity ({flags['upstream']})")
 
 
 # ---------------------------------------------------------------- figures that the paper does not have
 
 
 def final(run, side):
-    """Perplexity at the last evaluation."""
     return run["eval"][-1][f"{side}_perplexity"]
 
 
 def draw_frontier(runs):
-    """The trade-off: every arm's final perplexities, upstream against downstream, over small points for its seeds."""
+    """The trade-off: every arm's final perplexities, means over seeds, upstream against downstream."""
     base = pick(runs)
     kinds = {
         "replay": [group for name, group in arms(runs, ["replay"]).items() if name != "replay 100 %"],
@@ -94,19 +94,12 @@ def draw_frontier(runs):
         "earlier checkpoint": arms(runs, ["start"]).values(),
     }
     figure, (panel,) = new_figure(5.5, 4)
-    for (kind, groups), color, marker in zip(kinds.items(), COLORS, "^oDsvP", strict=False):
-        look = {"marker": marker, "color": color, "ls": ""}
-        panel.plot([], [], **look, label=kind)
-        for group in groups:
-            points = [[final(run, side) for run in group] for side in SIDES[::-1]]
-            if group not in ([], base):
-                panel.plot(*points, **look, ms=2, alpha=0.4)
-                panel.plot(*map(fmean, points), **look)
-    panel.plot(*(fmean(final(run, side) for run in base) for side in SIDES[::-1]), "k*", ms=10, label="base")
+    for (kind, groups), marker in zip(kinds.items(), "^oDsv", strict=True):
+        points = [[fmean(final(run, side) for run in group) for side in SIDES[::-1]] for group in groups if group]
+        panel.plot(*zip(*points, strict=True), marker, label=kind)
+    panel.plot(*(fmean(final(run, side) for run in base) for side in SIDES[::-1]), "k*", ms=14, label="base")
     panel.axhline(level_before(base, "upstream_perplexity"), **BEFORE, label="upstream before")
-    flags = base[0]["flags"]
-    panel.set_xlabel(f"final downstream perplexity ({flags['downstream']})")
-    panel.set_ylabel(f"final upstream perplexity ({flags['upstream']})")
+    name_axes(panel, base[0]["flags"], "final ")
     panel.legend()
     return figure
 
@@ -123,47 +116,35 @@ def draw_shares(groups, words, *panels):
         panel.set_xticks(shares, ["" if share == 75 else f"{share:g}" for share in shares], fontsize=7)
         panel.minorticks_off()
         panel.set(title=title, xlabel=words)
-    return figure, drawn
+    return figure, drawn[0]
 
 
 def draw_replay(runs):
     """What replay costs on the new text and what it keeps of the old."""
     groups = {name: group for name, group in arms(runs, ["replay"]).items() if name != "replay 100 %"}
     measures = [(f"final {side} perplexity", {side: final}) for side in SIDES]
-    figure, panels = draw_shares(groups, "replay (% of each batch)", *measures)
-    panels[0].axhline(level_before(pick(runs), "upstream_perplexity"), **BEFORE, label="before")
-    panels[0].legend()
+    figure, panel = draw_shares(groups, "replay (% of each batch)", *measures)
+    panel.axhline(level_before(pick(runs), "upstream_perplexity"), **BEFORE, label="before")
+    panel.legend()
     return figure
 
 
-def overlap_losses(run, side):
-    """[loss of each evaluation] of a run with replay x, read as one on a mixture with a share x of old text, which
-    trains on the same windows: the loss on the mixture is (1 - x) new + x old."""
-    old = run["flags"]["replay"] if side == "downstream" else 1.0
-    return [(1 - old) * record["downstream_loss"] + old * record["upstream_loss"] for record in run["eval"]]
-
-
 def rise(run, side):
-    """By how many nats the highest loss after the start exceeds the start's; below 0 where it only falls."""
-    before, *after = overlap_losses(run, side)
+    """By how many nats the highest loss after the start exceeds the start's; below 0 where it only falls.
+
+    A run with replay x is read as one on a mixture with a share x of old text, which trains on the same windows: its
+    loss on the mixture is (1 - x) new + x old."""
+    old = run["flags"]["replay"] if side == "downstream" else 1.0
+    before, *after = [(1 - old) * record["downstream_loss"] + old * record["upstream_loss"] for record in run["eval"]]
     return max(after) - before
 
 
-def rise_length(run, side):
-    """After how many tokens the loss was last above its start."""
-    before, *after = overlap_losses(run, side)
-    return max((r["tokens"] for r, loss in zip(run["eval"][1:], after, strict=True) if loss > before), default=0)
-
-
 def draw_overlap(runs):
-    """Height and length of the stability gap against the share of upstream text in the downstream distribution."""
+    """Height of the stability gap against the share of upstream text in the downstream distribution."""
     height = ("highest loss, minus before (nats)", dict.fromkeys(SIDES, rise))
-    length = ("tokens above the level before", {"downstream": rise_length})
-    figure, panels = draw_shares(arms(runs, ["replay"]), "upstream text in the mixture (%)", height, length)
-    panels[0].axhline(0, **BEFORE)
-    panels[0].legend()
-    in_tokens(panels[1].yaxis)
-    panels[1].set_ylabel("tokens")
+    figure, panel = draw_shares(arms(runs, ["replay"]), "upstream text in the mixture (%)", height)
+    panel.axhline(0, **BEFORE)
+    panel.legend()
     return figure
 
 

@@ -22,10 +22,8 @@ def start(words, launcher, threads):
 
 
 def side_by_side(commands, at_once, launcher, bar):
-    """Runs commands, {folder of the run: words after `launcher`}, so many at once.
-
-    Ctrl-C and SIGTERM stop them, and they save. RuntimeError with a command's own last line where it failed; the others
-    are stopped then."""
+    """Runs commands, {folder of the run: words after `launcher`}, so many at once. Ctrl-C and SIGTERM stop them, and
+    they save. RuntimeError with a command's own last line where it failed; the others are stopped then."""
     running, faults, threads = [], [], max(1, cores() // at_once)
 
     def work(number, out):

@@ -1,13 +1,11 @@
 """How high to re-warm, depending on the length of the continuation: the experiment `length`, as a table and a figure.
 
-python -m paper run length --seeds 5
 python -m paper lengths runs/* --markdown
 python -m paper figure length runs/*
 """
 
 import math
 import re
-from statistics import fmean
 from typing import NamedTuple
 
 import numpy as np
@@ -21,7 +19,8 @@ from paper.statistics import estimate
 from paper.tables import print_table
 
 KINDS = {("cosine", 0.1): "cosine", ("linear", 0.0): "linear to zero", ("constant", 0.1): "held"}
-MARKERS = dict(zip(KINDS.values(), "o^s", strict=True))
+MARKERS = {"cosine": "o", "linear to zero": "^", "held": "s"}
+FREE = ("schedule", "floor", "peak", "warmup")
 OLD, NEW = SIDES
 
 
@@ -31,28 +30,33 @@ class Design(NamedTuple):
     length: float  # tokens, as a share of the pre-training's
     batch: int
     kind: str  # a value of KINDS
-    peaks: dict  # {peak: runs}
-    lowest: float  # of the peaks tried, the one that ends lowest on new text in the mean
-    fitted: dict  # {seed: the best peak by vertex(), or None}
+    fitted: list  # of each seed the best peak by vertex(), or None
+    ends: dict  # {peak: mean final losses on new and on old text}
+
+    @property
+    def lowest(self):
+        """Of the peaks tried, the one that ends lowest on new text."""
+        return min(self.ends, key=lambda peak: self.ends[peak][0])
 
 
 def designs(runs):
     """The Designs with three peaks and two seeds or more; ValueError for fewer than two lengths."""
     groups, found = {}, []
-    for run in pick(runs, free=("schedule", "floor", "peak", "warmup")):
+    for run in pick(runs, FREE):
         own, flags = settings(run), run["flags"]
         kind = KINDS.get((own["schedule"].removesuffix("-clipped"), own["floor"]))
-        if kind and flags["warmup"] in ((0.0,) if kind == "held" else (0.01, 0.1)):
-            design = round(flags["tokens"] / pretraining_tokens(flags), 4), flags["batch_size"], kind
-            groups.setdefault(design, {}).setdefault(own["peak"], []).append(run)
-    for design in sorted(groups, key=lambda design: (design[0], -design[1], list(MARKERS).index(design[2]))):
-        peaks = dict(sorted(groups[design].items()))
-        losses = {peak: {run["flags"]["seed"]: run["eval"][-1][f"{NEW}_loss"] for run in peaks[peak]} for peak in peaks}
-        seeds = sorted(set.intersection(*map(set, losses.values())))
+        if kind:
+            length = round(flags["tokens"] / pretraining_tokens(flags), 4)
+            design = length, flags["batch_size"], kind, own["warmup"]
+            losses = groups.setdefault(design, {}).setdefault(own["peak"], {})
+            losses[flags["seed"]] = [run["eval"][-1][f"{side}_loss"] for side in (NEW, OLD)]
+    for design, losses in sorted(groups.items()):
+        peaks = sorted(losses)
+        seeds = set.intersection(*(set(by_seed) for by_seed in losses.values()))
         if len(seeds) > 1 and len(peaks) > 2:
-            fitted = {seed: vertex(list(peaks), [losses[peak][seed] for peak in peaks]) for seed in seeds}
-            lowest = min(peaks, key=lambda peak: fmean(losses[peak][seed] for seed in seeds))
-            found.append(Design(*design, peaks, lowest, fitted))
+            fitted = [vertex(peaks, [losses[peak][seed][0] for peak in peaks]) for seed in sorted(seeds)]
+            ends = {peak: np.mean([losses[peak][seed] for seed in seeds], axis=0) for peak in peaks}
+            found.append(Design(*design[:3], fitted, ends))
     if len({design.length for design in found}) < 2:
         raise ValueError("fewer than two lengths with two seeds are here; see python -m paper run length")
     return found
@@ -91,29 +95,15 @@ def in_words(peaks):
     return f"outside the peaks tried: {peaks.count(None)} of {len(peaks)} seeds"
 
 
-def ends(runs):
-    """Mean final losses on new and on old text."""
-    return [fmean(run["eval"][-1][f"{side}_loss"] for run in runs) for side in (NEW, OLD)]
-
-
 def print_lengths(runs, markdown):
     """The best peak of each length, batch and schedule, and where the best peak tried ends on both texts."""
-    rows, ratios, found = [], [], designs(runs)
-    for design in found:
-        row = [f"{100 * design.length:.3g} %", design.kind]
-        losses = [f"{loss:.3f}" for loss in ends(design.peaks[design.lowest])]
-        fitted = [str(len(design.fitted)), in_words([*design.fitted.values()])]
-        rows.append([*row, str(design.batch), *fitted, f"{design.lowest:g}", *losses])
-        for other in found:
-            if (other.length, other.kind) == (design.length, design.kind) and other.batch < design.batch:
-                both = [(other.fitted[seed], design.fitted[seed]) for seed in other.fitted if seed in design.fitted]
-                ratio = [small / large if small and large else None for small, large in both]
-                batches, root = f"{other.batch} over {design.batch}", math.sqrt(other.batch / design.batch)
-                ratios.append([*row, batches, str(len(both)), in_words(ratio), f"{root:.2g}"])
-    heads = ["length", "schedule", "batch", "seeds"]
-    print_table([*heads, "best peak [95 % interval]", "lowest of those tried", "new text", "old text"], rows, markdown)
-    if ratios:
-        print_table([*heads, "ratio of best peaks [95 % interval]", "root of the ratio"], ratios, markdown)
+    rows = []
+    for design in designs(runs):
+        row = [f"{100 * design.length:.3g} %", design.kind, str(design.batch), str(len(design.fitted))]
+        losses = [f"{loss:.3f}" for loss in design.ends[design.lowest]]
+        rows.append([*row, in_words(design.fitted), f"{design.lowest:g}", *losses])
+    heads = ["length", "schedule", "batch", "seeds", "best peak [95 % interval]", "lowest of those tried"]
+    print_table([*heads, "new text", "old text"], rows, markdown)
 
 
 def draw_lengths(runs):
@@ -122,37 +112,27 @@ def draw_lengths(runs):
     colors = dict(zip(sorted({design.batch for design in found}), COLORS, strict=False))
     figure, (panel, front) = new_figure(7.2, 3.4, columns=2)
     for design in found:
-        beside = {"linear to zero": 1.15, "held": 1 / 1.15}.get(design.kind, 1)  # not upon each other
-        if best := mean_peak([*design.fitted.values()]):
-            place, look = 100 * beside * design.length, {"color": colors[design.batch]}
-            panel.plot(place, best[0], MARKERS[design.kind], ms=5, **look)
-            panel.plot([place, place], best[1:], "-", lw=0.8, **look)
-    ticks = sorted({peak for design in found for peak in design.peaks})
-    ticks = [tick for tick in ticks if tick / 0.025 in 2.0 ** np.arange(9)]
+        color = colors[design.batch]
+        if best := mean_peak(design.fitted):
+            beside = {"linear to zero": 1.15, "held": 1 / 1.15}.get(design.kind, 1)  # not upon each other
+            place = 100 * beside * design.length
+            panel.plot(place, best[0], MARKERS[design.kind], ms=5, color=color)
+            panel.plot([place, place], best[1:], "-", lw=0.8, color=color)
+        if design.kind == "cosine":
+            ends = [*design.ends.values()]
+            front.plot(*np.transpose(ends), "o-", mfc="w", ms=3, lw=1, color=color)
+            front.plot(*design.ends[design.lowest], "o", ms=5, color=color)
+            front.text(*ends[-1], f"{100 * design.length:.3g} %  ", size=7, ha="right", color=color)
     panel.set(xscale="log", yscale="log", xlabel="tokens (% of pre-training)", ylabel="best peak (of pre-training's)")
+    ticks = [0.025 * 2**power for power in range(7)]
     panel.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
     panel.xaxis.set_major_formatter("{x:g}")
     panel.minorticks_off()
-    draw_front(front, [design for design in found if design.kind == "cosine"])
     for batch, color in colors.items():
-        panel.plot([], [], "o", color=color, ls="", label=f"batch {batch}")
+        panel.plot([], [], "-", color=color, label=f"batch {batch}")
     for kind, marker in MARKERS.items():
         panel.plot([], [], marker, color="0.4", ls="", label=kind)
-    figure.legend(*panel.get_legend_handles_labels(), loc="outside upper center", ncols=5)
+    front.axhline(level_before(pick(runs, FREE), f"{OLD}_loss"), **BEFORE)
+    front.set(xlabel="new text, final loss (nats)", ylabel="old text, final loss (nats)", xmargin=0.12)
+    figure.legend(loc="outside upper center", ncols=5)
     return figure
-
-
-def draw_front(panel, cosines):
-    """Final losses, new text against old, along the peaks of each length; dotted: of all batches but the largest."""
-    colors = dict(zip(dict.fromkeys(design.length for design in cosines), COLORS, strict=False))
-    for design in cosines:
-        largest = design.batch == max(other.batch for other in cosines)
-        look = {"color": colors[design.length], "marker": "o", "ls": "-" if largest else ":"}
-        label = f"{100 * design.length:.3g} %" if largest else None
-        line = zip(*map(ends, design.peaks.values()), strict=True)
-        panel.plot(*line, mfc="w", ms=3, lw=1, label=label, **look)
-        panel.plot(*ends(design.peaks[design.lowest]), ms=5, **look)
-    every = [run for design in cosines for group in design.peaks.values() for run in group]
-    panel.axhline(level_before(every, f"{OLD}_loss"), **BEFORE, label="before")
-    panel.set(xlabel="new text, final loss (nats)", ylabel="old text, final loss (nats)")
-    panel.legend(fontsize=7)

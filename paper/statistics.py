@@ -28,9 +28,7 @@ def student_quantile(tail, freedom):
 
 
 class Estimate(NamedTuple):
-    """A mean difference in nats over seeds, on one validation text. From a single seed there is no error, and no test.
-
-    Seeds differ in the order of the data, the random start and, where each has its own, the pre-training."""
+    """A mean difference in nats over seeds, on one validation text; from a single seed without an error, or a test."""
 
     mean: float
     seeds: int
@@ -49,7 +47,6 @@ class Estimate(NamedTuple):
         return student_tail((self.mean - value) / self.error, self.seeds - 1)
 
     def below(self, value):
-        """The same for a true difference below a value."""
         return Estimate(-self.mean, self.seeds, self.error).above(-value)
 
     def __str__(self):
@@ -65,8 +62,8 @@ def estimate(differences):
 def holm(chances, level=LEVEL):
     """Which of several tests hold together at a level (Holm 1979): of m p-values the smallest is compared with level /
     m, the next with level / (m - 1), and so on until one exceeds its threshold."""
-    order, passed = sorted(range(len(chances)), key=chances.__getitem__), [False] * len(chances)
-    for place, index in enumerate(order):
+    passed = [False] * len(chances)
+    for place, index in enumerate(sorted(range(len(chances)), key=chances.__getitem__)):
         if chances[index] > level / (len(chances) - place):
             break
         passed[index] = True

@@ -20,6 +20,7 @@ from conftest import ROOT, Forked, call, refused
 import eval
 import train
 from engine import checkpoints
+from engine.figures import warmup_end
 from engine.folder import read_run, read_runs
 from engine.log import SIDES, progress_bar
 from model import SIZES, GPTNeoX, Size, config_of
@@ -93,7 +94,7 @@ def test_the_study_has_the_arms_that_were_fixed_beforehand(house):
     sweep = experiments.experiment_runs("sweep", 2, {"downstream": "stdlib"})[0].values()
     assert len(sweep) == 2 * 15 and all(flags["eval_every"] == 0 for flags in sweep)
     runs = experiments.experiment_runs("length", 5, {})[0].values()
-    assert len(runs) == 5 * 3 * 2 * 7 * 3 + 3 * 2 * (4 + 4)
+    assert len(runs) == 5 * (3 * 2 * 7 * 3 + 2 * 2 * 5)
     rare = [f for f in runs if f["tokens"] == 20_000 and f["batch_size"] == 8 and f["seed"] == 4]
     assert sorted({round(f["max_lr"] / 8e-3, 3) for f in rare}) == [0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6]
     kinds = {(f.get("schedule"), f["warmup"], f.get("min_lr")) for f in rare}
@@ -122,16 +123,6 @@ def test_an_experiment_runs_and_resumes_and_leaves_whole_runs_alone(house, monke
         assert (again == before[run]) == (run != runs[1]) and again.count(b"\n") == before[run].count(b"\n")
     done = call("paper", "figure", "7", *runs, "--out", "7.png")  # all of one study
     assert done.returncode == 0, done.stderr
-
-
-def test_help_without_docstrings(monkeypatch, capsys):  # python -OO leaves them out
-    from paper import __main__ as command_line
-
-    for tell in command_line.TABLES.values():
-        monkeypatch.setattr(tell, "__doc__", None)
-    with pytest.raises(SystemExit, match="0"):
-        command_line.main(["--help"])
-    assert "claims" in capsys.readouterr().out
 
 
 def test_bad_experiments(house):
@@ -347,14 +338,14 @@ def test_noise_and_too_few_seeds_tell_nothing():
     noisy = words_of(study(noise=0.3))
     assert noisy["1"] == noisy["9"] == claims.FEW and list(noisy.values()).count(claims.HOLDS) <= 2
     single = claims.verdicts(study(noise=0.0, seeds=1))
-    assert {verdict.word for verdict in single.values()} == {claims.SINGLE}
+    assert {verdict.word for verdict in single.values()} == {claims.FEW}
     assert [str(each) for each in single["4"].found.values()] == ["-0.050", "-0.100", "-0.150"]  # no interval
 
 
 def test_a_claim_whose_runs_are_missing_is_not_run():
     found = claims.verdicts(study(scratch=None, **{"rsqrt-like": None, "earliest": None, "short-warmup": None}))
     assert {number for number, verdict in found.items() if verdict.word == claims.NOT_RUN} == {"1", "4", "5", "7", "9"}
-    assert [*found["5"].settled.values()].count(claims.NOT_RUN) == 2 and found["4"].decisive is None
+    assert {*found["5"].settled.values()} == {claims.NOT_RUN} and found["4"].decisive is None
     runs = study()
     for run in runs:
         del run["eval"][1:]  # nothing but the evaluation before the first update
@@ -426,24 +417,20 @@ def test_the_papers_own_plan_is_judged():
 
 def test_claims_are_tables(house):
     near = write(study())
-    far = [replace_folder(run, "far") for run in study(parameters=500, scratch=None, **{"no-warmup": None})]
-    single = write([replace_folder(run, "single") for run in study(parameters=300, seeds=1)])
-    done = call("paper", "claims", *near, *near[:2], *single, "--markdown")  # a run given twice is one run
+    far = write([replace_folder(run, "far") for run in study(parameters=500, scratch=None, **{"no-warmup": None})])
+    done = call("paper", "claims", *near, *far, "--markdown")
     assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
-    assert lines[0] == "| claim | the paper | here | what decides, nats |" and len(lines) == 2 + 11 + 1
-    cells = [cell for line in lines if line.startswith("|") for cell in line.split("|")]
-    assert max(cell.count("[") for cell in cells) == 1  # never more than one number and its interval
-    both = [*near, *write(far)]
-    rows = call("paper", "claims", *both, "--markdown").stdout.splitlines()[2:-1]
-    assert len(rows) == 11 + 7 and all(row.count(" | holds | ") == 1 for row in rows)  # those that far has arms for
-    alone = call("paper", "claims", *single).stdout
-    assert alone.count(claims.SINGLE) == 11  # better than nothing
-    measures = call("paper", "measures", *both, "--markdown").stdout
-    row = "| old text, same data, at 17 % minus before | 0.001M, stdlib to torch | +0.1"
-    (row,) = (line for line in measures.splitlines() if line.startswith(row))
-    assert row.endswith(" | 3 | above 0: as claimed |") and measures.count("**1b. ") == 1
-    assert "| new text, 5 % replay minus no replay, at the end | 0.0005M, stdlib to torch |" in measures
+    assert done.stdout.count("| claim | the paper | here | what decides, nats |") == 2
+    rows = [line for line in done.stdout.splitlines() if line[:3].strip("| ").isdigit()]
+    assert len(rows) == 2 * 11 and [row.count(" | holds | ") for row in rows].count(1) == 11 + 7
+    assert [row.count(" | not run | - |") for row in rows].count(1) == 4  # what far has no arms for
+    assert max(cell.count("[") for row in rows for cell in row.split("|")) == 1  # never more than one interval
+    measures = call("paper", "measures", *near, *far, "--markdown").stdout
+    row = "| 6 | old text, same data minus before, at 17 % | +0.1"
+    assert [line.endswith(" | 3 | above 0: as claimed |") for line in measures.splitlines() if row in line] == [
+        True
+    ] * 2
+    assert measures.startswith("0.001M, stdlib to torch\n")
     refused(call("paper", "claims", "nowhere"), "nowhere")
 
 
@@ -464,39 +451,100 @@ def test_runs_on_different_text_are_different_studies():
         figures.draw_figure(runs, "2")
 
 
-def test_robust_claims_are_told_from_those_that_hang_on_a_seed_or_a_moment(house):
-    runs = study(seeds=4)
-    for run in runs:
-        half = run["flags"]["max_lr"] == 0.5 * PEAK
-        run["eval"].insert(4, run["eval"][3] | {"step": 10, "tokens": 10 * 2048})  # one more moment
-        if half:
-            run["eval"][4]["downstream_loss"] -= 1  # there the constant rate is not ahead of half the peak
-    for run in arms.pick(runs, replay=0.05):  # one seed is far better than the others, which restore 45 %
-        run["eval"][-1]["upstream_loss"] = 1.05 if run["flags"]["seed"] == 3 else 1.255
-    table = call("paper", "robust", *write(runs), "--markdown").stdout.splitlines()
-    rows = {row[0]: row[1:] for row in ([cell.strip() for cell in line.split("|")[1:-1]] for line in table[2:-1])}
-    assert (
-        rows["4. Re-warmed runs end better on new text than training from scratch"][1:] == ["holds"] + ["the same"] * 2
-    )
-    (row,) = (cells for claim, cells in rows.items() if claim.startswith("5."))
-    assert row[1:] == ["holds", "the same", "mixed (10 %)"]
-    (row,) = (cells for claim, cells in rows.items() if claim.startswith("8."))
-    assert row[1:] == [claims.FEW, "mixed (3)", "the same"]
-
-
-def test_pairs_are_a_table(house):
-    runs = study(noise=0.0, seeds=2)
-    far = [replace_folder(run, "far") for run in study(noise=0.0, seeds=2, parameters=500, double=None)]
-    table = call("paper", "pairs", *write(runs), *write(far), "--markdown").stdout.splitlines()
-    assert len(table) == 2 + 1 + 1  # without an arm there is nothing to say
-    row = [cell.strip().split(" [")[0] for cell in table[2].split("|")[1:-1]]
-    # On new text constant is ahead by 0.2 after the warm-up, by 0.15 until 50 % and behind by 0.15 from 81 %; of a rise
-    # of 0.2 on old text half is left.
-    assert row == ["0.001M, stdlib to torch", "2", "+0.200", "66 %", "50 %", "-0.050"]
-
-
 def replace_folder(run, folder):
     return run | {"folder": Path(folder, run["folder"].name)}
+
+
+# ---------------------------------------------------------------- tables that the page has by hand
+
+
+def table_of(heading):
+    """The rows of the first table beneath a heading of the study's page, as lists of cells."""
+    text = (ROOT / "paper/README.md").read_text(encoding="utf-8").partition(f"{heading}\n")[2]
+    lines = text[text.index("|---") :].partition("\n\n")[0].splitlines()[1:]
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+
+
+def packed(name):
+    return read_runs([ROOT / f"paper/results/{name}.jsonl.gz"])
+
+
+def departures(word, others):
+    """Where the word for a claim is another; others: {where: word}."""
+    places = {}
+    for where, other in others.items():
+        if other != word:
+            places.setdefault(other, []).append(where)
+    return "; ".join(f"{other} ({', '.join(where)})" for other, where in places.items()) or "the same"
+
+
+def test_which_verdicts_hang_on_a_seed_or_a_moment(monkeypatch):
+    runs = packed("nano")
+    here = words_of(runs)
+    without = {str(n): words_of([run for run in runs if run["flags"]["seed"] != n]) for n in range(8)}
+    tokens, moments = runs[0]["flags"]["tokens"], {}
+    for share in sorted({record["tokens"] / tokens for record in runs[0]["eval"]}):
+        if 0.05 < share < 0.25 and f"{100 * share:.0f}" != "17":
+            monkeypatch.setattr(claims, "BEGINNING", share)
+            moments[f"{100 * share:.0f} %"] = words_of(runs)
+    found = []
+    for number, word in here.items():
+        cells = [departures(word, {key: each[number] for key, each in both.items()}) for both in (without, moments)]
+        if cells != ["the same", "the same"]:
+            found.append([number, word, *cells])
+    assert found == table_of('Which verdicts hang on a single seed, or on the moment that is called "early"?')
+
+
+def test_the_pairs_of_texts():
+    """New text after the warm-up; until when the constant rate leads; what comes back on old text; double the peak."""
+    found = []
+    for name in ("nano", "far", "samples"):
+        ((study_name, runs),) = arms.studies(packed(name)).items()
+        groups = ({run["flags"]["seed"]: run for run in arms.pick(runs, **arm)} for arm in ({}, *DOUBLE_AND_CONSTANT))
+        base, double, constant = groups
+        seeds = sorted(base.keys() & double.keys() & constant.keys())
+        gain = [double[s]["eval"][-1]["downstream_loss"] - base[s]["eval"][-1]["downstream_loss"] for s in seeds]
+        rises, gone = zip(*(rise_and_return(base[seed]) for seed in seeds), strict=True)
+        lead = estimate([lead_of(constant[seed], base[seed]) for seed in seeds])
+        shares = ["{:.0f} % [{:.0f}, {:.0f}]".format(e.mean, *e.interval) for e in (lead, estimate(gone))]
+        found.append([study_name, str(len(seeds)), str(estimate(rises)), *shares, str(estimate(gain))])
+    assert found == table_of("## Pairs of texts")
+
+
+DOUBLE_AND_CONSTANT = ({"peak": 2.0}, arms.CONSTANT)
+
+
+def rise_and_return(run):
+    """(by how much new text rises in the warm-up, what part in percent of the highest rise on old text is gone)."""
+    warm = arms.nearest(run, warmup_end(run["flags"]))
+    old = [record["upstream_loss"] for record in run["eval"]]
+    rise = warm["downstream_loss"] - run["eval"][0]["downstream_loss"]
+    return rise, 100 * (max(old) - old[-1]) / (max(old) - old[0])
+
+
+def lead_of(run, other):
+    """The percentage of the schedule until which a run is ahead of another on new text, between evaluations on a
+    line."""
+    losses, until = {record["tokens"]: record["downstream_loss"] for record in other["eval"]}, 0.0
+    place, ahead = 0.0, 0.0  # of the evaluation before
+    for record in run["eval"]:
+        if (tokens := record["tokens"]) in losses:
+            now = losses[tokens] - record["downstream_loss"]
+            if ahead > 0 >= now:
+                until = place + (tokens - place) * ahead / (ahead - now)
+            place, ahead = tokens, now
+    return 100 * (place if ahead > 0 else until) / run["flags"]["tokens"]
+
+
+def test_how_the_batch_moves_the_best_peak():
+    fitted = {
+        (each.length, each.batch): each.fitted for each in lengths.designs(packed("lengths")) if each.kind == "cosine"
+    }
+    found = []
+    for length in sorted({length for length, _ in fitted}):
+        ratios = [small / large for small, large in zip(fitted[length, 1], fitted[length, 8], strict=True)]
+        found.append([f"{100 * length:.3g} %", str(len(ratios)), lengths.in_words(ratios)])
+    assert found == table_of("The best peak at batch 1 over that at batch 8")
 
 
 # ---------------------------------------------------------------- statistics
@@ -573,25 +621,22 @@ def test_every_figure():
     assert list(kept["replay"].axes[0].lines[0].get_xdata()) == [0, 5, 50]
 
 
-def test_overlap_is_read_off_the_replay_runs(house, monkeypatch):
+def test_overlap_is_read_off_the_replay_runs():
     """Trained on the same windows as the mixture, whose loss is (1 - x) new + x old."""
-    run = made_up("r", replay=0.25, bump=0.2)
-    assert figures.overlap_losses(run, "upstream")[:2] == pytest.approx([1.2, 1.4])
-    assert figures.overlap_losses(run, "downstream")[:2] == pytest.approx([0.75 * 2.4 + 0.25 * 1.2, 2.1 + 0.2])
-    assert figures.rise(run, "downstream") == pytest.approx(0.2) and figures.rise_length(run, "downstream") == 2 * 2048
+    run = made_up("r", replay=0.25, end=(1.5, 2.0), bump=0.2)
+    assert figures.rise(run, "downstream") == pytest.approx(0.2) and figures.rise(run, "upstream") == pytest.approx(0.3)
+    assert figures.rise(made_up("r", replay=0.75, end=(1.5, 2.2)), "downstream") == pytest.approx(0.175)
 
 
-def test_the_claims_figure_has_a_row_for_each_claim_and_study_with_seeds():
+def test_the_claims_figure_has_a_row_for_each_claim_and_a_panel_for_each_study():
     near, far = study(double={"max_lr": 2 * PEAK, "end": (1.35, 2.05)}), study(parameters=500, scratch=None)
-    figure = claims.draw_claims(near + far + study(parameters=300, seeds=1))
-    panel = figure.axes[0]
-    names = [label.get_text() for label in panel.get_yticklabels()]
+    figure = claims.draw_claims(near + far)
+    names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert len(names) == 11 and names[0] == "1. The length of the warm-up does not matter"
-    words = [text.get_text() for text in panel.texts]  # near and far by turns; without scratch no 4 and 5
-    assert len(words) == 11 + 9 and words[:2] == ["holds", "holds"] and words[6] == claims.MIXED
-    assert [text.get_text() for text in figure.legends[0].get_texts()][-1] == "claimed"
-    with pytest.raises(ValueError, match="figure claims"):
-        claims.draw_claims([made_up("other", replay=0.3)])
+    markers = [[line.get_marker() for line in panel.lines if line.get_marker() != "None"] for panel in figure.axes]
+    assert len(figure.axes) == 2 and len(markers[1]) == 9  # without scratch no 4 and 5
+    assert markers[0][:11].count("o") == 9 and markers[0][3] == claims.LOOKS[claims.MIXED][0]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [*claims.LOOKS]
 
 
 def test_figures_of_the_command_line(house):
@@ -621,12 +666,10 @@ def test_lengths_are_told_apart(house):
             runs.append(made_up(out, noise=0.0003, end=(1.2 + peak / 10, loss), **flags))
     table = call("paper", "lengths", *write(runs), "--markdown").stdout
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:14]]
-    assert [row[0] for row in rows[::4]] == ["1 %", "10 %", "100 %"]
-    assert [row[4].split(" [")[0] for row in rows[::4]] == ["0.20", "0.40", "0.80"]  # of the pre-training's batch
-    assert [row[4].split(" [")[0] for row in rows[2::4]] == ["0.10", "0.20", "0.40"]  # of a quarter of it
-    assert [row[5] for row in rows[::4]] == ["0.2", "0.4", "0.8"] and rows[0][6:] == ["2.000", "1.220"]
-    ratios = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[17:23]]
-    assert [row[2] for row in ratios] == ["2 over 8"] * 6 and {row[4].split(" [")[0] for row in ratios} == {"0.50"}
+    assert [row[0] for row in rows[::4]] == ["1 %", "10 %", "100 %"] and len(rows) == 12
+    assert [row[4].split(" [")[0] for row in rows[::4]] == ["0.10", "0.20", "0.40"]  # of a quarter of the batch
+    assert [row[4].split(" [")[0] for row in rows[2::4]] == ["0.20", "0.40", "0.80"]  # of the pre-training's
+    assert [row[5] for row in rows[2::4]] == ["0.2", "0.4", "0.8"] and rows[2][6:] == ["2.000", "1.220"]
     assert len(lengths.draw_lengths(runs).axes) == 2
     with pytest.raises(ValueError, match="python -m paper run length"):
         lengths.designs(runs[:10])
