@@ -27,12 +27,12 @@ MIXTURES = {
 }
 
 
-def open_hub(path, mode):
+def open_hub(path):
     """A file "owner/dataset/path" of the hub, read in ranges. Its client asks six times for a range that does not come,
     after growing waits. Nothing lands on the disk."""
     from huggingface_hub import HfFileSystem
 
-    return HfFileSystem().open(f"datasets/{path.as_posix()}", mode, block_size=RANGE)
+    return HfFileSystem().open(f"datasets/{path.as_posix()}", "rb", block_size=RANGE)
 
 
 def pythia_rows(paths, bar):
@@ -43,7 +43,7 @@ def pythia_rows(paths, bar):
     first token of the next row."""
     rest = b""
     for path in paths:
-        for block in read_blocks(path, bar, open_hub):
+        for block in read_blocks(open_hub(path), bar):
             rest += block
             whole = len(rest) - len(rest) % (2 * PYTHIA_ROW)  # bytes
             yield from np.frombuffer(rest[:whole], "<u2").reshape(-1, PYTHIA_ROW)[:, :-1]

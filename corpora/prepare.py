@@ -21,7 +21,7 @@ import numpy as np
 from tqdm import tqdm
 
 from corpora.hub import HUB, MIXTURES, VAL_TOKENS, hub_documents
-from corpora.readers import EMBEDDED_FILE_BYTES, WAY_OUT, embedded_documents, hash_share, read_documents, source_files
+from corpora.readers import WAY_OUT, embedded_documents, hash_share, read_documents, source_files
 from corpora.tokenizer import load_tokenizer
 from engine.files import file_hash, locked, sample_hash, sync, to_json, write_file
 
@@ -34,7 +34,7 @@ SPLITS = ("train", "val")
 COUNTS = ("tokens", "documents", "bytes_of_text")  # of a split
 VAL_SHARE = 0.05  # of one's own documents
 EMBEDDED_VAL_SHARE = 0.15  # of the embedded corpora's
-BATCH = 2**16  # characters that a thread tokenizes at a time
+WAITING = 4  # documents for each thread
 LONG, ALONE = 2**20, Lock()  # a text of more characters is tokenized alone: a single word takes 50 times its memory
 
 
@@ -53,31 +53,17 @@ def slug(text):
 # ---------------------------------------------------------------- from text to token ids
 
 
-def tokenize(documents, tokenizer):
-    """[(key, domain, text)] -> [(share, domain, ids, bytes of text)], ids (n,) uint16.
+def tokenize(document, tokenizer):
+    """(share, domain, ids, bytes of text) of a document (key, domain, text); ids (n,) uint16.
 
     The share is the hash of the key. Where the text is an array, it is token ids already."""
-    done = []
-    for key, domain, text in documents:
-        if isinstance(text, np.ndarray):
-            ids, size = text, len(tokenizer.to_bytes(text[text != tokenizer.eot].tolist()))
-        else:
-            with ALONE if len(text) > LONG else nullcontext():
-                ids, size = [*tokenizer.encode(text), tokenizer.eot], len(text.encode(errors="surrogatepass"))
-        done.append((hash_share(key), domain, np.array(ids, "<u2"), size))
-    return done
-
-
-def batches(documents):
-    """Lists of documents, each of about BATCH characters."""
-    batch, size = [], 0
-    for document in documents:
-        batch.append(document)
-        size += len(document[2])
-        if size >= BATCH:
-            yield batch
-            batch, size = [], 0
-    yield batch
+    key, domain, text = document
+    if isinstance(text, np.ndarray):
+        ids, size = text, len(tokenizer.to_bytes(text[text != tokenizer.eot].tolist()))
+    else:
+        with ALONE if len(text) > LONG else nullcontext():
+            ids, size = [*tokenizer.encode(text), tokenizer.eot], len(text.encode(errors="surrogatepass"))
+    return hash_share(key), domain, np.array(ids, "<u2"), size
 
 
 def tokenize_all(documents, tokenizer, threads):
@@ -87,12 +73,12 @@ def tokenize_all(documents, tokenizer, threads):
     or be orphaned."""
     waiting, pool = deque(), ThreadPoolExecutor(threads)
     try:
-        for batch in batches(documents):
-            waiting.append(pool.submit(tokenize, batch, tokenizer))
-            if len(waiting) == 2 * threads:  # so that the reader never runs ahead of the tokenizers
-                yield from waiting.popleft().result()
+        for document in documents:
+            waiting.append(pool.submit(tokenize, document, tokenizer))
+            if len(waiting) == WAITING * threads:  # so that the reader never runs ahead of the tokenizers
+                yield waiting.popleft().result()
         while waiting:
-            yield from waiting.popleft().result()
+            yield waiting.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -202,7 +188,14 @@ def prepare(name, files=(), tokenizer=None, skip_bad_lines=False, text_key="text
     The hub's come with their official validation files, as many tokens as asked for. way_out: what to do about bad
     input. Returns the names written."""
     corpus_folder(name)  # raises for a bad name before any work
-    refuse_what_does_not_fit(name, files, tokenizer, options)
+    if name in HUB and (files or tokenizer not in (None, "neox") or options.get("val_share")):
+        raise ValueError(f"{name} comes from the hub; it takes neither FILES nor --tokenizer nor --val-share")
+    if name in HUB and options.get("train_tokens") is None:
+        raise ValueError(f"say how much of {name}: `python data.py {name} --train-tokens 1e9`")
+    if name in EMBEDDED and files:
+        raise ValueError(f"{name} is an embedded corpus, which takes no files; choose another name for yours")
+    if not files and name not in (*HUB, *EMBEDDED):
+        raise ValueError(f"no FILES for {name}; {how_to_prepare(name)}")
     paths, tokenizer = source_files(files), load_tokenizer(tokenizer or EMBEDDED.get(name, "neox"))
     read, skipped = Counter(), Counter() if skip_bad_lines else None
     size = sum(path.stat().st_size for path in paths)
@@ -212,11 +205,9 @@ def prepare(name, files=(), tokenizer=None, skip_bad_lines=False, text_key="text
             options["val_tokens"] = options.get("val_tokens") or VAL_TOKENS
             parts = [(hub_documents(name, split, **reading), split) for split in HUB[name]]
         elif name in EMBEDDED:
-            library = name.removesuffix("-neox")
-            made_of = f"Python {platform.python_version()}" if library == "stdlib" else f"torch {version('torch')}"
-            read = [made_of, f"the first {EMBEDDED_FILE_BYTES:,} bytes of each file"]
             options["val_share"] = options.get("val_share") or EMBEDDED_VAL_SHARE
-            parts = [(embedded_documents(library), None)]
+            read = [f"Python {platform.python_version()}, torch {version('torch')}"]
+            parts = [(embedded_documents(name.removesuffix("-neox")), None)]
         else:
             texts = read_documents(paths, key=text_key, **reading)
             parts = [(((text, domain, text) for domain, text in texts), None)]
@@ -233,20 +224,6 @@ def prepare_once(name, **options):
         with locked(ROOT / f".{name}.once.lock"):
             if not corpus_folder(name).is_dir():
                 prepare(name, **options)
-
-
-def refuse_what_does_not_fit(name, files, tokenizer, options):
-    """ValueError for a name with files or options that it does not take, or without those that it needs."""
-    if name in HUB:
-        if files or tokenizer not in (None, "neox") or options.get("val_share"):
-            refused = "it takes neither FILES nor --tokenizer nor --val-share"
-            raise ValueError(f"{name} comes from the hub, in Pythia's tokens, with validation files: {refused}")
-        if options.get("train_tokens") is None:
-            raise ValueError(f"say how much of {name}: `python data.py {name} --train-tokens 1e9`")
-    elif name in EMBEDDED and files:
-        raise ValueError(f"{name} is an embedded corpus, which takes no files; choose another name for yours")
-    elif name not in EMBEDDED and not files:
-        raise ValueError(f"no FILES for {name}; {how_to_prepare(name)}")
 
 
 def how_to_prepare(name):

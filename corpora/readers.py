@@ -15,7 +15,7 @@ from pathlib import Path
 
 import zstandard
 
-from corpora.tokenizer import LFS_POINTER
+from engine.files import open_file
 
 BLOCK = 2**11  # bytes read at a time: few, so that a decompression bomb, which swells 30,000 times, fills no memory
 ROW_LIMIT = 2**24  # bytes: a longer line is a mistake, or such a bomb. tiktoken takes 50 times this for a single word
@@ -35,9 +35,7 @@ SKIPPED_FOLDERS |= {"encodings", "pydoc_data", "generated"}  # tables and pages 
 
 def source_files(paths):
     """The files of a command line, whatever their endings; of a folder those of KINDS inside it, sorted, without what
-    is hidden.
-
-    A line on stderr counts what is not read of a folder. ValueError for a path without text."""
+    is hidden. A line on stderr counts what is not read of a folder. ValueError for a path without text."""
     files = []
     for path in map(Path, paths):
         if path.is_dir():
@@ -53,36 +51,29 @@ def source_files(paths):
 
 def files_below(folder):
     """The files of KINDS in a folder and its sub-folders. Links are followed, but no folder is entered twice, so a loop
-    of links ends. Counts on stderr what is not read; ValueError if there is nothing else."""
-    entered, files, rest = set(), [], Counter()
-    for path, folders, names in os.walk(folder, onerror=lambda _: rest.update(["not to be opened"]), followlinks=True):
+    of links ends."""
+    entered, files, others = set(), [], []
+    for path, folders, names in os.walk(folder, onerror=others.append, followlinks=True):
         if os.path.realpath(path) in entered:
             folders.clear()
             continue
         entered.add(os.path.realpath(path))
         folders[:] = sorted(name for name in folders if name[0] != ".")
         for file in (Path(path, name) for name in names if name[0] != "."):
-            if not file.is_file():
-                rest["leading nowhere" if file.is_symlink() else "that is no file"] += 1
-            elif re.search(KINDS, file.name):
-                files.append(file)
-            else:
-                rest[re.search(r"(\.\w+)?(\.(gz|zst|xz|bz2))?$", file.name)[0] or "without an ending"] += 1
-    others = ", ".join(f"{count} {kind}" for kind, count in rest.most_common(9))
+            readable = file.is_file() and re.search(KINDS, file.name)
+            (files if readable else others).append(file)
     if not files:
         kinds = ".jsonl, .ndjson, .txt, .md, .rst, .tex or .py, nor these as .gz or .zst"
-        raise ValueError(f"{folder}: no {kinds}{f'; not read: {others}' if others else ''}")
+        raise ValueError(f"{folder}: no {kinds}; not read: {len(others)} others")
     if others:
-        print(f"{folder}: not read: {others}", file=sys.stderr)
+        print(f"{folder}: not read: {len(others)} files that are no text, or folders that are closed", file=sys.stderr)
     return sorted(files)
 
 
-def read_blocks(path, bar, opened=open):
-    """Yields the bytes of a file, block by block. opened(path, "rb"): what opens it."""
-    with opened(path, "rb") as file:
+def read_blocks(file, bar):
+    """Yields the bytes of an open file, block by block, and closes it."""
+    with file:
         while block := file.read(BLOCK):
-            if block.startswith(LFS_POINTER.encode()):
-                raise EOFError("a Git LFS pointer in place of the file (`git lfs pull` fetches it)")
             bar.update(len(block))
             yield block
 
@@ -108,30 +99,28 @@ def decompressed(blocks, suffix):
 # ---------------------------------------------------------------- documents
 
 
-def read_documents(files, bar, way_out="mend or convert it", opened=open, key="text", read=None, skipped=None):
+def read_documents(files, bar, way_out="mend or convert it", opened=open_file, key="text", read=None, skipped=None):
     """Yields (domain, text) of every document: the "text" of each row of a .jsonl or .ndjson file, or what it has under
     another key; other files in pieces, of which a small text has PIECES too, for a validation split needs documents.
 
     The domain is the row's meta.pile_set_name or meta.redpajama_set_name, if any. What is damaged or not UTF-8 raises
-    ValueError with its file and line. opened(file, "rb"): what opens a file. read: a Counter of documents by file.
-    skipped: a Counter of bad rows, and of texts with a bad rest, by file; they are then passed over."""
+    ValueError with its file and line. opened(file): what opens a file. read: a Counter of documents by file. skipped: a
+    Counter of bad rows, and of texts with a bad rest, by file; they are then passed over."""
     passed_over = () if skipped is None else (ValueError, RecursionError)
     read = Counter() if read is None else read
     piece = max(2**8, min(PIECE, sum(path.stat().st_size for path in files if path.is_file()) // PIECES))
     for path in files:
-        rows = re.search(ROWS, path.name)
-        where = f"{path}:1" if rows else path
-        blocks = decompressed(read_blocks(path, bar, opened), path.suffix.lower())
+        rows, number = re.search(ROWS, path.name), 1
+        blocks = decompressed(read_blocks(opened(path), bar), path.suffix.lower())
         try:
             for number, document in enumerate(lines(blocks) if rows else pieces(blocks, piece), 1):
-                where = f"{path}:{number}" if rows else path
+                if rows and not document.strip():
+                    continue
                 try:
-                    if not rows:
-                        domain, text = None, document.decode("utf-8" if number > 1 else "utf-8-sig")  # without its mark
-                    elif row := document.strip():
-                        domain, text = parse_row(row, key)
+                    if rows:
+                        domain, text = parse_row(document.strip(), key)
                     else:
-                        continue
+                        domain, text = None, document.decode("utf-8-sig" if number == 1 else "utf-8")
                 except passed_over:
                     skipped[path.as_posix()] += 1
                     if rows:
@@ -139,12 +128,10 @@ def read_documents(files, bar, way_out="mend or convert it", opened=open, key="t
                     break
                 read[path.as_posix()] += 1
                 yield domain, text
-        except (EOFError, zlib.error, zstandard.ZstdError) as fault:
-            raise ValueError(f"{where}: damaged: {fault}; fetch or compress it again") from None
-        except UnicodeDecodeError as fault:
-            raise ValueError(f"{where}: the encoding is not UTF-8 ({fault}); {way_out}") from None
-        except (ValueError, RecursionError) as fault:
-            raise ValueError(f"{where}: damaged: {fault}; {way_out}") from None
+        except (ValueError, RecursionError, EOFError, zlib.error, zstandard.ZstdError) as fault:
+            where = f"{path}:{number}" if rows else path
+            mend = way_out if isinstance(fault, ValueError | RecursionError) else "fetch or compress it again"
+            raise ValueError(f"{where}: damaged: {fault}; {mend}") from None
 
 
 def lines(blocks):

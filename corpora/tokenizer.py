@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 import unicodedata
+from itertools import pairwise
 from pathlib import Path
 
 import tiktoken
@@ -13,7 +14,6 @@ from engine.files import blaming, read_json, to_json, write_file
 
 END, PADDING = "<|endoftext|>", "<|padding|>"
 NEOX = ("EleutherAI/pythia-410m-deduped", "tokenizer.json")  # a repository of the hub, and a file in it
-LFS_POINTER = "version https://git-lfs"  # what a clone without Git LFS has in place of a large file
 KEPT_FILES = ("tokenizer.json", "special_tokens_map.json", "chat_template.jinja")  # of the model that a run begins with
 # GPT-2's split into words, possessive so that it never backtracks.
 GPT2_SPLIT = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
@@ -140,25 +140,21 @@ def byte_ranks(vocab, merges, added):
 
 
 def refuse_other_merges(made):
-    """Raises ValueError unless each token, encoded alone, is what its own pair makes at last.
+    """Raises ValueError unless tiktoken, given each token alone, makes it of its own pair. made: {token: its pair}.
 
     tiktoken merges any two neighbors that make a known token, `tokenizers` only the pairs of its list. Two neighbors
-    meet in a text only if they also meet when what they make is encoded alone. So it is enough to look at each token.
-    made: {token: the pair that makes it}, in the order of the list."""
-    number = {token: i for i, token in enumerate(made)}  # single bytes have none
-    for token, (left, right) in made.items():
-        limit = number[token]
-        fits = all(len(part) == 1 or number.get(part, limit) < limit for part in (left, right))
-        # Undo the merges beside the border of the pair, the last one first. Before each of them, did a merge across the
-        # border come first? Where two are of one token, the left one is done first.
-        while fits and (left in number or right in number):
-            before, after = number.get(left, -1), number.get(right, -1)
-            if before > after:
-                limit, left = before, made[left][1]
-            else:
-                limit, right = after + 1, made[right][0]
-            fits = number.get(left + right, limit) >= limit
-        if not fits:
+    that meet in a text also meet in their own text alone, so it is enough to look at each token."""
+    number = {token: i for i, token in enumerate(made)}
+    for token, pair in made.items():
+        parts = list(token)
+        while len(parts) > 2:
+            joined = [left + right for left, right in pairwise(parts)]
+            first = min(joined, key=lambda text: number.get(text, len(made)))
+            if first not in number:
+                break
+            place = joined.index(first)
+            parts[place : place + 2] = [first]
+        if tuple(parts) != pair:
             raise ValueError(f"its merges do not make its token {token!r:.40} in the way that tiktoken would")
 
 
@@ -209,8 +205,7 @@ def load_tokenizer(name_or_path):
     path = path / "tokenizer.json" if path.is_dir() else path
     if not path.is_file():
         raise ValueError(f"{path}: no such tokenizer; give bytes, neox, a tokenizer.json or a folder with one")
-    with blaming(path, "only a byte-level BPE like GPT-NeoX's can be read"):
-        content = path.read_text(encoding="utf-8")
-        if content.startswith(LFS_POINTER):
-            raise ValueError("a Git LFS pointer in place of the file; fetch it with `git lfs pull`")
-        return Tokenizer(json.loads(content))
+    way_out = "only a byte-level BPE like GPT-NeoX's can be read"
+    spec = read_json(path, way_out)
+    with blaming(path, way_out):
+        return Tokenizer(spec)

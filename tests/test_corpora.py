@@ -411,9 +411,9 @@ BAD = {
     "array.ndjson": (b'[\n{"text": "a"},\n{"text": "b"}\n]', ":1: damaged: not JSON Lines"),
     "array of lines.jsonl": (b'[{"text": "a"},\n{"text": "b"}]', ":1: damaged: not JSON Lines"),
     "pretty.jsonl": (b'{\n  "text": "a"\n}\n', ":1: damaged: not JSON Lines"),
-    "latin.jsonl": ('{"text": "a"}\n{"text": "café"}'.encode("latin1"), ":2: the encoding is not UTF-8"),
-    "latin.txt": ("café".encode("latin1"), ": the encoding is not UTF-8"),
-    "utf16.md": ("café".encode("utf16"), ": the encoding is not UTF-8"),
+    "latin.jsonl": ('{"text": "a"}\n{"text": "café"}'.encode("latin1"), ":2: damaged: 'utf-8' codec"),
+    "latin.txt": ("café".encode("latin1"), ": damaged: 'utf-8' codec"),
+    "utf16.md": ("café".encode("utf16"), ": damaged: 'utf-8' codec"),
     "cut.jsonl.zst": (zstandard.compress(rows(texts("old", 900)))[:-50], ": damaged: "),
     "not.jsonl.zst": (b"hello", ":1: damaged: "),
     "padded.jsonl.zst": (zstandard.compress(b'{"text": "a"}\n') + bytes(9), ": damaged: "),
@@ -597,17 +597,15 @@ def test_a_folder_says_what_it_leaves_out_and_follows_links_once(tmp_path, capsy
     monkeypatch.setattr(os, "scandir", closed_to_us(os.scandir))
     found = readers.source_files([folder])
     assert [str(path.relative_to(folder)) for path in found] == ["a.ndjson", "again/d.md", "b.ndjson.gz", "sub/c.TXT"]
-    said = capsys.readouterr().err
-    assert said.startswith(f"{folder}: not read: 2 .json, 2 .parquet, 1 ") and said.count("\n") == 1
-    others = {"1 .json.gz", "1 .txt.xz", "1 without an ending", "1 leading nowhere", "1 not to be opened"}
-    assert {*said[len(f"{folder}: not read: ") : -1].split(", ")} >= others
+    # seven of `left`, of which one in the folder that two links lead to; the broken link; the closed folder
+    assert capsys.readouterr().err.startswith(f"{folder}: not read: 9 files")
     for path in read:
         (folder / path).unlink()
-    with pytest.raises(ValueError, match="no .jsonl, .* not read: .*1 leading nowhere"):
+    with pytest.raises(ValueError, match="no .jsonl, .* not read: 9 others"):
         readers.source_files([folder])
     with pytest.raises(ValueError, match="no such file or folder"):
         readers.source_files([folder / "broken.txt"])
-    with pytest.raises(ValueError, match="closed: no .jsonl, .* not read: 1 not to be opened"):
+    with pytest.raises(ValueError, match="closed: no .jsonl, .* not read: 1 others"):
         readers.source_files([folder / "closed"])
 
 

@@ -337,7 +337,7 @@ def test_ranges_are_exact_and_asked_for_again_after_growing_waits(hub, monkeypat
     monkeypatch.setattr(huggingface_hub, "HfFileSystem", connect)
     monkeypatch.setattr(time, "sleep", waits.append)
     monkeypatch.setattr(corpora.hub, "RANGE", 10_000)
-    parts = readers.read_blocks(Path("me/corpus/a.bin"), tqdm(disable=True), corpora.hub.open_hub)
+    parts = readers.read_blocks(corpora.hub.open_hub(Path("me/corpus/a.bin")), tqdm(disable=True))
     if cuts == 99:
         with pytest.raises(Exception) as caught:
             next(parts)
