@@ -1,10 +1,5 @@
-"""Documents to token files. A corpus is whole or absent: a preparation that was stopped or killed begins again.
+"""Documents to token files, data/NAME. A corpus is whole or absent: a preparation that was stopped begins again."""
 
-Written as data/NAME: train.bin and val.bin, token ids, uint16 little-endian, every document ended by <|endoftext|>;
-meta.json, what they hold; tokenizer.json, what made the ids.
-"""
-
-import errno
 import math
 import os
 import platform
@@ -34,7 +29,6 @@ SPLITS = ("train", "val")
 COUNTS = ("tokens", "documents", "bytes_of_text")  # of a split
 VAL_SHARE = 0.05  # of one's own documents
 EMBEDDED_VAL_SHARE = 0.15  # of the embedded corpora's
-WAITING = 4  # documents for each thread
 LONG, ALONE = 2**20, Lock()  # a text of more characters is tokenized alone: a single word takes 50 times its memory
 
 
@@ -48,9 +42,6 @@ def corpus_folder(name):
 def slug(text):
     """Letters (of any script), digits and dashes of a text, for the names of files and folders."""
     return re.sub(r"[\W_]+", "-", text.lower()).strip("-")
-
-
-# ---------------------------------------------------------------- from text to token ids
 
 
 def tokenize(document, tokenizer):
@@ -75,7 +66,7 @@ def tokenize_all(documents, tokenizer, threads):
     try:
         for document in documents:
             waiting.append(pool.submit(tokenize, document, tokenizer))
-            if len(waiting) == WAITING * threads:  # so that the reader never runs ahead of the tokenizers
+            if len(waiting) == 4 * threads:  # so that the reader never runs ahead of the tokenizers
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
@@ -83,23 +74,21 @@ def tokenize_all(documents, tokenizer, threads):
         pool.shutdown(cancel_futures=True)
 
 
-def into_splits(parts, tokenizer, room, val_share, threads):
-    """Yields (split, domain, ids, bytes of text) of documents, as long as there is room for them.
+def into_splits(parts, tokenizer, threads, train_tokens=None, val_tokens=None, val_share=None):
+    """Yields (split, domain, ids, bytes of text) of documents. The one that reaches a split's tokens is its last.
 
     parts: [(documents, split)]. Where split is None, a document goes to validation if the hash of its key is below
     val_share. So it stays there whatever other files come or in which order, and a second copy of it never gets into
-    train. room: {split: tokens}; the document that reaches a split's limit is its last."""
+    train."""
+    room = {"train": train_tokens or math.inf, "val": val_tokens or math.inf}
     for documents, split in parts:
         for share, domain, ids, size in tokenize_all(documents, tokenizer, threads):
-            target = split or ("val" if share < val_share else "train")
+            target = split or ("val" if share < (val_share or VAL_SHARE) else "train")
             if room[target] > 0:
                 room[target] -= len(ids)
                 yield target, domain, ids, size
             if all(room[target] <= 0 for target in ([split] if split else SPLITS)):
                 break
-
-
-# ---------------------------------------------------------------- from token ids to token files
 
 
 class TokenFiles:
@@ -114,84 +103,67 @@ class TokenFiles:
             raise ValueError(f"two domains of the rows would be {corpus_folder(name)}; rename one of them")
         self.folder.mkdir(parents=True)
         self.files = {split: stack.enter_context(open(self.folder / f"{split}.bin", "wb")) for split in SPLITS}
-        self.counts = {split: dict.fromkeys(COUNTS, 0) for split in SPLITS}
+        self.counts = {split: Counter(dict.fromkeys(COUNTS, 0)) for split in SPLITS}
 
     def add(self, split, ids, size):
         """Writes the ids of one document, (n,) uint16; size: bytes of its text."""
         self.files[split].write(ids)
-        counts = self.counts[split]
-        counts["tokens"] += len(ids)
-        counts["documents"] += 1
-        counts["bytes_of_text"] += size
+        self.counts[split].update(tokens=len(ids), documents=1, bytes_of_text=size)
 
-    def describe(self, tokenizer, sources, skipped):
-        """Writes meta.json and the tokenizer beside the closed files, and makes everything durable."""
+    def finish(self, tokenizer, sources, skipped):
+        """Writes meta.json and the tokenizer too, and makes everything durable."""
         meta = {"name": self.name, "vocab_size": tokenizer.vocab_size, "eot": tokenizer.eot}
         meta |= {"tokenizer_sha256": tokenizer.sha256, "sources": list(sources), "skipped": skipped or {}}
         for split in SPLITS:
+            self.files[split].close()
             file = self.folder / f"{split}.bin"
             sync(file)
-            meta[split] = self.counts[split] | {"sha256": file_hash(file), "sample_sha256": sample_hash(file)}
+            meta[split] = {**self.counts[split], "sha256": file_hash(file), "sample_sha256": sample_hash(file)}
         write_file(self.folder / "tokenizer.json", tokenizer.to_json())
         write_file(self.folder / "meta.json", to_json(meta))
         sync(self.folder)
 
 
-def write_corpus(
-    name, tokenizer, sources, parts, skipped=None, train_tokens=None, val_tokens=None, val_share=None, by_domain=False,
-    processes=1,
-):  # fmt: skip
+def write_corpus(name, tokenizer, sources, parts, skipped=None, by_domain=False, processes=1, **limits):
     """Writes the corpus data/NAME, or with by_domain data/NAME-DOMAIN for each domain. Returns the names written.
 
-    parts: [(documents, split)] as in into_splits(); a document is (key, domain, text). sources and skipped: for
-    meta.json, the names of what they come from and {file: bad rows or texts}, complete when all are read. train_tokens
-    and val_tokens limit the sum over domains. ValueError if a corpus exists already or nothing was written,
-    RuntimeError if the disk is full."""
+    parts: [(documents, split)], and limits of their sum, as in into_splits(); a document is (key, domain, text). For
+    meta.json: sources, the names of what they come from, and skipped, {file: bad rows or texts}. ValueError if a corpus
+    exists already or nothing was written."""
     if tokenizer.vocab_size > 2**16:
         raise ValueError(f"the tokenizer has {tokenizer.vocab_size} ids; token files hold 16-bit ids")
     final, hidden = corpus_folder(name), ROOT / f".{name}.partial"
-    room = {"train": train_tokens or math.inf, "val": val_tokens or math.inf}
     ROOT.mkdir(exist_ok=True)
-    with locked(ROOT / f".{name}.lock", f"another process is writing {final}; wait for it or choose another name"):
+    busy = f"another process is writing {final}; wait for it or choose another name"
+    with locked(ROOT / f".{name}.lock", busy), ExitStack() as stack:
         shutil.rmtree(hidden, ignore_errors=True)  # what a killed preparation left
-        try:
-            with ExitStack() as stack:
-                corpora = {}
-                for split, domain, ids, size in into_splits(parts, tokenizer, room, val_share or VAL_SHARE, processes):
-                    domain = (domain or "other") if by_domain else None
-                    if domain not in corpora:
-                        corpora[domain] = TokenFiles(f"{name}-{slug(domain)}" if domain else name, hidden, stack)
-                    corpora[domain].add(split, ids, size)
-            for split in SPLITS:  # of all domains; a single one may lack a split
-                if not any(corpus.counts[split]["documents"] for corpus in corpora.values()):
-                    raise ValueError(f"{name}: no document fell into {split}.bin; give more text, or smaller documents")
-            for corpus in corpora.values():
-                corpus.describe(tokenizer, sources, skipped)
-            for corpus in corpora.values():
-                os.replace(corpus.folder, corpus_folder(corpus.name))
-            sync(ROOT)
-        except OSError as fault:
-            if fault.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            raise RuntimeError(f"could not write {final}: {fault.strerror}; make room and repeat the command") from None
-        finally:
-            shutil.rmtree(hidden, ignore_errors=True)
+        stack.callback(shutil.rmtree, hidden, ignore_errors=True)
+        corpora = {}
+        for split, domain, ids, size in into_splits(parts, tokenizer, processes, **limits):
+            domain = (domain or "other") if by_domain else None
+            if domain not in corpora:
+                corpora[domain] = TokenFiles(f"{name}-{slug(domain)}" if domain else name, hidden, stack)
+            corpora[domain].add(split, ids, size)
+        for split in SPLITS:  # of all domains; a single one may lack a split
+            if not any(corpus.counts[split]["documents"] for corpus in corpora.values()):
+                raise ValueError(f"{name}: no document fell into {split}.bin; give more text, or smaller documents")
+        for corpus in corpora.values():
+            corpus.finish(tokenizer, sources, skipped)
+        for corpus in corpora.values():
+            os.replace(corpus.folder, corpus_folder(corpus.name))
+        sync(ROOT)
     return [corpus.name for corpus in corpora.values()]
-
-
-# ---------------------------------------------------------------- the corpora that there are
 
 
 def prepare(name, files=(), tokenizer=None, skip_bad_lines=False, text_key="text", way_out=WAY_OUT, **options):
     """Prepares an embedded corpus, one of the hub's, or one's own files; options are write_corpus's.
 
-    The hub's come with their official validation files, as many tokens as asked for. way_out: what to do about bad
-    input. Returns the names written."""
+    The hub's come with their official validation files. Returns the names written."""
     corpus_folder(name)  # raises for a bad name before any work
-    if name in HUB and (files or tokenizer not in (None, "neox") or options.get("val_share")):
-        raise ValueError(f"{name} comes from the hub; it takes neither FILES nor --tokenizer nor --val-share")
-    if name in HUB and options.get("train_tokens") is None:
-        raise ValueError(f"say how much of {name}: `python data.py {name} --train-tokens 1e9`")
+    hub_alone = not files and tokenizer in (None, "neox") and not options.get("val_share")
+    if name in HUB and not (hub_alone and options.get("train_tokens")):
+        words = f"`python data.py {name} --train-tokens 1e9`, with neither FILES nor --tokenizer nor --val-share"
+        raise ValueError(f"{name} comes from the hub: {words}")
     if name in EMBEDDED and files:
         raise ValueError(f"{name} is an embedded corpus, which takes no files; choose another name for yours")
     if not files and name not in (*HUB, *EMBEDDED):

