@@ -67,7 +67,6 @@ def hub_documents(name, split, bar, read, **reading):
             read[min(paths).as_posix()] += 1
             yield name, None, ids
         return
-    # In the order of a hash, a fair sample of all.
-    for path in sorted(paths, key=lambda path: hash_share(path.relative_to(*path.parts[:2]).as_posix())):
+    for path in sorted(paths, key=lambda path: hash_share(path.as_posix())):  # a fair sample of all
         for domain, text in read_documents([path], bar, opened=open_hub, read=read, **reading):
             yield text, domain, text

@@ -45,9 +45,7 @@ def slug(text):
 
 
 def tokenize(document, tokenizer):
-    """(share, domain, ids, bytes of text) of a document (key, domain, text); ids (n,) uint16.
-
-    The share is the hash of the key. Where the text is an array, it is token ids already."""
+    """(hash of the key, domain, ids (n,) uint16, bytes of text) of a document (key, domain, text or ids)."""
     key, domain, text = document
     if isinstance(text, np.ndarray):
         ids, size = text, len(tokenizer.to_bytes(text[text != tokenizer.eot].tolist()))
@@ -58,10 +56,7 @@ def tokenize(document, tokenizer):
 
 
 def tokenize_all(documents, tokenizer, threads):
-    """The results of tokenize() in the order of the documents, whatever the number of threads.
-
-    Threads, since tiktoken lets go of the interpreter while it encodes: nothing to pickle, and no worker that can hang
-    or be orphaned."""
+    """The results of tokenize() in order. Threads will do, since tiktoken lets go of the interpreter as it encodes."""
     waiting, pool = deque(), ThreadPoolExecutor(threads)
     try:
         for document in documents:
@@ -78,8 +73,7 @@ def into_splits(parts, tokenizer, threads, train_tokens=None, val_tokens=None, v
     """Yields (split, domain, ids, bytes of text) of documents. The one that reaches a split's tokens is its last.
 
     parts: [(documents, split)]. Where split is None, a document goes to validation if the hash of its key is below
-    val_share. So it stays there whatever other files come or in which order, and a second copy of it never gets into
-    train."""
+    val_share: so it stays there when files are added, and no copy of it gets into train."""
     room = {"train": train_tokens or math.inf, "val": val_tokens or math.inf}
     for documents, split in parts:
         for share, domain, ids, size in tokenize_all(documents, tokenizer, threads):
@@ -92,10 +86,9 @@ def into_splits(parts, tokenizer, threads, train_tokens=None, val_tokens=None, v
 
 
 class TokenFiles:
-    """The files of the corpus data/NAME while they are written, in a hidden folder, and what they hold."""
+    """The files of the corpus data/NAME while they are written, in a hidden folder. stack: an ExitStack of theirs."""
 
     def __init__(self, name, hidden, stack):
-        """stack: an ExitStack, which closes the files."""
         if corpus_folder(name).exists():
             raise ValueError(f"{corpus_folder(name)} exists already; choose another name or remove it first")
         self.name, self.folder = name, hidden / name
@@ -156,10 +149,7 @@ def write_corpus(name, tokenizer, sources, parts, skipped=None, by_domain=False,
 
 
 def prepare(name, files=(), tokenizer=None, skip_bad_lines=False, text_key="text", way_out=WAY_OUT, **options):
-    """Prepares an embedded corpus, one of the hub's, or one's own files; options are write_corpus's.
-
-    The hub's come with their official validation files. Returns the names written."""
-    corpus_folder(name)  # raises for a bad name before any work
+    """Prepares an embedded corpus, one of the hub's or one's own files; options and the answer are write_corpus's."""
     hub_alone = not files and tokenizer in (None, "neox") and not options.get("val_share")
     if name in HUB and not (hub_alone and options.get("train_tokens")):
         words = f"`python data.py {name} --train-tokens 1e9`, with neither FILES nor --tokenizer nor --val-share"

@@ -48,8 +48,7 @@ def source_files(paths):
 
 
 def files_below(folder):
-    """The files of KINDS in a folder and its sub-folders. Links are followed, but no folder is entered twice, so a loop
-    of links ends."""
+    """The files of KINDS below a folder. Links are followed, but no folder is entered twice, so loops of links end."""
     entered, files, others = set(), [], []
     for path, folders, names in os.walk(folder, onerror=others.append, followlinks=True):
         if os.path.realpath(path) in entered:
@@ -97,10 +96,9 @@ def read_documents(files, bar, way_out="mend or convert it", opened=open_file, k
     """Yields (domain, text) of every document: a row of a .jsonl or .ndjson file, with its text under `key`; of other
     files a piece, of which a small text has PIECES too, for a validation split needs documents.
 
-    What is damaged or not UTF-8 raises ValueError with its file and line. opened(file): what opens a file. read: a
-    Counter of documents by file. skipped: one of bad rows and of texts with a bad rest, which are then passed over."""
-    bad_text = (ValueError, RecursionError)
-    passed_over = () if skipped is None else bad_text
+    read: a Counter of documents by file. skipped: one of bad rows and of texts with a bad rest, which are then passed
+    over; without it, ValueError names file and line."""
+    passed_over = () if skipped is None else (ValueError, RecursionError)
     read = Counter() if read is None else read
     piece = max(2**8, min(PIECE, sum(path.stat().st_size for path in files if path.is_file()) // PIECES))
     for path in files:
@@ -121,9 +119,10 @@ def read_documents(files, bar, way_out="mend or convert it", opened=open_file, k
                 yield domain, text
         except passed_over:  # of a text: its rest
             skipped[path.as_posix()] += 1
-        except (*bad_text, EOFError, zlib.error, zstandard.ZstdError) as fault:
-            again = way_out if isinstance(fault, bad_text) else "fetch or compress it again"
-            raise ValueError(f"{where}: damaged: {fault}; {again}") from None
+        except (EOFError, zlib.error, zstandard.ZstdError) as fault:
+            raise ValueError(f"{where}: damaged: {fault}; fetch or compress it again") from None
+        except (ValueError, RecursionError) as fault:
+            raise ValueError(f"{where}: damaged: {fault}; {way_out}") from None
 
 
 def lines(blocks):
@@ -140,8 +139,7 @@ def lines(blocks):
 
 
 def pieces(blocks, limit):
-    """Yields the text of bytes that come in blocks, in pieces of at most `limit` characters, cut where a line ends if
-    there is one."""
+    """Yields the text of bytes that come in blocks, in pieces of at most `limit` characters, cut at a line's end."""
     text = ""
     for part in codecs.iterdecode(blocks, "utf-8-sig"):  # without its mark
         text += part
@@ -175,8 +173,8 @@ def embedded_documents(library):
     hash: a fair sample of all. A long file is cut. Generated code is left out."""
     torch = Path(find_spec("torch").origin).parent  # found without importing it
     root = {"stdlib": Path(sysconfig.get_paths()["stdlib"]), "torch": torch, "headers": torch / "include"}[library]
-    pattern = "*.h" if library == "headers" else "*.py"
-    names = [path.relative_to(root).as_posix() for path in root.rglob(pattern)]
+    paths = root.rglob("*.h" if library == "headers" else "*.py")
+    names = [path.relative_to(root).as_posix() for path in paths]
     names = [name for name in names if not SKIPPED_FOLDERS & set(name.split("/"))]
     size = 0
     for name in sorted(names, key=lambda name: hash_share("order of " + name)):

@@ -25,9 +25,8 @@ DEFAULTS = ("stdlib", "torch")  # upstream and downstream
 def named_corpora(upstream=None, downstream=None, init="upstream", revision=None, dry_run=False):
     """(upstream, downstream) of a run, each the name of a corpus or a mixture NAME=WEIGHT,NAME=WEIGHT.
 
-    A side is None or what the flag says. Its paths become names of corpora, which are prepared unless dry_run. An
-    upstream that is None becomes that of the run that made the model of `init`; else the default, for a model of the
-    hub in Pythia's tokens; or, where only the downstream is known, the same corpus."""
+    Paths become names of corpora, which are prepared unless dry_run. An upstream that is None becomes that of the run
+    that made the model of `init`; else the default; or, where only the downstream is known, the same corpus."""
     sides = upstream, downstream
     tokenizer = functools.partial(tokenizer_for, sides, init, revision)  # called for a path alone
     upstream, downstream = (side and with_names(side, tokenizer, dry_run) for side in sides)
@@ -46,12 +45,9 @@ def named_corpora(upstream=None, downstream=None, init="upstream", revision=None
 
 def entries(value):
     """[(name or path, "=WEIGHT" or "")] of a mixture; a path that exists is one entry, whatever letters it has."""
-    if os.path.exists(value):
-        return [(value, "")]
-    if "," in value:
-        return [entry for part in value.split(",") for entry in entries(part)]
-    name, equals, weight = value.rpartition("=")
-    return [(name, equals + weight)] if equals else [(value, "")]
+    parts = [value] if os.path.exists(value) else value.split(",")
+    weighted = r"(?s)(.*?)(=[^=/]*)?"
+    return [(part, "") if os.path.exists(part) else re.fullmatch(weighted, part).groups("") for part in parts]
 
 
 def with_names(value, tokenizer, dry_run):
@@ -74,8 +70,7 @@ def is_path(text):
 
 
 def prepare_path(path, tokenizer, dry_run=False):
-    """The name of the corpus made of the files at a path, which is prepared if it is not there yet. The name ends with
-    a hash of the files and the tokenizer: what has changed is another corpus."""
+    """The name of the corpus of the files at a path, which ends with a hash of them; it is prepared if need be."""
     files = source_files([path])
     content = hashlib.sha256(f"{RECIPE} {load_tokenizer(tokenizer).sha256}\n".encode())
     for file in files:
@@ -104,6 +99,5 @@ def tokenizer_for(sides, init, revision):
 def prepare_hub(sides, tokens):
     """Prepares the hub's corpora that are named but not yet here, with the most tokens that a run can read."""
     named = [name for name, _ in entries(",".join(sides))]
-    for name in HUB:
-        if name in named:
-            prepare_once(name, train_tokens=tokens if tokens <= HUB_TOKENS else None)
+    for name in (name for name in HUB if name in named):
+        prepare_once(name, train_tokens=tokens if tokens <= HUB_TOKENS else None)

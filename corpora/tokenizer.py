@@ -28,7 +28,7 @@ class Tokenizer:
     def __init__(self, spec):
         """Raises ValueError for a tokenizer that encode() would get wrong, KeyError and such for other contents."""
         refuse_other_kinds(spec)
-        self.start = None  # the folder of the model that a run began with, for save()
+        self.start = None  # the folder of the model that a run began with
         self.spec, self.normalize = spec, spec.get("normalizer") is not None
         vocab, entries = spec["model"]["vocab"], [entry for entry in spec["added_tokens"] if entry["content"]]
         self.added = {entry["content"]: entry["id"] for entry in entries}
@@ -71,12 +71,10 @@ class Tokenizer:
         return self.to_bytes(ids).decode(errors="replace")
 
     def to_json(self):
-        """The bytes of tokenizer.json."""
         return json.dumps(self.spec, ensure_ascii=False).encode()
 
     def save(self, folder):
-        """Writes what AutoTokenizer needs into a model folder, durably: tokenizer.json and tokenizer_config.json. The
-        settings of the model in the folder `start` are kept."""
+        """Writes what AutoTokenizer needs into a model folder. The settings of the model in `start` are kept."""
         settings = dict.fromkeys(("bos_token", "eos_token", "unk_token"), END) | {"clean_up_tokenization_spaces": False}
         settings["pad_token"] = PADDING if PADDING in self.added else END
         settings["model_input_names"] = ["input_ids", "attention_mask"]
@@ -137,10 +135,10 @@ def byte_ranks(vocab, merges, added):
 
 
 def refuse_other_merges(made):
-    """Raises ValueError unless tiktoken, given each token alone, makes it of its own pair. made: {token: its pair}.
+    """Raises ValueError unless tiktoken makes each token of its own pair, made[token].
 
     tiktoken merges any two neighbors that make a known token, `tokenizers` only the pairs of its list. Two neighbors
-    that meet in a text also meet in their own text alone, so it is enough to look at each token."""
+    that meet in a text also meet when they stand alone, so it is enough to look at each token."""
     number = {token: i for i, token in enumerate(made)}
     for token, pair in made.items():
         parts = list(token)
@@ -156,8 +154,7 @@ def refuse_other_merges(made):
 
 
 def refuse_other_ids(vocab, added):
-    """Raises ValueError unless the ids are different whole numbers, and those of added tokens as `tokenizers` counts
-    them: on from the vocabulary, whatever the file says."""
+    """Raises ValueError unless the ids differ, and those of added tokens are what `tokenizers` makes of them."""
     ids = {*vocab.values(), *added.values()}
     if len(ids) < len({*vocab, *added}) or not all(type(i) is int and 0 <= i < 2**24 for i in ids):
         raise ValueError("its ids are not different whole numbers")
@@ -193,9 +190,7 @@ def neox_file():
 
 
 def load_tokenizer(name_or_path):
-    """A Tokenizer: "bytes", "neox" (fetched from the hub once), a tokenizer.json or a folder that holds one.
-
-    Raises ValueError or OSError that names the file and what is wrong with it."""
+    """A Tokenizer: "bytes", "neox" (fetched from the hub once), a tokenizer.json or a folder that holds one."""
     if name_or_path == "bytes":
         return Tokenizer(byte_tokenizer())
     path = Path(neox_file() if name_or_path == "neox" else name_or_path)
