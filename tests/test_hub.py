@@ -207,7 +207,7 @@ def test_what_can_go_wrong_is_one_line(repo, house, tmp_path):
     for more in ({"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "empty")}, {"HF_ENDPOINT": "http://127.0.0.1:9"}):
         done = continue_from(repo, house, **more)
         assert "me/small: no folder of this name here" in last_line(done) and "local disk" in last_line(done)
-    assert not (house / "runs").exists() and "pytorch_model.bin" not in repo.downloads
+    assert not [*house.glob("runs/*")] and "pytorch_model.bin" not in repo.downloads
 
 
 @pytest.mark.slow
@@ -392,5 +392,4 @@ def test_a_run_prepares_what_the_hub_has_and_ones_own_text_in_its_tokens(corpora
     assert too_long.returncode == 2 and "`python data.py pile --train-tokens" in last_line(too_long)
     assert done.returncode == longer.returncode == 0, done.stderr + longer.stderr
     assert "upstream " in done.stdout
-    assert "2 epochs" in longer.stdout
     assert json.loads((tmp_path / "data/pile/meta.json").read_text())["train"]["tokens"] == 4096
