@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 
 from corpora.readers import hash_share, read_blocks, read_documents
-from engine.faults import one_line
 
 SLIMPAJAMA = ("cerebras/SlimPajama-627B", "venketh/SlimPajama-62B")  # the first was not always there in 2026
 HUB = {  # a pattern of file names; datasets, of which the first that is on the hub is read
@@ -27,23 +26,21 @@ MIXTURES = {
 }
 
 
-def open_hub(path, mode):
-    """A file "owner/dataset/path" of the hub, read in ranges. Its client asks six times for a range that does not come,
-    after growing waits. Nothing lands on the disk."""
+def open_hub(path):
+    """A file "owner/dataset/path" of the hub. Nothing lands on the disk; a range that fails is asked for six times."""
     from huggingface_hub import HfFileSystem
 
-    return HfFileSystem().open(f"datasets/{path.as_posix()}", mode, block_size=RANGE)
+    return HfFileSystem().open(f"datasets/{path.as_posix()}", "rb", block_size=RANGE)
 
 
 def pythia_rows(paths, bar):
-    """Token ids in the order in which Pythia saw them, a row of 2,048 after the other; no tokenizing.
+    """Yields token ids in the order in which Pythia saw them, a row of 2,048 after the other.
 
-    The files of 30 GB are cuts of one: a row may begin in one and end in the next. The last token of each row, which is
-    only a target, is left out: so windows of 2,048 fall on Pythia's own, but the target of a window's last token is the
-    first token of the next row."""
+    The files are cuts of one: a row may begin in one and end in the next. The last token of each row, which is only a
+    target, is left out: so windows of 2,048 fall on Pythia's own."""
     rest = b""
     for path in paths:
-        for block in read_blocks(path, bar, open_hub):
+        for block in read_blocks(open_hub(path), bar):
             rest += block
             whole = len(rest) - len(rest) % (2 * PYTHIA_ROW)  # bytes
             yield from np.frombuffer(rest[:whole], "<u2").reshape(-1, PYTHIA_ROW)[:, :-1]
@@ -54,20 +51,15 @@ def hub_files(pattern, datasets):
     """The paths owner/dataset/file that match a pattern, of the first of the datasets that is on the hub."""
     from huggingface_hub import HfApi  # late: everything else here works without a network
 
-    dataset = datasets[-1]
-    try:
-        dataset = next((each for each in datasets[:-1] if HfApi().repo_exists(each, repo_type="dataset")), dataset)
-        files = fnmatch.filter(HfApi().list_repo_files(dataset, repo_type="dataset"), pattern)
-    except Exception as fault:  # whatever comes from beneath the client
-        raise ValueError(f"{dataset}: not to be had from the hub: {one_line(fault)}") from None
+    dataset = next((each for each in datasets if HfApi().repo_exists(each, repo_type="dataset")), datasets[-1])
+    files = fnmatch.filter(HfApi().list_repo_files(dataset, repo_type="dataset"), pattern)
     if not files:
         raise ValueError(f"{dataset}: no {pattern} there; give FILES of your own")
     return [Path(dataset, file) for file in files]
 
 
 def hub_documents(name, split, bar, read, **reading):
-    """Yields (key, domain, text) of the official files of one split of one of the hub's corpora. reading: as
-    read_documents() has it; read: a Counter of documents by file."""
+    """Yields (key, domain, text) of a split of one of the hub's corpora; bar, read, reading: as in read_documents()."""
     pattern, *datasets = HUB[name][split]
     paths = hub_files(pattern, datasets)
     if pattern.endswith(".bin"):
@@ -75,7 +67,6 @@ def hub_documents(name, split, bar, read, **reading):
             read[min(paths).as_posix()] += 1
             yield name, None, ids
         return
-    # In the order of a hash, a fair sample of all.
-    for path in sorted(paths, key=lambda path: hash_share(path.relative_to(*path.parts[:2]).as_posix())):
+    for path in sorted(paths, key=lambda path: hash_share(path.as_posix())):  # a fair sample of all
         for domain, text in read_documents([path], bar, opened=open_hub, read=read, **reading):
             yield text, domain, text

@@ -1,10 +1,5 @@
-"""Documents to token files. A corpus is whole or absent: a preparation that was stopped or killed begins again.
+"""Documents to token files, data/NAME. A corpus is whole or absent: a preparation that was stopped begins again."""
 
-Written as data/NAME: train.bin and val.bin, token ids, uint16 little-endian, every document ended by <|endoftext|>;
-meta.json, what they hold; tokenizer.json, what made the ids.
-"""
-
-import errno
 import math
 import os
 import platform
@@ -21,7 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from corpora.hub import HUB, MIXTURES, VAL_TOKENS, hub_documents
-from corpora.readers import EMBEDDED_FILE_BYTES, WAY_OUT, embedded_documents, hash_share, read_documents, source_files
+from corpora.readers import WAY_OUT, embedded_documents, hash_share, read_documents, source_files
 from corpora.tokenizer import load_tokenizer
 from engine.files import file_hash, locked, sample_hash, sync, to_json, write_file
 
@@ -34,7 +29,6 @@ SPLITS = ("train", "val")
 COUNTS = ("tokens", "documents", "bytes_of_text")  # of a split
 VAL_SHARE = 0.05  # of one's own documents
 EMBEDDED_VAL_SHARE = 0.15  # of the embedded corpora's
-BATCH = 2**16  # characters that a thread tokenizes at a time
 LONG, ALONE = 2**20, Lock()  # a text of more characters is tokenized alone: a single word takes 50 times its memory
 
 
@@ -50,62 +44,40 @@ def slug(text):
     return re.sub(r"[\W_]+", "-", text.lower()).strip("-")
 
 
-# ---------------------------------------------------------------- from text to token ids
-
-
-def tokenize(documents, tokenizer):
-    """[(key, domain, text)] -> [(share, domain, ids, bytes of text)], ids (n,) uint16.
-
-    The share is the hash of the key. Where the text is an array, it is token ids already."""
-    done = []
-    for key, domain, text in documents:
-        if isinstance(text, np.ndarray):
-            ids, size = text, len(tokenizer.to_bytes(text[text != tokenizer.eot].tolist()))
-        else:
-            with ALONE if len(text) > LONG else nullcontext():
-                ids, size = [*tokenizer.encode(text), tokenizer.eot], len(text.encode(errors="surrogatepass"))
-        done.append((hash_share(key), domain, np.array(ids, "<u2"), size))
-    return done
-
-
-def batches(documents):
-    """Lists of documents, each of about BATCH characters."""
-    batch, size = [], 0
-    for document in documents:
-        batch.append(document)
-        size += len(document[2])
-        if size >= BATCH:
-            yield batch
-            batch, size = [], 0
-    yield batch
+def tokenize(document, tokenizer):
+    """(hash of the key, domain, ids (n,) uint16, bytes of text) of a document (key, domain, text or ids)."""
+    key, domain, text = document
+    if isinstance(text, np.ndarray):
+        ids, size = text, len(tokenizer.to_bytes(text[text != tokenizer.eot].tolist()))
+    else:
+        with ALONE if len(text) > LONG else nullcontext():
+            ids, size = [*tokenizer.encode(text), tokenizer.eot], len(text.encode(errors="surrogatepass"))
+    return hash_share(key), domain, np.array(ids, "<u2"), size
 
 
 def tokenize_all(documents, tokenizer, threads):
-    """The results of tokenize() in the order of the documents, whatever the number of threads.
-
-    Threads, since tiktoken lets go of the interpreter while it encodes: nothing to pickle, and no worker that can hang
-    or be orphaned."""
+    """The results of tokenize() in order. Threads will do, since tiktoken lets go of the interpreter as it encodes."""
     waiting, pool = deque(), ThreadPoolExecutor(threads)
     try:
-        for batch in batches(documents):
-            waiting.append(pool.submit(tokenize, batch, tokenizer))
-            if len(waiting) == 2 * threads:  # so that the reader never runs ahead of the tokenizers
-                yield from waiting.popleft().result()
+        for document in documents:
+            waiting.append(pool.submit(tokenize, document, tokenizer))
+            if len(waiting) == 4 * threads:  # so that the reader never runs ahead of the tokenizers
+                yield waiting.popleft().result()
         while waiting:
-            yield from waiting.popleft().result()
+            yield waiting.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def into_splits(parts, tokenizer, room, val_share, threads):
-    """Yields (split, domain, ids, bytes of text) of documents, as long as there is room for them.
+def into_splits(parts, tokenizer, threads, train_tokens=None, val_tokens=None, val_share=None):
+    """Yields (split, domain, ids, bytes of text) of documents. The one that reaches a split's tokens is its last.
 
     parts: [(documents, split)]. Where split is None, a document goes to validation if the hash of its key is below
-    val_share. So it stays there whatever other files come or in which order, and a second copy of it never gets into
-    train. room: {split: tokens}; the document that reaches a split's limit is its last."""
+    val_share: so it stays there when files are added, and no copy of it gets into train."""
+    room = {"train": train_tokens or math.inf, "val": val_tokens or math.inf}
     for documents, split in parts:
         for share, domain, ids, size in tokenize_all(documents, tokenizer, threads):
-            target = split or ("val" if share < val_share else "train")
+            target = split or ("val" if share < (val_share or VAL_SHARE) else "train")
             if room[target] > 0:
                 room[target] -= len(ids)
                 yield target, domain, ids, size
@@ -113,14 +85,10 @@ def into_splits(parts, tokenizer, room, val_share, threads):
                 break
 
 
-# ---------------------------------------------------------------- from token ids to token files
-
-
 class TokenFiles:
-    """The files of the corpus data/NAME while they are written, in a hidden folder, and what they hold."""
+    """The files of the corpus data/NAME while they are written, in a hidden folder. stack: an ExitStack of theirs."""
 
     def __init__(self, name, hidden, stack):
-        """stack: an ExitStack, which closes the files."""
         if corpus_folder(name).exists():
             raise ValueError(f"{corpus_folder(name)} exists already; choose another name or remove it first")
         self.name, self.folder = name, hidden / name
@@ -128,81 +96,68 @@ class TokenFiles:
             raise ValueError(f"two domains of the rows would be {corpus_folder(name)}; rename one of them")
         self.folder.mkdir(parents=True)
         self.files = {split: stack.enter_context(open(self.folder / f"{split}.bin", "wb")) for split in SPLITS}
-        self.counts = {split: dict.fromkeys(COUNTS, 0) for split in SPLITS}
+        self.counts = {split: Counter(dict.fromkeys(COUNTS, 0)) for split in SPLITS}
 
     def add(self, split, ids, size):
         """Writes the ids of one document, (n,) uint16; size: bytes of its text."""
         self.files[split].write(ids)
-        counts = self.counts[split]
-        counts["tokens"] += len(ids)
-        counts["documents"] += 1
-        counts["bytes_of_text"] += size
+        self.counts[split].update(tokens=len(ids), documents=1, bytes_of_text=size)
 
-    def describe(self, tokenizer, sources, skipped):
-        """Writes meta.json and the tokenizer beside the closed files, and makes everything durable."""
+    def finish(self, tokenizer, sources, skipped):
+        """Writes meta.json and the tokenizer too, and makes everything durable."""
         meta = {"name": self.name, "vocab_size": tokenizer.vocab_size, "eot": tokenizer.eot}
         meta |= {"tokenizer_sha256": tokenizer.sha256, "sources": list(sources), "skipped": skipped or {}}
         for split in SPLITS:
+            self.files[split].close()
             file = self.folder / f"{split}.bin"
             sync(file)
-            meta[split] = self.counts[split] | {"sha256": file_hash(file), "sample_sha256": sample_hash(file)}
+            meta[split] = {**self.counts[split], "sha256": file_hash(file), "sample_sha256": sample_hash(file)}
         write_file(self.folder / "tokenizer.json", tokenizer.to_json())
         write_file(self.folder / "meta.json", to_json(meta))
         sync(self.folder)
 
 
-def write_corpus(
-    name, tokenizer, sources, parts, skipped=None, train_tokens=None, val_tokens=None, val_share=None, by_domain=False,
-    processes=1,
-):  # fmt: skip
+def write_corpus(name, tokenizer, sources, parts, skipped=None, by_domain=False, processes=1, **limits):
     """Writes the corpus data/NAME, or with by_domain data/NAME-DOMAIN for each domain. Returns the names written.
 
-    parts: [(documents, split)] as in into_splits(); a document is (key, domain, text). sources and skipped: for
-    meta.json, the names of what they come from and {file: bad rows or texts}, complete when all are read. train_tokens
-    and val_tokens limit the sum over domains. ValueError if a corpus exists already or nothing was written,
-    RuntimeError if the disk is full."""
+    parts: [(documents, split)], and limits of their sum, as in into_splits(); a document is (key, domain, text). For
+    meta.json: sources, the names of what they come from, and skipped, {file: bad rows or texts}. ValueError if a corpus
+    exists already or nothing was written."""
     if tokenizer.vocab_size > 2**16:
         raise ValueError(f"the tokenizer has {tokenizer.vocab_size} ids; token files hold 16-bit ids")
     final, hidden = corpus_folder(name), ROOT / f".{name}.partial"
-    room = {"train": train_tokens or math.inf, "val": val_tokens or math.inf}
     ROOT.mkdir(exist_ok=True)
-    with locked(ROOT / f".{name}.lock", f"another process is writing {final}; wait for it or choose another name"):
+    busy = f"another process is writing {final}; wait for it or choose another name"
+    with locked(ROOT / f".{name}.lock", busy), ExitStack() as stack:
         shutil.rmtree(hidden, ignore_errors=True)  # what a killed preparation left
-        try:
-            with ExitStack() as stack:
-                corpora = {}
-                for split, domain, ids, size in into_splits(parts, tokenizer, room, val_share or VAL_SHARE, processes):
-                    domain = (domain or "other") if by_domain else None
-                    if domain not in corpora:
-                        corpora[domain] = TokenFiles(f"{name}-{slug(domain)}" if domain else name, hidden, stack)
-                    corpora[domain].add(split, ids, size)
-            for split in SPLITS:  # of all domains; a single one may lack a split
-                if not any(corpus.counts[split]["documents"] for corpus in corpora.values()):
-                    raise ValueError(f"{name}: no document fell into {split}.bin; give more text, or smaller documents")
-            for corpus in corpora.values():
-                corpus.describe(tokenizer, sources, skipped)
-            for corpus in corpora.values():
-                os.replace(corpus.folder, corpus_folder(corpus.name))
-            sync(ROOT)
-        except OSError as fault:
-            if fault.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            raise RuntimeError(f"could not write {final}: {fault.strerror}; make room and repeat the command") from None
-        finally:
-            shutil.rmtree(hidden, ignore_errors=True)
+        stack.callback(shutil.rmtree, hidden, ignore_errors=True)
+        corpora = {}
+        for split, domain, ids, size in into_splits(parts, tokenizer, processes, **limits):
+            domain = (domain or "other") if by_domain else None
+            if domain not in corpora:
+                corpora[domain] = TokenFiles(f"{name}-{slug(domain)}" if domain else name, hidden, stack)
+            corpora[domain].add(split, ids, size)
+        for split in SPLITS:  # of all domains; a single one may lack a split
+            if not any(corpus.counts[split]["documents"] for corpus in corpora.values()):
+                raise ValueError(f"{name}: no document fell into {split}.bin; give more text, or smaller documents")
+        for corpus in corpora.values():
+            corpus.finish(tokenizer, sources, skipped)
+        for corpus in corpora.values():
+            os.replace(corpus.folder, corpus_folder(corpus.name))
+        sync(ROOT)
     return [corpus.name for corpus in corpora.values()]
 
 
-# ---------------------------------------------------------------- the corpora that there are
-
-
 def prepare(name, files=(), tokenizer=None, skip_bad_lines=False, text_key="text", way_out=WAY_OUT, **options):
-    """Prepares an embedded corpus, one of the hub's, or one's own files; options are write_corpus's.
-
-    The hub's come with their official validation files, as many tokens as asked for. way_out: what to do about bad
-    input. Returns the names written."""
-    corpus_folder(name)  # raises for a bad name before any work
-    refuse_what_does_not_fit(name, files, tokenizer, options)
+    """Prepares an embedded corpus, one of the hub's or one's own files; options and the answer are write_corpus's."""
+    hub_alone = not files and tokenizer in (None, "neox") and not options.get("val_share")
+    if name in HUB and not (hub_alone and options.get("train_tokens")):
+        words = f"`python data.py {name} --train-tokens 1e9`, with neither FILES nor --tokenizer nor --val-share"
+        raise ValueError(f"{name} comes from the hub: {words}")
+    if name in EMBEDDED and files:
+        raise ValueError(f"{name} is an embedded corpus, which takes no files; choose another name for yours")
+    if not files and name not in (*HUB, *EMBEDDED):
+        raise ValueError(f"no FILES for {name}; {how_to_prepare(name)}")
     paths, tokenizer = source_files(files), load_tokenizer(tokenizer or EMBEDDED.get(name, "neox"))
     read, skipped = Counter(), Counter() if skip_bad_lines else None
     size = sum(path.stat().st_size for path in paths)
@@ -212,11 +167,9 @@ def prepare(name, files=(), tokenizer=None, skip_bad_lines=False, text_key="text
             options["val_tokens"] = options.get("val_tokens") or VAL_TOKENS
             parts = [(hub_documents(name, split, **reading), split) for split in HUB[name]]
         elif name in EMBEDDED:
-            library = name.removesuffix("-neox")
-            made_of = f"Python {platform.python_version()}" if library == "stdlib" else f"torch {version('torch')}"
-            read = [made_of, f"the first {EMBEDDED_FILE_BYTES:,} bytes of each file"]
             options["val_share"] = options.get("val_share") or EMBEDDED_VAL_SHARE
-            parts = [(embedded_documents(library), None)]
+            read = [f"Python {platform.python_version()}, torch {version('torch')}"]
+            parts = [(embedded_documents(name.removesuffix("-neox")), None)]
         else:
             texts = read_documents(paths, key=text_key, **reading)
             parts = [(((text, domain, text) for domain, text in texts), None)]
@@ -233,20 +186,6 @@ def prepare_once(name, **options):
         with locked(ROOT / f".{name}.once.lock"):
             if not corpus_folder(name).is_dir():
                 prepare(name, **options)
-
-
-def refuse_what_does_not_fit(name, files, tokenizer, options):
-    """ValueError for a name with files or options that it does not take, or without those that it needs."""
-    if name in HUB:
-        if files or tokenizer not in (None, "neox") or options.get("val_share"):
-            refused = "it takes neither FILES nor --tokenizer nor --val-share"
-            raise ValueError(f"{name} comes from the hub, in Pythia's tokens, with validation files: {refused}")
-        if options.get("train_tokens") is None:
-            raise ValueError(f"say how much of {name}: `python data.py {name} --train-tokens 1e9`")
-    elif name in EMBEDDED and files:
-        raise ValueError(f"{name} is an embedded corpus, which takes no files; choose another name for yours")
-    elif name not in EMBEDDED and not files:
-        raise ValueError(f"no FILES for {name}; {how_to_prepare(name)}")
 
 
 def how_to_prepare(name):

@@ -1,6 +1,6 @@
-"""Documents from files: rows of .jsonl or whole texts, plain or compressed, streamed; and the source code that every
-machine has."""
+"""Documents from files: rows or whole texts, plain or compressed; and the source code that every machine has."""
 
+import codecs
 import hashlib
 import io
 import json
@@ -15,12 +15,12 @@ from pathlib import Path
 
 import zstandard
 
-from corpora.tokenizer import LFS_POINTER
+from engine.files import open_file
 
 BLOCK = 2**11  # bytes read at a time: few, so that a decompression bomb, which swells 30,000 times, fills no memory
 ROW_LIMIT = 2**24  # bytes: a longer line is a mistake, or such a bomb. tiktoken takes 50 times this for a single word
 BLANKS = 2**19  # characters: tiktoken panics at twice as many blanks in a row
-PIECE, PIECES = 2**16, 200  # bytes of a piece of a text at most, and into how many a small text is cut at least
+PIECE, PIECES = 2**16, 200  # characters of a piece of a text at most, and into how many a small text is cut at least
 EMBEDDED_BYTES = 8_000_000  # enough for a tiny model, read in seconds
 EMBEDDED_FILE_BYTES = 12_000  # of a longer file the beginning, so that a few files do not make up a split
 KINDS = r"(?i)\.(jsonl|ndjson|txt|md|rst|tex|py)(\.gz|\.zst)?$"  # names of files that hold text
@@ -30,14 +30,10 @@ WAY_OUT = "mend or convert it, or pass --skip-bad-lines to data.py"  # of a prep
 SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "__pycache__"}
 SKIPPED_FOLDERS |= {"encodings", "pydoc_data", "generated"}  # tables and pages of a manual, not code
 
-# ---------------------------------------------------------------- files
-
 
 def source_files(paths):
     """The files of a command line, whatever their endings; of a folder those of KINDS inside it, sorted, without what
-    is hidden.
-
-    A line on stderr counts what is not read of a folder. ValueError for a path without text."""
+    is hidden. A line on stderr counts what is not read of a folder. ValueError for a path without text."""
     files = []
     for path in map(Path, paths):
         if path.is_dir():
@@ -52,37 +48,28 @@ def source_files(paths):
 
 
 def files_below(folder):
-    """The files of KINDS in a folder and its sub-folders. Links are followed, but no folder is entered twice, so a loop
-    of links ends. Counts on stderr what is not read; ValueError if there is nothing else."""
-    entered, files, rest = set(), [], Counter()
-    for path, folders, names in os.walk(folder, onerror=lambda _: rest.update(["not to be opened"]), followlinks=True):
+    """The files of KINDS below a folder. Links are followed, but no folder is entered twice, so loops of links end."""
+    entered, files, others = set(), [], []
+    for path, folders, names in os.walk(folder, onerror=others.append, followlinks=True):
         if os.path.realpath(path) in entered:
             folders.clear()
             continue
         entered.add(os.path.realpath(path))
         folders[:] = sorted(name for name in folders if name[0] != ".")
         for file in (Path(path, name) for name in names if name[0] != "."):
-            if not file.is_file():
-                rest["leading nowhere" if file.is_symlink() else "that is no file"] += 1
-            elif re.search(KINDS, file.name):
-                files.append(file)
-            else:
-                rest[re.search(r"(\.\w+)?(\.(gz|zst|xz|bz2))?$", file.name)[0] or "without an ending"] += 1
-    others = ", ".join(f"{count} {kind}" for kind, count in rest.most_common(9))
+            (files if file.is_file() and re.search(KINDS, file.name) else others).append(file)
+    unread = f"{len(others)} others are not read"
     if not files:
-        kinds = ".jsonl, .ndjson, .txt, .md, .rst, .tex or .py, nor these as .gz or .zst"
-        raise ValueError(f"{folder}: no {kinds}{f'; not read: {others}' if others else ''}")
+        raise ValueError(f"{folder}: no .jsonl, .ndjson, .txt, .md, .rst, .tex or .py, plain, .gz or .zst; {unread}")
     if others:
-        print(f"{folder}: not read: {others}", file=sys.stderr)
+        print(f"{folder}: {len(files)} files of text; {unread}", file=sys.stderr)
     return sorted(files)
 
 
-def read_blocks(path, bar, opened=open):
-    """Yields the bytes of a file, block by block. opened(path, "rb"): what opens it."""
-    with opened(path, "rb") as file:
+def read_blocks(file, bar):
+    """Yields the bytes of an open file, block by block, and closes it."""
+    with file:
         while block := file.read(BLOCK):
-            if block.startswith(LFS_POINTER.encode()):
-                raise EOFError("a Git LFS pointer in place of the file (`git lfs pull` fetches it)")
             bar.update(len(block))
             yield block
 
@@ -105,44 +92,35 @@ def decompressed(blocks, suffix):
         raise EOFError("ends in the middle of a compressed frame")
 
 
-# ---------------------------------------------------------------- documents
+def read_documents(files, bar, way_out="mend or convert it", opened=open_file, key="text", read=None, skipped=None):
+    """Yields (domain, text) of every document: a row of a .jsonl or .ndjson file, with its text under `key`; of other
+    files a piece, of which a small text has PIECES too, for a validation split needs documents.
 
-
-def read_documents(files, bar, way_out="mend or convert it", opened=open, key="text", read=None, skipped=None):
-    """Yields (domain, text) of every document: the "text" of each row of a .jsonl or .ndjson file, or what it has under
-    another key; other files in pieces, of which a small text has PIECES too, for a validation split needs documents.
-
-    The domain is the row's meta.pile_set_name or meta.redpajama_set_name, if any. What is damaged or not UTF-8 raises
-    ValueError with its file and line. opened(file, "rb"): what opens a file. read: a Counter of documents by file.
-    skipped: a Counter of bad rows, and of texts with a bad rest, by file; they are then passed over."""
+    read: a Counter of documents by file. skipped: one of bad rows and of texts with a bad rest, which are then passed
+    over; without it, ValueError names file and line."""
     passed_over = () if skipped is None else (ValueError, RecursionError)
     read = Counter() if read is None else read
     piece = max(2**8, min(PIECE, sum(path.stat().st_size for path in files if path.is_file()) // PIECES))
     for path in files:
         rows = re.search(ROWS, path.name)
         where = f"{path}:1" if rows else path
-        blocks = decompressed(read_blocks(path, bar, opened), path.suffix.lower())
+        blocks = decompressed(read_blocks(opened(path), bar), path.suffix.lower())
         try:
             for number, document in enumerate(lines(blocks) if rows else pieces(blocks, piece), 1):
                 where = f"{path}:{number}" if rows else path
+                if rows and not document.strip():
+                    continue
                 try:
-                    if not rows:
-                        domain, text = None, document.decode("utf-8" if number > 1 else "utf-8-sig")  # without its mark
-                    elif row := document.strip():
-                        domain, text = parse_row(row, key)
-                    else:
-                        continue
+                    domain, text = parse_row(document.strip(), key) if rows else (None, document)
                 except passed_over:
                     skipped[path.as_posix()] += 1
-                    if rows:
-                        continue
-                    break
+                    continue
                 read[path.as_posix()] += 1
                 yield domain, text
+        except passed_over:  # of a text: its rest
+            skipped[path.as_posix()] += 1
         except (EOFError, zlib.error, zstandard.ZstdError) as fault:
             raise ValueError(f"{where}: damaged: {fault}; fetch or compress it again") from None
-        except UnicodeDecodeError as fault:
-            raise ValueError(f"{where}: the encoding is not UTF-8 ({fault}); {way_out}") from None
         except (ValueError, RecursionError) as fault:
             raise ValueError(f"{where}: damaged: {fault}; {way_out}") from None
 
@@ -161,16 +139,14 @@ def lines(blocks):
 
 
 def pieces(blocks, limit):
-    """Yields bytes that come in blocks in pieces of at most `limit`, cut where a line ends if there is one."""
-    text = bytearray()
-    for block in blocks:
-        text += block
+    """Yields the text of bytes that come in blocks, in pieces of at most `limit` characters, cut at a line's end."""
+    text = ""
+    for part in codecs.iterdecode(blocks, "utf-8-sig"):  # without its mark
+        text += part
         while len(text) > limit:
-            end = text.rfind(b"\n", 0, limit) + 1 or limit
-            while end > limit - 3 and text[end] & 0xC0 == 0x80:  # not within a letter
-                end -= 1
+            end = text.rfind("\n", 0, limit) + 1 or limit
             yield text[:end]
-            del text[:end]
+            text = text[end:]
     if text:
         yield text
 
@@ -192,18 +168,13 @@ def parse_row(line, key):
     return domain if isinstance(domain, str) else None, text
 
 
-# ---------------------------------------------------------------- source code
-
-
 def embedded_documents(library):
-    """(path, None, text) of the source files of an embedded corpus, in the order of a hash: a fair sample of all.
-
-    library: "stdlib" or "torch" for Python, "headers" for torch's C++ headers. A long file is cut, so that a few files
-    do not make up a split. Generated code is left out."""
+    """(path, None, text) of the source files of "stdlib" or "torch", or of torch's C++ "headers", in the order of a
+    hash: a fair sample of all. A long file is cut. Generated code is left out."""
     torch = Path(find_spec("torch").origin).parent  # found without importing it
     root = {"stdlib": Path(sysconfig.get_paths()["stdlib"]), "torch": torch, "headers": torch / "include"}[library]
-    pattern = "*.h" if library == "headers" else "*.py"
-    names = [path.relative_to(root).as_posix() for path in root.rglob(pattern)]
+    paths = root.rglob("*.h" if library == "headers" else "*.py")
+    names = [path.relative_to(root).as_posix() for path in paths]
     names = [name for name in names if not SKIPPED_FOLDERS & set(name.split("/"))]
     size = 0
     for name in sorted(names, key=lambda name: hash_share("order of " + name)):

@@ -1,9 +1,4 @@
-"""The corpora of a run, by name. Paths of one's own files become prepared corpora, and sides without a name get one.
-
-    python train.py --init EleutherAI/pythia-70m-deduped --upstream pile --downstream notes/
-
-The corpus of a file or folder is named after it and a hash of what it holds, and has the tokenizer of the model.
-"""
+"""The corpora of a run, by name: `--downstream notes/` becomes a prepared corpus in the tokens of the model."""
 
 import functools
 import hashlib
@@ -14,27 +9,24 @@ import sys
 from pathlib import Path
 
 from corpora.hub import HUB
-from corpora.prepare import ROOT, SPLITS, TOKENIZERS, corpus_folder, prepare_once, slug
+from corpora.prepare import ROOT, TOKENIZERS, corpus_folder, prepare_once, slug
 from corpora.readers import KINDS, source_files
 from corpora.tokenizer import load_tokenizer
 from engine import checkpoints, folder
 from engine.files import file_hash
 from engine.weights import is_hub_id, model_folder
 
-RECIPE = 2  # version of how a path becomes a corpus: part of its name
+RECIPE = 3  # version of how a path becomes a corpus: part of its name
 PATH_VAL_SHARE = 0.1  # of its documents: less would leave small texts without validation
 HUB_TOKENS = 10**9  # of a corpus of the hub that a run prepares by itself, at most
 DEFAULTS = ("stdlib", "torch")  # upstream and downstream
 
 
 def named_corpora(upstream=None, downstream=None, init="upstream", revision=None, dry_run=False):
-    """(upstream, downstream) of a run: the name of a corpus, and that of another or a mixture NAME=WEIGHT,NAME=WEIGHT.
+    """(upstream, downstream) of a run, each the name of a corpus or a mixture NAME=WEIGHT,NAME=WEIGHT.
 
-    A side is None or what the flag says. Its paths become names of corpora, which are prepared if need be, but not with
-    dry_run. A side that is None becomes the upstream of the run that made the model of `init`; else the default, for a
-    model of the hub in Pythia's tokens; or, where only the downstream is known, the same corpus.
-
-    Raises ValueError for a path without text, or a mixture where one corpus is needed."""
+    Paths become names of corpora, which are prepared unless dry_run. An upstream that is None becomes that of the run
+    that made the model of `init`; else the default; or, where only the downstream is known, the same corpus."""
     sides = upstream, downstream
     tokenizer = functools.partial(tokenizer_for, sides, init, revision)  # called for a path alone
     upstream, downstream = (side and with_names(side, tokenizer, dry_run) for side in sides)
@@ -52,14 +44,10 @@ def named_corpora(upstream=None, downstream=None, init="upstream", revision=None
 
 
 def entries(value):
-    """[(name or path, "=WEIGHT" or "")] of a mixture NAME=WEIGHT,NAME=WEIGHT; a path that exists is one entry, whatever
-    letters it has."""
-    if os.path.exists(value):
-        return [(value, "")]
-    if "," in value:
-        return [entry for part in value.split(",") for entry in entries(part)]
-    name, equals, weight = value.rpartition("=")
-    return [(name, equals + weight)] if equals else [(value, "")]
+    """[(name or path, "=WEIGHT" or "")] of a mixture; a path that exists is one entry, whatever letters it has."""
+    parts = [value] if os.path.exists(value) else value.split(",")
+    weighted = r"(?s)(.*?)(=[^=/]*)?"
+    return [(part, "") if os.path.exists(part) else re.fullmatch(weighted, part).groups("") for part in parts]
 
 
 def with_names(value, tokenizer, dry_run):
@@ -82,9 +70,7 @@ def is_path(text):
 
 
 def prepare_path(path, tokenizer, dry_run=False):
-    """The name of the corpus made of the files at a path, which is prepared if it is not there yet.
-
-    The name ends with a hash of the files and the tokenizer: what has changed is another corpus."""
+    """The name of the corpus of the files at a path, which ends with a hash of them; it is prepared if need be."""
     files = source_files([path])
     content = hashlib.sha256(f"{RECIPE} {load_tokenizer(tokenizer).sha256}\n".encode())
     for file in files:
@@ -94,23 +80,14 @@ def prepare_path(path, tokenizer, dry_run=False):
         words = ["data.py", name, path, "--tokenizer", tokenizer, "--val-share", PATH_VAL_SHARE, "--skip-bad-lines"]
         way_out = f"mend or convert it, or skip what is bad: python {shlex.join(map(str, words))}"
         prepare_once(name, files=files, tokenizer=tokenizer, val_share=PATH_VAL_SHARE, way_out=way_out)
-        train, val = tokens_of(name)
-        print(f"text        {path} is data/{name}: {train:,} train and {val:,} val tokens", file=sys.stderr)
+        print(f"text        {path} is data/{name}", file=sys.stderr)
     return name
-
-
-def tokens_of(name):
-    """[tokens in train.bin, in val.bin] of a prepared corpus."""
-    return [(corpus_folder(name) / f"{split}.bin").stat().st_size // 2 for split in SPLITS]
 
 
 def tokenizer_for(sides, init, revision):
     """The tokenizer for one's own text: that of the model or run `init`, else that of a named corpus, else bytes."""
     if init not in ("upstream", "scratch"):
-        source = model_folder(checkpoints.newest(init), revision, ["tokenizer.json"])
-        if not (source / "tokenizer.json").is_file():
-            raise ValueError(f"{init} has no tokenizer.json; prepare the text with data.py and --tokenizer")
-        return source
+        return model_folder(checkpoints.newest(init), revision, ["tokenizer.json"])
     for name, _ in entries(sides[0] or DEFAULTS[0]) + entries(sides[1] or DEFAULTS[1]):
         if not is_path(name) and (corpus_folder(name) / "tokenizer.json").is_file():
             return corpus_folder(name)
@@ -121,11 +98,6 @@ def tokenizer_for(sides, init, revision):
 
 def prepare_hub(sides, tokens):
     """Prepares the hub's corpora that are named but not yet here, with the most tokens that a run can read."""
-    for name in dict.fromkeys(name for side in sides for name, _ in entries(side) if name in HUB):
-        if not corpus_folder(name).is_dir():
-            if tokens <= HUB_TOKENS:
-                print(f"text        preparing data/{name}: {tokens:,} tokens, once", file=sys.stderr)
-            prepare_once(name, train_tokens=tokens if tokens <= HUB_TOKENS else None)
-        elif tokens_of(name)[0] < tokens:
-            held = f"{tokens_of(name)[0]:,} tokens, fewer than the run's {tokens:,}"
-            print(f"text        data/{name} has {held}; remove it to prepare more", file=sys.stderr)
+    named = [name for name, _ in entries(",".join(sides))]
+    for name in (name for name in HUB if name in named):
+        prepare_once(name, train_tokens=tokens if tokens <= HUB_TOKENS else None)

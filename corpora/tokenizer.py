@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 import unicodedata
+from itertools import pairwise
 from pathlib import Path
 
 import tiktoken
@@ -13,7 +14,6 @@ from engine.files import blaming, read_json, to_json, write_file
 
 END, PADDING = "<|endoftext|>", "<|padding|>"
 NEOX = ("EleutherAI/pythia-410m-deduped", "tokenizer.json")  # a repository of the hub, and a file in it
-LFS_POINTER = "version https://git-lfs"  # what a clone without Git LFS has in place of a large file
 KEPT_FILES = ("tokenizer.json", "special_tokens_map.json", "chat_template.jinja")  # of the model that a run begins with
 # GPT-2's split into words, possessive so that it never backtracks.
 GPT2_SPLIT = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
@@ -22,15 +22,13 @@ BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": Tr
 
 
 class Tokenizer:
-    """A byte-level BPE tokenizer of GPT-NeoX's kind, read from the contents of its tokenizer.json into tiktoken.
-
-    encode(text) -> list of ids, with text that spells <|endoftext|> left as text; decode(ids) -> text;
-    vocab_size; eot, the id that ends a document; sha256, of what decides the ids; spec, what tokenizer.json holds."""
+    """encode(text) -> list of ids, with text that spells <|endoftext|> left as text; decode(ids) -> text; vocab_size;
+    eot, the id that ends a document; sha256, of what decides the ids; spec, what tokenizer.json holds."""
 
     def __init__(self, spec):
         """Raises ValueError for a tokenizer that encode() would get wrong, KeyError and such for other contents."""
         refuse_other_kinds(spec)
-        self.start = None  # the folder of the model that a run began with, for save()
+        self.start = None  # the folder of the model that a run began with
         self.spec, self.normalize = spec, spec.get("normalizer") is not None
         vocab, entries = spec["model"]["vocab"], [entry for entry in spec["added_tokens"] if entry["content"]]
         self.added = {entry["content"]: entry["id"] for entry in entries}
@@ -73,12 +71,10 @@ class Tokenizer:
         return self.to_bytes(ids).decode(errors="replace")
 
     def to_json(self):
-        """The bytes of tokenizer.json."""
         return json.dumps(self.spec, ensure_ascii=False).encode()
 
     def save(self, folder):
-        """Writes what AutoTokenizer needs into a model folder, durably: tokenizer.json and tokenizer_config.json. The
-        settings of the model in the folder `start` are kept."""
+        """Writes what AutoTokenizer needs into a model folder. The settings of the model in `start` are kept."""
         settings = dict.fromkeys(("bos_token", "eos_token", "unk_token"), END) | {"clean_up_tokenization_spaces": False}
         settings["pad_token"] = PADDING if PADDING in self.added else END
         settings["model_input_names"] = ["input_ids", "attention_mask"]
@@ -89,8 +85,7 @@ class Tokenizer:
                     write_file(Path(folder) / file.name, file.read_bytes())
             if (Path(self.start) / "tokenizer_config.json").is_file():
                 settings |= read_json(Path(self.start) / "tokenizer_config.json")
-        # This class takes tokenizer.json as it is. Of its own accord, transformers would choose by the model's type one
-        # that adds NFC and tokens without a row in the model.
+        # Takes tokenizer.json as it is; the class of the model's type adds NFC, and tokens without a row in the model.
         settings["tokenizer_class"] = "PreTrainedTokenizerFast"
         settings.pop("auto_map", None)  # code of its own, which would come in place of the class
         write_file(Path(folder) / "tokenizer_config.json", to_json(settings))
@@ -140,31 +135,26 @@ def byte_ranks(vocab, merges, added):
 
 
 def refuse_other_merges(made):
-    """Raises ValueError unless each token, encoded alone, is what its own pair makes at last.
+    """Raises ValueError unless tiktoken makes each token of its own pair, made[token].
 
     tiktoken merges any two neighbors that make a known token, `tokenizers` only the pairs of its list. Two neighbors
-    meet in a text only if they also meet when what they make is encoded alone. So it is enough to look at each token.
-    made: {token: the pair that makes it}, in the order of the list."""
-    number = {token: i for i, token in enumerate(made)}  # single bytes have none
-    for token, (left, right) in made.items():
-        limit = number[token]
-        fits = all(len(part) == 1 or number.get(part, limit) < limit for part in (left, right))
-        # Undo the merges beside the border of the pair, the last one first. Before each of them, did a merge across the
-        # border come first? Where two are of one token, the left one is done first.
-        while fits and (left in number or right in number):
-            before, after = number.get(left, -1), number.get(right, -1)
-            if before > after:
-                limit, left = before, made[left][1]
-            else:
-                limit, right = after + 1, made[right][0]
-            fits = number.get(left + right, limit) >= limit
-        if not fits:
+    that meet in a text also meet when they stand alone, so it is enough to look at each token."""
+    number = {token: i for i, token in enumerate(made)}
+    for token, pair in made.items():
+        parts = list(token)
+        while len(parts) > 2:
+            joined = [left + right for left, right in pairwise(parts)]
+            first = min(joined, key=lambda text: number.get(text, len(made)))
+            if first not in number:
+                break
+            place = joined.index(first)
+            parts[place : place + 2] = [first]
+        if tuple(parts) != pair:
             raise ValueError(f"its merges do not make its token {token!r:.40} in the way that tiktoken would")
 
 
 def refuse_other_ids(vocab, added):
-    """Raises ValueError unless the ids are different whole numbers, and those of added tokens what `tokenizers` makes
-    of them: it numbers tokens that its vocabulary lacks in their order, whatever the file says."""
+    """Raises ValueError unless the ids differ, and those of added tokens are what `tokenizers` makes of them."""
     ids = {*vocab.values(), *added.values()}
     if len(ids) < len({*vocab, *added}) or not all(type(i) is int and 0 <= i < 2**24 for i in ids):
         raise ValueError("its ids are not different whole numbers")
@@ -200,17 +190,14 @@ def neox_file():
 
 
 def load_tokenizer(name_or_path):
-    """A Tokenizer: "bytes", "neox" (fetched from the hub once), a tokenizer.json or a folder that holds one.
-
-    Raises ValueError or OSError that names the file and what is wrong with it."""
+    """A Tokenizer: "bytes", "neox" (fetched from the hub once), a tokenizer.json or a folder that holds one."""
     if name_or_path == "bytes":
         return Tokenizer(byte_tokenizer())
     path = Path(neox_file() if name_or_path == "neox" else name_or_path)
     path = path / "tokenizer.json" if path.is_dir() else path
     if not path.is_file():
         raise ValueError(f"{path}: no such tokenizer; give bytes, neox, a tokenizer.json or a folder with one")
-    with blaming(path, "only a byte-level BPE like GPT-NeoX's can be read"):
-        content = path.read_text(encoding="utf-8")
-        if content.startswith(LFS_POINTER):
-            raise ValueError("a Git LFS pointer in place of the file; fetch it with `git lfs pull`")
-        return Tokenizer(json.loads(content))
+    way_out = "only a byte-level BPE like GPT-NeoX's can be read"
+    spec = read_json(path, way_out)
+    with blaming(path, way_out):
+        return Tokenizer(spec)

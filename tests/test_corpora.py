@@ -411,9 +411,9 @@ BAD = {
     "array.ndjson": (b'[\n{"text": "a"},\n{"text": "b"}\n]', ":1: damaged: not JSON Lines"),
     "array of lines.jsonl": (b'[{"text": "a"},\n{"text": "b"}]', ":1: damaged: not JSON Lines"),
     "pretty.jsonl": (b'{\n  "text": "a"\n}\n', ":1: damaged: not JSON Lines"),
-    "latin.jsonl": ('{"text": "a"}\n{"text": "café"}'.encode("latin1"), ":2: the encoding is not UTF-8"),
-    "latin.txt": ("café".encode("latin1"), ": the encoding is not UTF-8"),
-    "utf16.md": ("café".encode("utf16"), ": the encoding is not UTF-8"),
+    "latin.jsonl": ('{"text": "a"}\n{"text": "café"}'.encode("latin1"), ":2: damaged: 'utf-8' codec"),
+    "latin.txt": ("café".encode("latin1"), ": damaged: 'utf-8' codec"),
+    "utf16.md": ("café".encode("utf16"), ": damaged: 'utf-8' codec"),
     "cut.jsonl.zst": (zstandard.compress(rows(texts("old", 900)))[:-50], ": damaged: "),
     "not.jsonl.zst": (b"hello", ":1: damaged: "),
     "padded.jsonl.zst": (zstandard.compress(b'{"text": "a"}\n') + bytes(9), ": damaged: "),
@@ -597,33 +597,32 @@ def test_a_folder_says_what_it_leaves_out_and_follows_links_once(tmp_path, capsy
     monkeypatch.setattr(os, "scandir", closed_to_us(os.scandir))
     found = readers.source_files([folder])
     assert [str(path.relative_to(folder)) for path in found] == ["a.ndjson", "again/d.md", "b.ndjson.gz", "sub/c.TXT"]
-    said = capsys.readouterr().err
-    assert said.startswith(f"{folder}: not read: 2 .json, 2 .parquet, 1 ") and said.count("\n") == 1
-    others = {"1 .json.gz", "1 .txt.xz", "1 without an ending", "1 leading nowhere", "1 not to be opened"}
-    assert {*said[len(f"{folder}: not read: ") : -1].split(", ")} >= others
+    # seven of `left`, of which one in the folder that two links lead to; the broken link; the closed folder
+    assert capsys.readouterr().err == f"{folder}: 4 files of text; 9 others are not read\n"
     for path in read:
         (folder / path).unlink()
-    with pytest.raises(ValueError, match="no .jsonl, .* not read: .*1 leading nowhere"):
+    with pytest.raises(ValueError, match="no .jsonl, .*; 9 others are not read"):
         readers.source_files([folder])
     with pytest.raises(ValueError, match="no such file or folder"):
         readers.source_files([folder / "broken.txt"])
-    with pytest.raises(ValueError, match="closed: no .jsonl, .* not read: 1 not to be opened"):
+    with pytest.raises(ValueError, match="closed: no .jsonl, .*; 1 others are not read"):
         readers.source_files([folder / "closed"])
 
 
 def test_pieces_lose_nothing_end_with_lines_and_split_no_letter():
-    text = "".join(texts("old", 100)).encode()
+    text = "".join(texts("old", 100))
     for size in (7, 10**6):
-        blocks = [text[start : start + size] for start in range(0, len(text), size)]
-        pieces = [bytes(piece) for piece in readers.pieces(blocks, 500)]
-        assert b"".join(pieces) == text and max(map(len, pieces)) <= 500
-        assert all(piece.endswith(b"\n") for piece in pieces)
-    assert [*map(bytes, readers.pieces([b"x" * 1200], 500))] == [b"x" * 500, b"x" * 500, b"x" * 200]
+        blocks = [text.encode()[start : start + size] for start in range(0, len(text.encode()), size)]
+        pieces = [*readers.pieces(blocks, 500)]
+        assert "".join(pieces) == text and max(map(len, pieces)) <= 500
+        assert all(piece.endswith("\n") for piece in pieces)
+    assert [*readers.pieces([b"x" * 1200], 500)] == ["x" * 500, "x" * 500, "x" * 200]
     for letter in "é€😀":
-        pieces = [piece.decode() for piece in readers.pieces([letter.encode() * 1000], 501)]
-        assert "".join(pieces) == letter * 1000
+        whole = letter.encode() * 1000
+        assert [*readers.pieces([whole[:501], whole[501:]], 600)] == [letter * 600, letter * 400]
     assert not [*readers.pieces([b""], 500)]
-    assert b"".join(readers.pieces([b"\xbf" * 2000], 500)) == b"\xbf" * 2000  # no UTF-8, no loop
+    with pytest.raises(UnicodeDecodeError):
+        [*readers.pieces(["é".encode()[:1]], 500)]  # ends within a letter
 
 
 def test_a_long_text_is_cut_alike_by_data_py_and_by_its_path(tmp_path, monkeypatch):
@@ -696,7 +695,7 @@ def test_a_full_disk_is_one_line_and_leaves_no_corpus(tmp_path, monkeypatch):
         done = call(*words)
         said = done.stderr.splitlines()
         assert done.returncode == 1 and len(said) == 1, done.stderr
-        assert "data/mine" in said[0] and "No space left" in said[0] and "make room" in said[0]
+        assert "failed: No space left" in said[0]
         assert [p.name for p in Path("data").iterdir()] == [".mine.lock"]
         subprocess.run(["mount", "-o", "remount,size=99m", "data"], check=True)
         assert call(*words).returncode == 0

@@ -80,7 +80,10 @@ def test_the_tokens_are_the_models_own(notes):
     Path("t.json").write_text(json.dumps(small_spec()))
     tokenizer = load_tokenizer("t.json")
     GPTNeoX(config_of("nano", tokenizer.vocab_size)).save_pretrained("model")
-    refused(call("train.py", *BRIEF, "--init", "model", "--downstream", notes, "--max-lr", "1e-3"), "no tokenizer.json")
+    refused(
+        call("train.py", *BRIEF, "--init", "model", "--downstream", notes, "--max-lr", "1e-3"),
+        "model/tokenizer.json: no such tokenizer",
+    )
     tokenizer.save(Path("model"))
     done = call("train.py", *BRIEF, "--init", "model", "--downstream", notes)
     assert done.returncode == 0, done.stderr
