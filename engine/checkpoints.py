@@ -37,14 +37,10 @@ def reached(out, update):
     return Path(newest(out)) >= folder_of(out, update)
 
 
-# ---------------------------------------------------------------- writing
-
-
 def save(out, update, model, optimizer, tokenizer, state):
-    """Saves the checkpoint after an update: all processes take part, rank 0 writes.
+    """Saves the checkpoint after an update, under a hidden name that is then replaced. All processes take part.
 
-    state: what state.json holds besides `step`, the hashes and `adam_t`, AdamW's count of updates. Written under a
-    hidden name, made durable, then renamed."""
+    state: what state.json holds besides the hashes and `adam_t`, AdamW's count of updates."""
     weights, moments = {}, {}
     if hasattr(model, "reshard"):  # of a sharded model an evaluation leaves parameters whole
         model.reshard()
@@ -62,8 +58,7 @@ def save(out, update, model, optimizer, tokenizer, state):
     tokenizer.save(partial)
     save_tensors(moments, partial / MOMENTS)
     hashes = {name: file_hash(partial / name) for name in (WEIGHTS, MOMENTS)}
-    written = {"step": update, "adam_t": optimizer.param_groups[0]["t"], "sha256": hashes}
-    write_file(partial / STATE, to_json(written | state))
+    write_file(partial / STATE, to_json(state | {"adam_t": optimizer.param_groups[0]["t"], "sha256": hashes}))
     for path in (*partial.rglob("*"), partial):
         sync(path)
     if final.exists():  # left by a run that stopped later, on the way to which this one was resumed
@@ -90,22 +85,17 @@ def hidden(folder):
     return folder.with_name(f".{folder.name}.partial")
 
 
-# ---------------------------------------------------------------- reading
-
-
 def newest_state(out):
-    """(folder, state) of a run's newest checkpoint; (None, {"step": 0}) without one. ValueError if it is damaged.
-
-    Of several processes rank 0 alone compares the hashes, which takes a second per GB."""
-    folder = next(reversed(all_of(out)), None)
-    if folder is None:
+    """(folder, state, with its "step") of a run's newest checkpoint; (None, {"step": 0}) without one. ValueError if it
+    is damaged: rank 0 compares the hashes, which takes a second per GB."""
+    folder = newest(out)
+    if folder == out:
         return None, {"step": 0}
     state = read_json(folder / STATE, way_out(folder))
     with blaming(folder / STATE, way_out(folder)):
-        for name in ("step", "metrics_bytes", "adam_t"):
-            value_of(state, name)
-        if folder != folder_of(out, state["step"]):
-            raise ValueError("of another step")
+        state["step"] = int(folder.name.removeprefix("step_"))
+        value_of(state, "metrics_bytes")
+        value_of(state, "adam_t")
         hashes = value_of(state, "sha256", dict)
     for name in (WEIGHTS, MOMENTS) if processes.rank() == 0 else ():
         file = folder / name

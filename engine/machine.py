@@ -11,8 +11,8 @@ from engine.files import variable
 # The dtype of autocast, or None for plain fp32. Weights, moments and the loss are fp32 in every case.
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-# A second thread gains a model of this width or less little, and where another process takes its core it costs most of
-# the speed: torch's threads wait for each other hundreds of times a step, and spin while they wait.
+# A second thread gains a model up to this width little, and costs it most of its speed where another process takes the
+# core: torch's threads spin while they wait for each other.
 ONE_THREAD_WIDTH = 128
 ALL_THREADS = torch.get_num_threads()  # all cores, or OMP_NUM_THREADS
 
@@ -71,37 +71,30 @@ def autocast(device, dtype):
 
 
 class LossScaler(torch.amp.GradScaler):
-    """The paper's dynamic loss scale of fp16; in other precisions it does nothing.
-
-    It halves when gradients overflow (that update is skipped), and doubles after 1,000 good ones. GPT-NeoX also
-    forgives one overflow (hysteresis 2), and begins at 2^12, torch's scaler at 2^16."""
+    """The paper's dynamic loss scale of fp16: it halves when gradients overflow (that update is skipped), and doubles
+    after 1,000 good ones. GPT-NeoX also forgives one overflow, and begins at 2^12, torch at 2^16."""
 
     def __init__(self, device, enabled):
         super().__init__(device.type, growth_interval=1000, enabled=enabled)
-        self.overflows = self.in_a_row = 0
-
-    @property
-    def skipped(self):
-        """How many updates were skipped so far; None where none can be."""
-        return self.overflows if self.is_enabled() else None
+        self.skipped = self.in_a_row = 0  # how many updates, and how many of them just now
 
     def state_dict(self):
-        return super().state_dict() | {"overflows": self.overflows, "in_a_row": self.in_a_row}
+        return super().state_dict() | {"skipped": self.skipped, "in_a_row": self.in_a_row}
 
     def load_state_dict(self, state):
-        self.overflows, self.in_a_row = state["overflows"], state["in_a_row"]
+        self.skipped, self.in_a_row = state["skipped"], state["in_a_row"]
         super().load_state_dict(state)
 
     def refuse_non_finite(self, loss, norm, update, lr):
-        """Raises RuntimeError, in all processes, before a loss or a gradient norm that is not finite reaches the
-        weights. An infinite norm under a finite loss in fp16 is normal at times; SKIPS of them in a row end a run."""
+        """Raises RuntimeError before a loss or a gradient norm that is not finite reaches the weights. An infinite norm
+        under a finite loss in fp16 is normal at times; SKIPS of them in a row end a run."""
         if math.isfinite(loss) and math.isfinite(norm):
             self.in_a_row = 0
             return
-        self.overflows, self.in_a_row = self.overflows + 1, self.in_a_row + 1
+        self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
         if self.is_enabled() and math.isfinite(loss) and self.in_a_row < SKIPS:
             return
-        in_a_row = f", {self.in_a_row} updates in a row" if self.in_a_row > 1 else ""
-        fault = f"loss {loss} and gradient norm {norm} at update {update} (lr {lr:.2e}){in_a_row}"
-        way_out = "another --init" if update == 1 else "a lower --max-lr"  # no rate has acted before the first update
-        raise RuntimeError(f"{fault}; the weights were left alone; try {way_out} or --precision bf16 or fp32")
+        raise RuntimeError(
+            f"loss {loss}, gradient norm {norm} at update {update} (lr {lr:.2e}), {self.in_a_row} in a row; the "
+            "weights were left alone; try another --init, a lower --max-lr, or --precision bf16 or fp32"
+        )

@@ -296,7 +296,9 @@ def test_a_log_that_cannot_be_written_is_a_failure_on_the_way(start, monkeypatch
 
         def write(self, line):
             kept, self.room = line[: self.room], max(0, self.room - len(line))
-            return self.file.write(kept)
+            self.file.write(kept)
+            if len(kept) < len(line):
+                raise OSError(28, "No space left on device")
 
         def __getattr__(self, name):
             return getattr(self.file, name)
@@ -305,7 +307,7 @@ def test_a_log_that_cannot_be_written_is_a_failure_on_the_way(start, monkeypatch
         full.setattr(log, "open", lambda *a, **n: (Full if "a+b" in a else open)(*a, **n), raising=False)
         done = call("train.py", *MICRO, "--out", "r")
     assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, done.stderr
-    assert "metrics.jsonl: No space left" in done.stderr and "--resume r" in done.stderr
+    assert "could not save r: No space left" in done.stderr and "--resume r" in done.stderr
     go_on([*MICRO, "--out", "r"])
     same_run("whole", "r")
 
