@@ -1,8 +1,7 @@
 """Checkpoints, whole or absent: runs/NAME/checkpoints/step_00000400/, a Hugging Face model folder. No pickle.
 
-config.json, model.safetensors, tokenizer.json, tokenizer_config.json: what transformers reads. resume/: AdamW's moments
-and the little else that a resumed run needs, under names that no loader of models takes for weights. The state has the
-SHA-256 of both tensor files, so that damage is noticed; nothing is repaired.
+resume/ holds AdamW's moments and the little else that a resumed run needs, under names that no loader of models takes
+for weights. The state has the SHA-256 of both tensor files, so that damage is noticed; nothing is repaired.
 """
 
 import os
@@ -38,9 +37,8 @@ def reached(out, update):
 
 
 def save(out, update, model, optimizer, tokenizer, state):
-    """Saves the checkpoint after an update, under a hidden name that is then replaced. All processes take part.
-
-    state: what state.json holds besides the hashes and `adam_t`, AdamW's count of updates."""
+    """Saves the checkpoint after an update, under a hidden name, then renames it. All processes take part. state: what
+    state.json holds besides the hashes and `adam_t`, AdamW's count of updates."""
     weights, moments = {}, {}
     if hasattr(model, "reshard"):  # of a sharded model an evaluation leaves parameters whole
         model.reshard()
@@ -68,9 +66,8 @@ def save(out, update, model, optimizer, tokenizer, state):
 
 
 def prune(out, update, keep, protected):
-    """Removes all but the `keep` newest checkpoints up to `update` (0 keeps all), and what a killed run left half-made.
-
-    protected: the update of one that stays. Each is hidden before it is removed: half of one never looks whole."""
+    """Removes all but the `keep` newest checkpoints up to `update` (0 keeps all) and that of update `protected`, and
+    what a killed run left. Each is hidden before it is removed: half of one never looks whole."""
     if processes.rank():
         return
     last, stays = folder_of(out, update), folder_of(out, protected)
@@ -116,6 +113,6 @@ def load_optimizer(folder, state, model, optimizer, scaler):
                 moment = finite(moments.get_tensor(f"{kind}.{name}"), f"{kind} of {name}")
                 optimizer.state[parameter][kind] = processes.placed_as(parameter, moment)
     with blaming(folder / STATE, way_out(folder)):
-        scaler.load_state_dict(state["scaler"])
+        scaler.load_state_dict(value_of(state, "scaler", dict))
     for group in optimizer.param_groups:
         group["t"] = state["adam_t"]

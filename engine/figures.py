@@ -2,9 +2,7 @@
 
 import itertools
 import math
-import os
 import re
-import sys
 import zlib
 from statistics import fmean
 
@@ -23,8 +21,6 @@ BEFORE = {"color": "0.4", "ls": (0, (4, 3)), "lw": 1}  # the level before the fi
 
 def new_figure(width, height, rows=1, columns=1, **grid):
     """(figure in the manner of a paper, in inches, its panels as a list); needs no screen."""
-    if os.environ.get("MPLBACKEND") and "IPython" not in sys.modules:
-        os.environ["MPLBACKEND"] = "agg"  # of the notebook that started this process; it may not be installed here
     import matplotlib  # late: takes a second, which only figures should cost
     from matplotlib.figure import Figure
 
@@ -71,7 +67,7 @@ def name_of(flag, value):
 
 
 def warmup_end(flags):
-    """The tokens after which a run's warm-up ends: 0 without one, and where its share rounds to no update."""
+    """The tokens after which a run's warm-up ends; 0 where it has no update."""
     tokens_per_update = flags["batch_size"] * flags["context"]
     return tokens_per_update * round(flags["tokens"] // tokens_per_update * flags["warmup"])
 
@@ -83,7 +79,7 @@ def name_in(flags, flag):
 
 
 def texts_of(runs):
-    """For each run a mark of the corpora that other runs had with another text: ", stdlib 1a2b3c4d", or nothing."""
+    """For each run a mark of the corpora that other runs had with another text: ", stdlib 1a2b3c4d", or ""."""
     texts, known = [], {}
     for run in runs:
         texts.append({})
@@ -183,8 +179,7 @@ def draw_arms(groups, measure, sides, until, rates=False):
     panels[-1].set_xlim(-0.01 * until, 1.01 * until)
     in_tokens(panels[-1].xaxis)
     handles, labels = panels[0].get_legend_handles_labels()
-    widths = [len(label) + 9 for label in labels]  # in characters; a handle is as wide as nine
-    columns = len(labels) if sum(widths) <= 90 else max(1, 90 // max(widths))
+    columns = max(1, 90 // max(len(label) + 9 for label in labels))  # in characters; a handle is as wide as nine
     rows = math.ceil(len(labels) / columns)
     figure.set_figheight(figure.get_figheight() + 0.18 * max(0, rows - 3))  # a long legend is not at the panels' cost
     figure.legend(handles, labels, loc="outside upper center", ncols=columns)

@@ -13,8 +13,8 @@ import filelock
 from safetensors import SafetensorError
 
 # What Python and safetensors raise for contents that they cannot read, or that are of another kind.
-BAD_CONTENT = (ValueError, TypeError, AttributeError, LookupError, OverflowError, RecursionError, SafetensorError)
-BAD_CONTENT += (EOFError, zlib.error)
+BAD_CONTENT = (ValueError, TypeError, AttributeError, LookupError, OverflowError, RecursionError, EOFError)
+BAD_CONTENT += (zlib.error, SafetensorError)
 KINDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false", dict: "an object"}
 
 

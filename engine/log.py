@@ -124,25 +124,22 @@ class Log:
         now = time.perf_counter()
         self.paused, self.clock = self.paused + now - self.clock, now
 
-    def update(self, update, lr, loss, norm, skipped=0):
-        """After an update: its learning rate, loss (nats), gradient norm; skipped: how many fp16 has skipped so far."""
+    def update(self, update, lr, loss, norm):
+        """After an update: its learning rate, loss (nats), gradient norm (infinite if fp16 overflowed)."""
         now = time.perf_counter()
         seconds, self.clock = max(1e-9, now - self.clock), now  # a coarse clock can stand still
         self.recent.append(seconds)
         self.updates += 1
         record = {"kind": "train", "step": update, "tokens": update * self.tokens_per_update, "lr": lr, "loss": loss}
         record |= {"grad_norm": norm, "tokens_per_second": self.tokens_per_update / seconds}
-        if skipped:
-            record["skipped"] = skipped
         self.write(record)
         rate = self.tokens_per_update / fmean(self.recent)
         self.bar.set_postfix_str(f"loss {loss:.3f}, lr {lr:.1e}, {in_units(rate)} tok/s", refresh=False)
         self.bar.update()
         if self.bar.disable and (update % max(1, self.stop // 20) == 0 or update == self.stop):
             left = (self.stop - update) * (fmean(self.recent) + self.paused / self.updates)
-            skips = f"skipped {skipped} | " if skipped else ""
             self.say(
-                f"step {self.place(update)} | loss {loss:.4f} | lr {lr:.2e} | norm {norm:.2f} | {skips}"
+                f"step {self.place(update)} | loss {loss:.4f} | lr {lr:.2e} | norm {norm:.2f} | "
                 f"{in_units(rate)} tok/s | left {int(left) // 60}m{int(left) % 60:02d}s"
             )
 

@@ -6,16 +6,14 @@ from dataclasses import replace
 import torch
 
 from engine import processes
-from engine.files import variable
+from engine.files import value_of, variable
 
 # The dtype of autocast, or None for plain fp32. Weights, moments and the loss are fp32 in every case.
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-
 # A second thread gains a model up to this width little, and costs it most of its speed where another process takes the
 # core: torch's threads spin while they wait for each other.
 ONE_THREAD_WIDTH = 128
 ALL_THREADS = torch.get_num_threads()  # all cores, or OMP_NUM_THREADS
-
 SKIPS = 20  # so many fp16 overflows in a row end a run: the loss scale is then a millionth of what it was
 
 
@@ -76,14 +74,12 @@ class LossScaler(torch.amp.GradScaler):
 
     def __init__(self, device, enabled):
         super().__init__(device.type, growth_interval=1000, enabled=enabled)
-        self.skipped = self.in_a_row = 0  # how many updates, and how many of them just now
-
-    def state_dict(self):
-        return super().state_dict() | {"skipped": self.skipped, "in_a_row": self.in_a_row}
+        self.in_a_row = 0  # how many updates in a row overflowed
 
     def load_state_dict(self, state):
-        self.skipped, self.in_a_row = state["skipped"], state["in_a_row"]
-        super().load_state_dict(state)
+        if self.is_enabled():
+            scale, tracker = value_of(state, "scale", float, 1e-30, 1e30), value_of(state, "_growth_tracker")
+            super().load_state_dict(self.state_dict() | {"scale": scale, "_growth_tracker": tracker})
 
     def refuse_non_finite(self, loss, norm, update, lr):
         """Raises RuntimeError before a loss or a gradient norm that is not finite reaches the weights. An infinite norm
@@ -91,7 +87,7 @@ class LossScaler(torch.amp.GradScaler):
         if math.isfinite(loss) and math.isfinite(norm):
             self.in_a_row = 0
             return
-        self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
+        self.in_a_row += 1
         if self.is_enabled() and math.isfinite(loss) and self.in_a_row < SKIPS:
             return
         raise RuntimeError(

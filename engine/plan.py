@@ -12,9 +12,7 @@ PYTHIA_UPDATES, PYTHIA_BATCH = 143_000, 1024 * 2048  # of Pythia's pre-training,
 CHECKPOINT_BYTES = 12  # for each parameter: the weight and two moments, in fp32
 
 
-class Pretraining(NamedTuple):
-    """What is known of the pre-training of the model that a run continues."""
-
+class Pretraining(NamedTuple):  # of the model that a run continues
     text: str
     tokens: int
     tokens_per_update: int

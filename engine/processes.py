@@ -74,9 +74,8 @@ def anywhere(condition):
 
 
 def in_parts(rows, compute):
-    """compute(rows), one number for each row, as a list of floats: each process computes it for a part of the rows.
-
-    Some rows come twice: all need equally many, because the processes of a sharded model compute together."""
+    """compute(rows), one number for each row, as a list of floats: each process computes a part. All parts are of one
+    size, for which some rows come twice, because the processes of a sharded model compute together."""
     filled = math.ceil(len(rows) / count()) * count()
     mine = torch.arange(rank(), filled, count())
     numbers = torch.zeros(filled, dtype=torch.float64)  # zero where another process has the number

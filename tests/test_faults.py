@@ -414,12 +414,12 @@ DAMAGES = {
 def test_a_damaged_checkpoint_is_noticed_and_the_one_before_it_goes_on(start):
     train.main([*MICRO, "--out", "whole"])
     train.main([*MICRO, "--seed", "1", "--out", "other"])
-    last = "r/checkpoints/step_00000008"
     for file, damage in itertools.product(("model.safetensors", "resume/moments"), DAMAGES.values()):
         shutil.copytree("whole", "r")
-        damage(Path(last, file))
-        refused(call("train.py", "--resume", "r"), f"{last}/{file}: missing or damaged", f"remove {last} to resume")
-        shutil.rmtree(last)
+        shutil.rmtree("r/checkpoints/step_00000008")
+        damage(Path(LAST, file))
+        refused(call("train.py", "--resume", "r"), f"{LAST}/{file}: missing or damaged", f"remove {LAST} to resume")
+        shutil.rmtree(LAST)
         assert call("train.py", "--resume", "r").returncode == 0
         same_run("whole", "r")
         shutil.rmtree("r")

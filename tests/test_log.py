@@ -66,7 +66,7 @@ def test_a_run_on_one_corpus_shows_one_perplexity(tmp_path, capsys, init, side):
 def test_what_is_not_finite_is_null_and_can_be_read(tmp_path):
     with Log(tmp_path, 4, 1000, SIDES, {"step": 0}) as log:
         log.evaluation(0, 0.0, LOSSES | {"upstream_loss": math.nan})
-        log.update(1, 0.1, math.nan, math.inf, skipped=1)
+        log.update(1, 0.1, math.nan, math.inf)
     evaluation, update = records(tmp_path)
     assert (
         evaluation["upstream_loss"]
@@ -77,7 +77,6 @@ def test_what_is_not_finite_is_null_and_can_be_read(tmp_path):
     )
     read = read_records(tmp_path / "metrics.jsonl")
     assert math.isnan(read["eval"][0]["upstream_perplexity"]) and math.isnan(read["train"][0]["grad_norm"])
-    assert read["train"][0]["skipped"] == 1
 
 
 LINE = {
