@@ -83,8 +83,8 @@ def hidden(folder):
 
 
 def newest_state(out):
-    """(folder, state, with its "step") of a run's newest checkpoint; (None, {"step": 0}) without one. ValueError if it
-    is damaged: rank 0 compares the hashes, which takes a second per GB."""
+    """(folder, state) of a run's newest checkpoint; (None, {"step": 0}) without one. ValueError if it is damaged:
+    rank 0 compares the hashes, which takes a second per GB."""
     folder = newest(out)
     if folder == out:
         return None, {"step": 0}

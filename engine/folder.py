@@ -46,9 +46,8 @@ def refuse_other_data(out, corpora, order):
 
 @contextmanager
 def opened(out, resumed):
-    """Makes the folder of a run, and keeps other processes out of it in the block. Rank 0 does it.
-
-    RuntimeError for what cannot be saved in the block. What fails before config.json is written leaves no folder."""
+    """Makes the folder of a run, and keeps other processes out of it in the block. RuntimeError for what cannot be
+    saved there. What fails before config.json is written leaves no folder."""
     with ExitStack() as cleanup:
         if processes.rank() == 0:
             new = not out.exists()

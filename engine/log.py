@@ -24,7 +24,6 @@ RECORDS = {  # what a line of each kind must hold
     "train": (*PLACE, "loss"),
     "eval": (*PLACE, "upstream_loss", "upstream_perplexity", "downstream_loss", "downstream_perplexity"),
 }
-RECENT = 50  # updates over which the shown rate is a mean
 
 
 def perplexity_of(loss):
@@ -71,16 +70,14 @@ def json_line(record):
 
 
 class Log:
-    """Appends the records of a run to metrics.jsonl and shows them, in a `with` block. Rank 0 writes.
-
-    out: folder of the run; stop: its last update; sides: those worth showing; state: of the checkpoint after which it
-    goes on, with its "step" and "metrics_bytes", the length of the log then; {"step": 0} for a new run."""
+    """Appends the records of a run to metrics.jsonl and shows them, in a `with` block. stop: its last update; state: of
+    the checkpoint after which it goes on, with "step" and "metrics_bytes", the length of the log then."""
 
     def __init__(self, out, stop, tokens_per_update, sides, state):
         self.path, self.stop, self.tokens_per_update, self.state = out / "metrics.jsonl", stop, tokens_per_update, state
         self.sides, self.writes = sides, processes.rank() == 0
         self.first_evaluation, self.earlier = None, 0.0  # `earlier`: seconds before this resume
-        self.recent, self.updates = deque(maxlen=RECENT), 0  # seconds of the last updates, and how many there were
+        self.recent, self.updates = deque(maxlen=50), 0  # seconds of the last updates, and how many there were
         self.paused = 0.0  # seconds in evaluations and checkpoints
 
     def __enter__(self):

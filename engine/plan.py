@@ -30,10 +30,8 @@ def known_pretraining(init, flags, peak):
 
 
 def plan_of(flags, config, corpora, before, saves):
-    """The plan of a run of complete flags: four lines, and one for each thing that may surprise.
-
-    config: of the model; corpora: {name: Corpus}, None if they are not prepared yet; before: a Pretraining, None where
-    it is unknown; saves: the updates after which checkpoints are written."""
+    """The plan of a run of complete flags: four lines, and one for each thing that may surprise. corpora: None if they
+    are not prepared yet; before: a Pretraining, None where it is unknown; saves: the updates that save checkpoints."""
     tokens, epochs = flags.stop * flags.tokens_per_update, 0
     if corpora and flags.model:  # a random start has a row for each token id
         config = replace(config, vocab_size=corpora[flags.upstream].vocab_size)

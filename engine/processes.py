@@ -18,8 +18,6 @@ import torch.distributed as dist
 from engine.faults import one_line
 from engine.files import variable
 
-PATIENCE = timedelta(hours=6)  # for what rank 0 fetches or prepares while the others wait
-
 
 @contextmanager
 def joined():
@@ -27,8 +25,9 @@ def joined():
     if variable("WORLD_SIZE") in (None, "1"):
         yield
         return
-    try:  # what the processes agree on travels through gloo, gradients between GPUs through nccl
-        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"  # gradients between GPUs through nccl
+    try:
+        dist.init_process_group(backend, timeout=timedelta(hours=6))  # for what rank 0 fetches or prepares
     except (ValueError, RuntimeError) as fault:
         sys.exit(f"train.py: cannot join the other processes ({one_line(fault)}); start it with torchrun")
     out, errors, code = sys.stdout, sys.stderr, 0

@@ -68,7 +68,8 @@ LAST = "r/checkpoints/step_00000006"  # but for that of the end
 def start(house, monkeypatch):
     """The corpora of `house`, a micro model in start/; what costs a micro run most and changes nothing is left out."""
     micro("start")
-    monkeypatch.setattr(evaluation, "draw_curves", lambda *_: None)
+    for drawing in (evaluation, folder):
+        monkeypatch.setattr(drawing, "draw_curves", lambda *_: None)
     monkeypatch.setattr(os, "fsync", lambda handle: None)  # a killed process, unlike a power cut, loses no page
     return house
 
