@@ -91,8 +91,9 @@ def holds_run(out):
 def tokens_before(out, tokens):
     """The lengths that a run was planned for before it was resumed with a larger --tokens."""
     record = read_record(out) if holds_run(out) else {"flags": {"tokens": tokens}}
-    planned = [*record.get("tokens_before", []), record["flags"]["tokens"]]
-    return [length for length in planned if length < tokens]
+    with blaming(f"{out}/config.json"):
+        planned = [*record.get("tokens_before", []), record["flags"]["tokens"]]
+        return [length for length in planned if length < tokens]
 
 
 def refuse_beside_resume(names, may_differ):
