@@ -161,7 +161,7 @@ class Attention(nn.Module):
 
 def attention(query, key, value):  # 3 x (B, H, T, D/H) -> (B, H, T, D/H)
     """softmax(Q K^T / sqrt(D/H)) V, each token seeing itself and those before it."""
-    if query.is_cpu and query.dtype.itemsize == 2:  # where torch's own is slow
+    if query.is_cpu and query.dtype == torch.bfloat16:  # where torch's own is slow
         return kernels.attention(query, key, value)
     return F.scaled_dot_product_attention(query, key, value, is_causal=True)
 

@@ -191,7 +191,7 @@ def run(flags: Flags, corpora, distribution, mixture, windows) -> int:
                 scaler.update()
                 optimizer.zero_grad()
 
-                log.update(update, lr, loss, norm, scaler.skipped)
+                log.update(update, lr, loss, norm)
                 if update in evaluations:
                     losses = evaluate(model, windows, flags.upstream, distribution, flags.micro_batch_size, dtype)
                     log.evaluation(update, lr, losses)

@@ -1,8 +1,7 @@
 """Checkpoints, whole or absent: runs/NAME/checkpoints/step_00000400/, a Hugging Face model folder. No pickle.
 
-config.json, model.safetensors, tokenizer.json, tokenizer_config.json: what transformers reads. resume/: AdamW's moments
-and the little else that a resumed run needs, under names that no loader of models takes for weights. The state has the
-SHA-256 of both tensor files, so that damage is noticed; nothing is repaired.
+resume/ holds AdamW's moments and the little else that a resumed run needs, under names that no loader of models takes
+for weights. The state has the SHA-256 of both tensor files, so that damage is noticed; nothing is repaired.
 """
 
 import os
@@ -37,14 +36,9 @@ def reached(out, update):
     return Path(newest(out)) >= folder_of(out, update)
 
 
-# ---------------------------------------------------------------- writing
-
-
 def save(out, update, model, optimizer, tokenizer, state):
-    """Saves the checkpoint after an update: all processes take part, rank 0 writes.
-
-    state: what state.json holds besides `step`, the hashes and `adam_t`, AdamW's count of updates. Written under a
-    hidden name, made durable, then renamed."""
+    """Saves the checkpoint after an update, under a hidden name, then renames it. All processes take part. state: what
+    state.json holds besides the hashes and `adam_t`, AdamW's count of updates."""
     weights, moments = {}, {}
     if hasattr(model, "reshard"):  # of a sharded model an evaluation leaves parameters whole
         model.reshard()
@@ -62,8 +56,7 @@ def save(out, update, model, optimizer, tokenizer, state):
     tokenizer.save(partial)
     save_tensors(moments, partial / MOMENTS)
     hashes = {name: file_hash(partial / name) for name in (WEIGHTS, MOMENTS)}
-    written = {"step": update, "adam_t": optimizer.param_groups[0]["t"], "sha256": hashes}
-    write_file(partial / STATE, to_json(written | state))
+    write_file(partial / STATE, to_json(state | {"adam_t": optimizer.param_groups[0]["t"], "sha256": hashes}))
     for path in (*partial.rglob("*"), partial):
         sync(path)
     if final.exists():  # left by a run that stopped later, on the way to which this one was resumed
@@ -73,9 +66,8 @@ def save(out, update, model, optimizer, tokenizer, state):
 
 
 def prune(out, update, keep, protected):
-    """Removes all but the `keep` newest checkpoints up to `update` (0 keeps all), and what a killed run left half-made.
-
-    protected: the update of one that stays. Each is hidden before it is removed: half of one never looks whole."""
+    """Removes all but the `keep` newest checkpoints up to `update` (0 keeps all) and that of update `protected`, and
+    what a killed run left. Each is hidden before it is removed: half of one never looks whole."""
     if processes.rank():
         return
     last, stays = folder_of(out, update), folder_of(out, protected)
@@ -90,22 +82,17 @@ def hidden(folder):
     return folder.with_name(f".{folder.name}.partial")
 
 
-# ---------------------------------------------------------------- reading
-
-
 def newest_state(out):
-    """(folder, state) of a run's newest checkpoint; (None, {"step": 0}) without one. ValueError if it is damaged.
-
-    Of several processes rank 0 alone compares the hashes, which takes a second per GB."""
-    folder = next(reversed(all_of(out)), None)
-    if folder is None:
+    """(folder, state) of a run's newest checkpoint; (None, {"step": 0}) without one. ValueError if it is damaged:
+    rank 0 compares the hashes, which takes a second per GB."""
+    folder = newest(out)
+    if folder == out:
         return None, {"step": 0}
     state = read_json(folder / STATE, way_out(folder))
     with blaming(folder / STATE, way_out(folder)):
-        for name in ("step", "metrics_bytes", "adam_t"):
-            value_of(state, name)
-        if folder != folder_of(out, state["step"]):
-            raise ValueError("of another step")
+        state["step"] = int(folder.name.removeprefix("step_"))
+        value_of(state, "metrics_bytes")
+        value_of(state, "adam_t")
         hashes = value_of(state, "sha256", dict)
     for name in (WEIGHTS, MOMENTS) if processes.rank() == 0 else ():
         file = folder / name
@@ -126,6 +113,6 @@ def load_optimizer(folder, state, model, optimizer, scaler):
                 moment = finite(moments.get_tensor(f"{kind}.{name}"), f"{kind} of {name}")
                 optimizer.state[parameter][kind] = processes.placed_as(parameter, moment)
     with blaming(folder / STATE, way_out(folder)):
-        scaler.load_state_dict(state["scaler"])
+        scaler.load_state_dict(value_of(state, "scaler", dict))
     for group in optimizer.param_groups:
         group["t"] = state["adam_t"]

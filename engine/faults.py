@@ -13,8 +13,8 @@ from engine.files import printable, variable
 
 def hub_or_network(fault):
     """Whether the system raised this, or huggingface_hub or anything that it called, such as its HTTP client."""
-    files = [Path(frame.filename) for frame in traceback.extract_tb(fault.__traceback__)]
-    return isinstance(fault, OSError) or any("huggingface_hub" in file.parts for file in files)
+    frames = traceback.extract_tb(fault.__traceback__)
+    return isinstance(fault, OSError) or any("huggingface_hub" in Path(frame.filename).parts for frame in frames)
 
 
 def disk_full(fault):
@@ -25,18 +25,21 @@ def disk_full(fault):
 
 def saving_fault(fault, out):
     """RuntimeError in place of what the system raised while the run in `out` was saved."""
-    way_out = "make room, then" if disk_full(fault) else "resume with"
-    way_out += f": python train.py --resume {shlex.quote(str(out))}"
+    way_out = f"{'make room, then' if disk_full(fault) else 'resume with'}: {resume_command(out)}"
     return RuntimeError(f"could not save {out}: {one_line(fault)}; {way_out}")
+
+
+def resume_command(out):
+    """The command that goes on with the run in a folder."""
+    return f"python train.py --resume {shlex.quote(str(out))}"
 
 
 def one_line(fault):
     """An exception as one line."""
     if isinstance(fault, OSError) and fault.strerror:
         file = fault.filename or ""
-        certificates = variable("SSL_CERT_FILE")
-        if certificates and isinstance(fault, FileNotFoundError) and not file:  # OpenSSL does not say what it misses
-            file = f"SSL_CERT_FILE={certificates}"
+        if isinstance(fault, FileNotFoundError) and not file and variable("SSL_CERT_FILE"):  # OpenSSL names no file
+            file = f"SSL_CERT_FILE={variable('SSL_CERT_FILE')}"
         return printable(f"{file}: {fault.strerror}".lstrip(": "))
     return printable(" ".join(str(fault).split()) or type(fault).__name__)
 
@@ -58,13 +61,11 @@ def explained():
 
 
 def run_command(main, program=None):
-    """Runs the main() of a command line, called `program`. Bad input (ValueError, OSError) is one line and exit code 2;
-    a failure on the way (RuntimeError, MemoryError) one line and 1; Ctrl-C one line and 130. A standard output that
-    closed or filled up is 1, in silence."""
+    """Runs the main() of a command line. Bad input (ValueError, OSError) is one line and exit code 2; a failure on the
+    way (RuntimeError, MemoryError) one line and 1; Ctrl-C one line and 130; a standard output that closed or filled up
+    1, in silence."""
     program = program or Path(sys.argv[0]).name
-    for name in ("stdout", "stderr"):
-        stream = getattr(sys, name) or open(os.devnull, "w")  # None if it was closed from the start
-        setattr(sys, name, stream)
+    for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a console that lacks a letter shows its number
             stream.reconfigure(errors="backslashreplace")
     try:

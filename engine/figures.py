@@ -2,9 +2,7 @@
 
 import itertools
 import math
-import os
 import re
-import sys
 import zlib
 from statistics import fmean
 
@@ -14,18 +12,15 @@ from engine.log import in_units, sides_of
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 DASHES = ("-", (0, (5, 1)), "-.", (0, (1, 1)), (0, (8, 2)), (0, (3, 1, 1, 1, 1, 1)), (0, (2, 2)), (0, (8, 2, 2, 2)))
 STYLE = {
-    "font.size": 9, "axes.titlesize": 9, "axes.titleweight": "bold", "axes.titlelocation": "left",
-    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25, "grid.linewidth": 0.5,
-    "lines.linewidth": 1.5, "legend.frameon": False, "legend.fontsize": 8,
-    "pdf.fonttype": 42,  # letters, which a journal can embed, rather than outlines
+    "font.size": 9, "axes.titlesize": 9, "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.grid": True,
+    "axes.spines.top": False, "axes.spines.right": False, "grid.alpha": 0.25, "grid.linewidth": 0.5,
+    "legend.frameon": False, "legend.fontsize": 8, "pdf.fonttype": 42,  # letters, which a journal can embed
 }  # fmt: skip
 BEFORE = {"color": "0.4", "ls": (0, (4, 3)), "lw": 1}  # the level before the first update
 
 
 def new_figure(width, height, rows=1, columns=1, **grid):
     """(figure in the manner of a paper, in inches, its panels as a list); needs no screen."""
-    if os.environ.get("MPLBACKEND") and "IPython" not in sys.modules:
-        os.environ["MPLBACKEND"] = "agg"  # of the notebook that started this process; it may not be installed here
     import matplotlib  # late: takes a second, which only figures should cost
     from matplotlib.figure import Figure
 
@@ -48,8 +43,6 @@ def in_tokens(axis):
     axis.set_major_formatter(lambda tokens, _: in_units(tokens))
     axis.set_label_text("tokens of continued pre-training")
 
-
-# ---------------------------------------------------------------- labels
 
 SHOWN = ("init", "revision", "model", "upstream", "downstream", "replay", "schedule", "max_lr", "min_lr", "warmup")
 SHOWN += ("tokens", "batch_size", "context", "weight_decay", "upstream_tokens")
@@ -74,7 +67,7 @@ def name_of(flag, value):
 
 
 def warmup_end(flags):
-    """The tokens after which a run's warm-up ends: 0 without one, and where its share rounds to no update."""
+    """The tokens after which a run's warm-up ends; 0 where it has no update."""
     tokens_per_update = flags["batch_size"] * flags["context"]
     return tokens_per_update * round(flags["tokens"] // tokens_per_update * flags["warmup"])
 
@@ -86,14 +79,13 @@ def name_in(flags, flag):
 
 
 def texts_of(runs):
-    """For each run a mark of the corpora that other runs had with another text: ", stdlib 1a2b3c4d", or nothing."""
+    """For each run a mark of the corpora that other runs had with another text: ", stdlib 1a2b3c4d", or ""."""
     texts, known = [], {}
     for run in runs:
-        marks = {}
+        texts.append({})
         for corpus, hashes in (run.get("corpora") or {}).items():
-            marks[corpus] = f"{zlib.crc32(str(sorted(hashes.items())).encode()):08x}"
-            known.setdefault(corpus, set()).add(marks[corpus])
-        texts.append(marks)
+            texts[-1][corpus] = f"{zlib.crc32(str(sorted(hashes.items())).encode()):08x}"
+            known.setdefault(corpus, set()).add(texts[-1][corpus])
     return ["".join(f", {name} {mark}" for name, mark in marks.items() if len(known[name]) > 1) for marks in texts]
 
 
@@ -132,9 +124,6 @@ def level_before(runs, key):
     return fmean(run["eval"][0][key] for run in runs)
 
 
-# ---------------------------------------------------------------- drawing
-
-
 def draw_band(panel, x, seeds, **look):
     """Over x the mean over seeds as a line and their range as a band; seeds: for each x a list of values."""
     look = {"marker": "o" if len(x) == 1 else "", "ms": 4} | look  # a line of one point would be invisible
@@ -143,41 +132,35 @@ def draw_band(panel, x, seeds, **look):
     panel.fill_between(x, lowest, highest, color=line.get_color(), alpha=0.2, lw=0)
 
 
-def title_of(side, runs):
-    """What a panel shows: the side and, if the runs agree, its corpus."""
-    corpora = {run["flags"][side] for run in runs}
-    return side.capitalize() + (f": {corpora.pop()}" if len(corpora) == 1 else "")
-
-
 def draw_side(panel, groups, side, measure, until):
     """Fills a panel with the loss or perplexity of one side against tokens; groups: {label: runs, one a seed}."""
     runs, key = [run for group in groups.values() for run in group], f"{side}_{measure}"
     # A random start begins far above: beside others it decides neither the level before nor how far up an axis goes.
     trained = [run for run in runs if run["flags"].get("init") != "scratch"] or runs
-    seen = []  # what the axis should show
+    seen, before = [], set()  # what the axis should show, and the levels before
     for label, group in groups.items():
         shared = over_seeds(group, key)
-        label = f" {label}" if label.startswith("_") else label  # which matplotlib would leave out of the legend
-        draw_band(panel, [*shared], [*shared.values()], label=label)
+        # Matplotlib leaves names that begin with an underscore out of the legend.
+        draw_band(panel, [*shared], [*shared.values()], label=f" {label}" if label.startswith("_") else label)
         shown = [values for tokens, values in shared.items() if tokens <= 1.001 * until]
         seen += itertools.chain(*(shown if group[0] in trained else shown[-1:]))
-    before = {round(level_before(group, key), 3) for group in groups.values() if group[0] in trained}
+        if group[0] in trained:
+            before.add(round(level_before(group, key), 3))
     if len(before) == 1:  # runs from different starts have no common level
         panel.axhline(*before, **BEFORE, label="before")
     seen = list(filter(math.isfinite, seen))
     if len(set(seen)) > 1:
         margin = 0.06 * (max(seen) - min(seen))
         panel.set_ylim(min(seen) - margin, max(seen) + margin)
-    words = {"perplexity": "perplexity", "loss": "validation loss (nats)"}
-    panel.set(title=title_of(side, runs), ylabel=words[measure])
+    corpora = {run["flags"][side] for run in runs}
+    title = side.capitalize() + (f": {corpora.pop()}" if len(corpora) == 1 else "")
+    panel.set(title=title, ylabel="perplexity" if measure == "perplexity" else "validation loss (nats)")
     panel.locator_params(axis="y", min_n_ticks=5)
 
 
 def draw_arms(groups, measure, sides, until, rates=False):
-    """`measure` (loss or perplexity) against tokens, as in the paper's figures 1 to 3, 5 and 7 to 9.
-
-    groups: {label: runs, one a seed}. A panel for each of `sides`, as far as `until` tokens; with `rates` one more, for
-    the learning rate."""
+    """`measure` (loss or perplexity) against tokens, as in the paper's figures 1 to 3, 5 and 7 to 9: a panel for each
+    of `sides`, as far as `until` tokens; with `rates` one for the learning rate. groups: {label: runs, one a seed}."""
     heights = [3] * len(sides) + [1] * rates
     grid = {"sharex": True, "gridspec_kw": {"height_ratios": heights}}
     figure, panels = new_figure(5.5, 0.8 + 0.72 * sum(heights), rows=len(heights), **grid)
@@ -189,16 +172,14 @@ def draw_arms(groups, measure, sides, until, rates=False):
             draw_band(panels[-1], [step["tokens"] for step in steps], [[step["lr"]] for step in steps], lw=1)
         panels[-1].set_ylabel("LR")
         panels[-1].ticklabel_format(axis="y", style="sci", scilimits=(0, 0), useMathText=True)
-    every = [run["flags"] for group in groups.values() for run in group]
-    ends = sorted({warmup_end(flags) for flags in every} - {0})
+    ends = {warmup_end(run["flags"]) for group in groups.values() for run in group}
     for panel in panels:
-        for number, end in enumerate(ends):
+        for number, end in enumerate(sorted(ends - {0})):
             panel.axvline(end, color="0.4", ls=":", lw=1, label=None if number else "end of warm-up")  # named once
     panels[-1].set_xlim(-0.01 * until, 1.01 * until)
     in_tokens(panels[-1].xaxis)
     handles, labels = panels[0].get_legend_handles_labels()
-    widths = [len(label) + 9 for label in labels]  # in characters; a handle is as wide as nine
-    columns = len(labels) if sum(widths) <= 90 else max(1, 90 // max(widths))
+    columns = max(1, 90 // max(len(label) + 9 for label in labels))  # in characters; a handle is as wide as nine
     rows = math.ceil(len(labels) / columns)
     figure.set_figheight(figure.get_figheight() + 0.18 * max(0, rows - 3))  # a long legend is not at the panels' cost
     figure.legend(handles, labels, loc="outside upper center", ncols=columns)

@@ -6,23 +6,21 @@ import hashlib
 import json
 import os
 import re
+import zlib
 from pathlib import Path
 
 import filelock
 from safetensors import SafetensorError
 
-# ---------------------------------------------------------------- what a file may hold
-
-
 # What Python and safetensors raise for contents that they cannot read, or that are of another kind.
-BAD_CONTENT = (ValueError, TypeError, AttributeError, LookupError, OverflowError, RecursionError, SafetensorError)
+BAD_CONTENT = (ValueError, TypeError, AttributeError, LookupError, OverflowError, RecursionError, EOFError)
+BAD_CONTENT += (zlib.error, SafetensorError)
 KINDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false", dict: "an object"}
 
 
 def value_of(content, name, kind=int, low=0, high=10**15):
-    """content[name] of a JSON object, if it is of a kind (float admits whole numbers) and, a number, within its limits.
-
-    ValueError names the field."""
+    """content[name] of a JSON object. ValueError unless it is of a kind (float admits whole numbers) and, a number,
+    within its limits."""
     value = content.get(name)
     number, right = kind in (int, float), type(value) is kind or (kind is float and type(value) is int)
     if not right or (number and not low <= value <= high):
@@ -33,19 +31,17 @@ def value_of(content, name, kind=int, low=0, high=10**15):
 
 @contextlib.contextmanager
 def blaming(file, way_out="restore it or choose another folder"):
-    """In place of what the contents of a file raise in the block: ValueError that names the file and the way out.
-
-    An OSError is no fault of the contents; it names the file and what the system refused."""
+    """ValueError with the file and the way out, in place of what its contents raise in the block. An OSError is no
+    fault of the contents; it names the file and what the system refused."""
     try:
         yield
     except OSError as fault:
         if fault.filename is None:  # of reading or mapping a file that is open
             raise OSError(fault.errno or errno.EIO, fault.strerror or str(fault), str(file)) from None
         raise
-    except KeyError as fault:
-        raise ValueError(f"{file}: no {fault}; {way_out}") from None
     except BAD_CONTENT as fault:
-        raise ValueError(f"{file}: {fault}; {way_out}") from None
+        words = f"no {fault}" if isinstance(fault, KeyError) else fault
+        raise ValueError(f"{file}: {words}; {way_out}") from None
 
 
 def open_file(path):
@@ -90,8 +86,7 @@ def to_json(content):
 
 
 def sync(path):
-    """Makes a file that another library wrote, or the names in a folder, durable: a rename is on the disk only when its
-    folder is."""
+    """Makes durable a file that another library wrote, or the names in a folder: renames are on the disk only then."""
     try:  # Windows syncs only what is open for writing
         handle = os.open(path, os.O_RDONLY if Path(path).is_dir() else os.O_RDWR)
     except PermissionError:  # Windows opens no folder; its renames are durable by themselves
@@ -122,10 +117,8 @@ def sample_hash(path, blocks=16, size=2**16):
 
 
 def locked(path, message=None):
-    """A lock file, held until the end of a `with` block. Where another process holds it: ValueError with the message;
-    without a message it waits.
-
-    The system drops the lock with its process, so a killed run leaves nothing to clean up."""
+    """A lock file, held in a `with` block; the system drops the lock of a killed process. Where another process holds
+    it: ValueError with the message; without a message it waits."""
     try:
         return filelock.FileLock(path, blocking=message is None).acquire()
     except filelock.Timeout:
@@ -135,8 +128,6 @@ def locked(path, message=None):
             raise
         raise ValueError(f"{path}: {fault.strerror}; choose a folder whose file system has locks (flock)") from None
 
-
-# ---------------------------------------------------------------- this process
 
 # What moves a terminal's cursor or changes its state, breaks a line, or reverses text; and halves of a character.
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")

@@ -37,10 +37,8 @@ def whole_number(text, low=0):
 
 
 def flag(default, help, *, low=1, high=10**15, choices=(), group=None):
-    """A dataclass field that is a flag.
-
-    default: None where it depends on other flags; help says how. low, high: limits of a number. choices: the values
-    that a text can have. group: the heading in --help above this flag and those after it."""
+    """A dataclass field that is a flag, with the limits of a number or the choices of a text; None by default where it
+    depends on other flags. group: the heading in --help above this flag and those after it."""
     return field(default=default, metadata={"help": help, "low": low, "high": high, "choices": choices, "group": group})
 
 
@@ -51,7 +49,7 @@ def flag_name(name):
 
 def kind_of(field):
     """int for a field that is int or int | None."""
-    return next((kind for kind in get_args(field.type) if kind is not type(None)), field.type)
+    return (get_args(field.type) or (field.type,))[0]
 
 
 def add_flags(parser, dataclass):
@@ -59,9 +57,11 @@ def add_flags(parser, dataclass):
     for each in fields(dataclass):
         if heading := each.metadata["group"]:
             group = parser.add_argument_group(heading)
-        text, choices, kind = each.metadata["help"], each.metadata["choices"], kind_of(each)
-        text += f": {', '.join(choices)}" if choices else ""
-        text += "" if each.default in (None, False) else f" ({each.default})"
+        text, kind = each.metadata["help"], kind_of(each)
+        if each.metadata["choices"]:
+            text += f": {', '.join(each.metadata['choices'])}"
+        if each.default not in (None, False):
+            text += f" ({each.default})"
         options = {"metavar": "NAME" if kind is str else "X", "type": whole_number if kind is int else kind}
         if kind is bool:
             options = {"action": "store_true"}

@@ -1,7 +1,6 @@
 """The folder of a run: its name, its config.json, that it belongs to one process at a time, and how it is read back.
 
-A pack is a file of runs, as `python -m paper pack` writes it, a line each: {"name", "config", "records": {kind:
-records}}.
+A pack is a file of runs, a line each: {"name", "config", "records": {kind: records}}.
 """
 
 import gzip
@@ -11,7 +10,6 @@ import platform
 import re
 import shlex
 import shutil
-import zlib
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from fnmatch import fnmatch
@@ -21,52 +19,40 @@ import torch
 from safetensors import SafetensorError
 
 from engine import VERSION, checkpoints, processes
-from engine.faults import saving_fault
+from engine.faults import resume_command, saving_fault
 from engine.figures import draw_curves
-from engine.files import blaming, locked, read_json, to_json, value_of, write_whole
+from engine.files import blaming, locked, read_json, to_json, write_whole
 from engine.flags import changed_flags, check_flags, flag_name
 from engine.log import RECORDS, numbers_of, read_records, sides_of
 
-RESTORE = "restore it, or begin a new run"  # the way out of a config.json that was changed
-
-# ---------------------------------------------------------------- beginning and resuming a run
-
 
 def refuse_to_overwrite(out):
-    """Raises ValueError unless a run can begin in a folder: one that is missing or empty, or of a run that died before
-    its first line."""
+    """Raises ValueError unless a run can begin in a folder: missing, empty, or left before the run's first line."""
     log = out / "metrics.jsonl"
     if (log.exists() and log.stat().st_size) or (out / "checkpoints").exists():
-        way_out = f"go on with --resume {shlex.quote(str(out))}, or choose another --out"
-        raise ValueError(f"{out} already holds a run; {way_out}")
-    left = {"config.json", "metrics.jsonl"} if holds_run(out) else set()
-    found = {path.name for path in out.iterdir() if path.name[0] != "."} if out.exists() else set()
-    if found - left:
-        raise ValueError(f"{out} holds other files, such as {min(found - left)}; choose another --out")
+        raise ValueError(f"{out} already holds a run; go on with {resume_command(out)}, or choose another --out")
+    ours = ("config.json", log.name) if holds_run(out) else ()
+    if others := [path for path in out.glob("[!.]*") if path.name not in ours]:
+        raise ValueError(f"{out} holds other files, such as {min(others).name}; choose another --out")
 
 
 def refuse_other_data(out, corpora, order):
     """Raises ValueError if the run in a folder began with other data than {name: corpus}, or in another order."""
-    began = read_record(out)
-    if began.get("corpora") != {name: corpus.hashes for name, corpus in corpora.items()}:
-        raise ValueError(f"{out}: the corpora changed since the run began; start a new run with --init")
-    if began.get("data_order") != order:
-        raise ValueError(f"{out}: an earlier version, with another order of the data, began it; start a new run")
+    began, hashes = read_record(out), {name: corpus.hashes for name, corpus in corpora.items()}
+    if (began.get("corpora"), began.get("data_order")) != (hashes, order):
+        fault = "the corpora changed since the run began, or an earlier version began it"
+        raise ValueError(f"{out}: {fault}; start a new run with --init")
 
 
 @contextmanager
 def opened(out, resumed):
-    """Makes the folder of a run and keeps other processes out of it while the block runs: a run locks its folder before
-    it reads a checkpoint. Of several processes rank 0 does it.
-
-    RuntimeError, with the way out, for what cannot be saved in the block. What failed before its config.json was
-    written leaves no folder."""
+    """Makes the folder of a run, and keeps other processes out of it in the block. RuntimeError for what cannot be
+    saved there. What fails before config.json is written leaves no folder."""
     with ExitStack() as cleanup:
         if processes.rank() == 0:
             new = not out.exists()
             out.mkdir(parents=True, exist_ok=True)
-            taken = f"{out}: another process runs it; wait or choose another --out"
-            cleanup.enter_context(locked(out / ".lock", taken))
+            cleanup.enter_context(locked(out / ".lock", f"{out}: another process runs it; choose another --out"))
             if not resumed:
                 refuse_to_overwrite(out)  # another process may have come and gone since it was looked at
         try:
@@ -80,8 +66,7 @@ def opened(out, resumed):
 
 @contextmanager
 def one_at_a_time(out):
-    """Processes that need one run wait for each other in this block, so that the first makes it and the others find it.
-    Of the processes of torchrun rank 0 waits for all."""
+    """Lets processes that need one run wait here, so that the first makes it and the others find it."""
     with ExitStack() as cleanup:
         with processes.rank_0_first():
             if processes.rank() == 0:
@@ -100,15 +85,13 @@ def write_record(out, record):
 def holds_run(out):
     """Whether a folder holds a run, just begun or finished; a model's config.json has no flags."""
     file = Path(out) / "config.json"
-    return file.is_file() and "flags" in read_json(file)
+    return file.is_file() and isinstance(read_json(file).get("flags"), dict)
 
 
 def tokens_before(out, tokens):
     """The lengths that a run was planned for before it was resumed with a larger --tokens."""
-    if not holds_run(out):
-        return []
-    with blaming(f"{out}/config.json", RESTORE):
-        record = read_record(out)
+    record = read_record(out) if holds_run(out) else {"flags": {"tokens": tokens}}
+    with blaming(f"{out}/config.json"):
         planned = [*record.get("tokens_before", []), record["flags"]["tokens"]]
         return [length for length in planned if length < tokens]
 
@@ -129,29 +112,24 @@ def flags_to_resume(flags, out, may_differ):
         if name not in (*may_differ, "resume", "out") and value != was:
             raise ValueError(f"{out} holds a run with {flag_name(name)} {was}, not {value}; choose another --out")
     if now.get("tokens", recorded.tokens) < recorded.tokens:
-        raise ValueError(
-            f"{out} is planned for --tokens {recorded.tokens}; give more, or --stop-tokens to stop earlier"
-        )
+        raise ValueError(f"{out} is planned for --tokens {recorded.tokens}; to stop earlier give --stop-tokens")
     changes = {name: now[name] for name in may_differ if name in now}
     return replace(recorded, **changes, resume=str(out), out=str(out))
 
 
 def flags_behind(dataclass, path):
-    """The flags of the run whose folder or checkpoint a path is; None for any other path. ValueError for a config.json
-    that this version did not write."""
+    """The flags of the run whose folder or checkpoint a path is; None for any other path."""
     record = record_behind(path)
     if record is None:
         return None
-    with blaming(f"{path}/config.json", RESTORE):
+    with blaming(f"{path}/config.json", "restore it, or begin a new run"):
         flags = dataclass(**record["flags"])
         check_flags(flags)
     return flags
 
 
 def name_from(words, flags, limit=150):
-    """A folder's name from words and {flag: value}: exact, and shortened, with a hash, where it would be too long.
-
-    Names of corpora stay as they are, so that no two of them make one name."""
+    """A folder's name from words and {flag: value}: exact, or where it would be too long, shortened, with a hash."""
     name = re.sub(r"[^\w.+-]+|\.\.+", "-", words).strip("-.")
     for flag, value in flags.items():
         name += f"-{flag.replace('_', '-')}-{re.sub(r'[^A-Za-z0-9.+-]+', '-', str(value)).strip('-.')}"
@@ -160,18 +138,11 @@ def name_from(words, flags, limit=150):
     return name
 
 
-# ---------------------------------------------------------------- reading runs
-
-
 def read_record(out):
     """What config.json says of the run in a folder; ValueError for what is not a run's."""
-    file = Path(out) / "config.json"
-    if not file.is_file():
-        raise ValueError(f"{out}: no run here (no config.json); give the folder of one that train.py wrote")
-    with blaming(file, RESTORE):
-        record = read_json(file)
-        value_of(record, "flags", dict)
-    return record
+    if not holds_run(out):
+        raise ValueError(f"{out}: no run here (no config.json of one); give the folder of one that train.py wrote")
+    return read_json(Path(out) / "config.json")
 
 
 def record_behind(path):
@@ -184,13 +155,8 @@ def record_behind(path):
 
 def read_run(folder):
     """A run's folder as {"folder", "flags", "parameters", "pretraining_peak", "versions"}, with the records of its log
-    in the lists "train" and "eval".
-
-    Raises ValueError for what is not a run."""
-    folder = Path(folder)
-    if not (folder / "metrics.jsonl").is_file():
-        raise ValueError(f"{folder}: not a run (no config.json and metrics.jsonl); give a folder that train.py wrote")
-    return as_run(folder, read_record(folder), read_records(folder / "metrics.jsonl"))
+    in the lists "train" and "eval". ValueError for what is not a run."""
+    return as_run(Path(folder), read_record(folder), read_records(Path(folder, "metrics.jsonl")))
 
 
 def as_run(folder, config, records):
@@ -201,8 +167,8 @@ def as_run(folder, config, records):
 
 
 def read_runs(paths):
-    """The runs of folders, of packs (a .jsonl or .jsonl.gz file, a line a run), and of packs' runs whose names match a
-    pattern (PACK.jsonl:PATTERN). ValueError for what is none of these."""
+    """The runs of folders, of packs (.jsonl or .jsonl.gz), and of packs' runs whose names match a pattern
+    (PACK.jsonl:PATTERN)."""
     runs = []
     for path in map(str, paths):
         pack = re.fullmatch(r"(.*\.jsonl(?:\.gz)?)(?::(.*))?", path)
@@ -216,10 +182,8 @@ def read_runs(paths):
 def read_pack(pack, pattern):
     """The runs of a pack whose names match a pattern."""
     content, runs = pack.read_bytes(), []
-    try:
+    with blaming(pack, "restore the pack"):
         content = gzip.decompress(content) if pack.suffix == ".gz" else content
-    except (EOFError, OSError, zlib.error) as fault:
-        raise ValueError(f"{pack}: not whole ({fault}); restore the pack") from None
     for number, line in enumerate(content.splitlines(), 1):
         with blaming(f"{pack}:{number}", "not a run; restore the pack"):
             run = json.loads(line)
@@ -227,9 +191,6 @@ def read_pack(pack, pattern):
                 records = {kind: [numbers_of(record, kind) for record in run["records"][kind]] for kind in RECORDS}
                 runs.append(as_run(Path(run["name"]), run["config"], records))
     return runs
-
-
-# ---------------------------------------------------------------- the end of a run
 
 
 def report(out, update, stop):
@@ -240,7 +201,7 @@ def report(out, update, stop):
     except ValueError as fault:
         raise RuntimeError(f"all else of {out} is whole, but {fault}") from None
     if update < stop:
-        print(f"stopped at update {update} of {stop}; resume with: python train.py --resume {shlex.quote(str(out))}")
+        print(f"stopped at update {update} of {stop}; resume with: {resume_command(out)}")
         return
     for side in sides_of(run["flags"]):
         perplexities = [record[f"{side}_perplexity"] for record in run["eval"]]

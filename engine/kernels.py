@@ -1,6 +1,6 @@
 """Faster or smaller versions of two formulas of model.py, with backward passes of their own.
 
-    attention(query, key, value)                   F.scaled_dot_product_attention in 16 bits on a CPU
+    attention(query, key, value)                   F.scaled_dot_product_attention in bf16 on a CPU
     linear_cross_entropy(hidden, weight, targets)  F.cross_entropy of the logits, which never exist all at once
 
 tests/test_kernels.py holds them equal to the formulas, values and gradients.
@@ -13,30 +13,21 @@ import torch.nn.functional as F
 
 # Rows of Q at a time in attention; the longest context that saves its probabilities for the backward pass.
 BLOCK, SAVED_CONTEXT = 128, 1024
-# Logits formed at a time in the loss. On a CPU 64 MiB in fp32, some 330 tokens at Pythia's vocabulary. On a GPU four
-# times as many (estimated, not measured), since each chunk reads and writes the gradient of the unembedding.
+# Logits formed at a time in the loss: 64 MiB in fp32, some 330 tokens at Pythia's vocabulary. On a GPU four times as
+# many (estimated, not measured), since each chunk reads and writes the gradient of the unembedding.
 LOGIT_CHUNK, GPU_LOGIT_CHUNK = 2**24, 2**26
-# Tokens whose gradients one product sums in fp16. The sum of more could exceed its largest number, 65,504: an error may
-# be as large as 1, and where the vocabulary is small a chunk has many tokens.
-SUMMED_TOKENS = 2048
-
-# ---------------------------------------------------------------- attention
+MOST_TOKENS = 2048  # of a chunk: in fp16 the summed errors of more could exceed its largest number, 65,504
 
 
 def attention(query, key, value):
-    """Causal attention in bf16 or fp16 on a CPU, where torch's own is slower than in fp32. 3 x (B, H, T, d)"""
-    if query.dtype == torch.bfloat16:
-        return AttentionInBlocks.apply(query, key, value)
-    with torch.autocast("cpu", enabled=False):  # it would cast back to fp16
-        mixed = F.scaled_dot_product_attention(query.float(), key.float(), value.float(), is_causal=True)
-    return mixed.to(query.dtype)
+    """Causal attention in bf16 on a CPU, where torch's own is slower than in fp32. 3 x (B, H, T, d)"""
+    return AttentionInBlocks.apply(query, key, value)
 
 
 class AttentionInBlocks(torch.autograd.Function):
     """Causal softmax(Q K^T / sqrt(d)) V, BLOCK rows of Q at a time: after FlashAttention (arXiv 2205.14135), but each
-    row's softmax is whole. Blocks of future keys are skipped: nearly half the square at long contexts.
-
-    Beyond SAVED_CONTEXT tokens backward computes the probabilities again: memory is then linear in the context."""
+    row's softmax is whole. Blocks of future keys are skipped. Beyond SAVED_CONTEXT tokens backward computes the
+    probabilities again, so that memory is linear in the context."""
 
     @staticmethod
     def forward(ctx, *inputs):  # 3 x (B, H, T, d) -> (B, H, T, d)
@@ -89,26 +80,21 @@ def causal_probabilities(query, key, rows):
     return scores.softmax(dim=-1)  # sums in fp32
 
 
-# ---------------------------------------------------------------- the loss
-
-
 def linear_cross_entropy(hidden, weight, targets):
     """The cross-entropy in nats of the logits hidden W^T: (B, T, D), (V, D), (B, T) -> the mean, with a gradient, and
     the loss of each target (B, T), without one."""
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
-    # Gradients are formed as the loss is, so it has to be known here whether any are wanted.
-    weight = weight if torch.is_grad_enabled() else weight.detach()
+    weight = weight if torch.is_grad_enabled() else weight.detach()  # forward forms gradients only where it needs to
     mean, losses = LinearCrossEntropy.apply(hidden.flatten(0, 1), weight, targets.flatten(), dtype)
     return mean, losses.view(targets.shape)
 
 
 class LinearCrossEntropy(torch.autograd.Function):
-    """Unembedding and cross-entropy, chunk by chunk, so that all logits never exist at once.
+    """Unembedding and cross-entropy, chunk by chunk: all logits take 1.6 GB in fp32 for 4 x 2048 tokens of Pythia.
 
-    At Pythia's vocabulary a batch's logits are large: 1.6 GB in fp32 for 4 x 2048 tokens, like the 410M's weights.
-    The gradient of the summed loss with respect to the logits is softmax - one hot, known as soon as they are. So
-    forward forms it, uses it for the gradients of both inputs, and drops it; backward, good once, divides by N."""
+    The gradient of the summed loss with respect to the logits is softmax - one hot, known as soon as they are: forward
+    uses it for the gradients of both inputs, and drops it; backward, good once, divides by N."""
 
     @staticmethod
     def forward(ctx, hidden, weight, targets, dtype):
@@ -116,7 +102,7 @@ class LinearCrossEntropy(torch.autograd.Function):
         ctx.dtypes, ctx.learning = (hidden.dtype, weight.dtype), any(ctx.needs_input_grad)
         exact = torch.promote_types(hidden.dtype, torch.float32)  # of softmax, losses and sums
         at_once = (LOGIT_CHUNK if hidden.device.type == "cpu" else GPU_LOGIT_CHUNK) // len(weight)
-        N, chunk = len(targets), max(1, min(at_once, len(targets)))
+        N, chunk = len(targets), max(1, min(at_once, MOST_TOKENS, len(targets)))
         losses = torch.empty(N, device=hidden.device, dtype=exact)
         if ctx.learning:
             grad_hidden = torch.empty_like(hidden, dtype=exact)
@@ -143,7 +129,9 @@ class LinearCrossEntropy(torch.autograd.Function):
                 if dtype != exact:
                     error = product.copy_(error)
                 grad_hidden[rows] = error @ weight
-                add_product(grad_weight, error, hidden[rows])
+                # In parts, since a CPU adds twice as fast what is still in its cache.
+                for part, columns in zip(grad_weight.split(4096), error.T.split(4096), strict=True):
+                    part += columns @ hidden[rows]
         if ctx.learning:
             ctx.gradients = grad_hidden, grad_weight
         ctx.mark_non_differentiable(losses)
@@ -151,20 +139,6 @@ class LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_mean, _):
-        if ctx.gradients is None:
-            raise RuntimeError("a second backward through one loss, which is good for one; compute the loss again")
-        (grad_hidden, grad_weight), ctx.gradients = ctx.gradients, None  # scaled in place
+        (grad_hidden, grad_weight), ctx.gradients = ctx.gradients, None  # scaled in place, so once alone
         scale = grad_mean.to(grad_hidden.dtype) / len(grad_hidden)
         return grad_hidden.mul_(scale).to(ctx.dtypes[0]), grad_weight.mul_(scale).to(ctx.dtypes[1]), None, None
-
-
-def add_product(total, error, hidden):
-    """total (V, D), fp32, += error.T @ hidden of (C, V) and (C, D)."""
-    if error.dtype == total.dtype:
-        total.addmm_(error.T, hidden)
-        return
-    tokens = SUMMED_TOKENS if error.dtype == torch.float16 else len(error)
-    size = 4096 if total.device.type == "cpu" else len(total)  # a CPU adds twice as fast what is still in its cache
-    for errors, states in zip(error.split(tokens), hidden.split(tokens), strict=True):
-        for rows, columns in zip(total.split(size), errors.T.split(size), strict=True):
-            rows += columns @ states

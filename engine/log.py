@@ -1,13 +1,10 @@
 """metrics.jsonl, what a person sees while a run goes on, and how the log is read back.
 
-A line an update, {"kind": "train", "step", "tokens", "lr", "loss", "grad_norm", "tokens_per_second", "time"}; a line an
-evaluation, {"kind": "eval", "step", "tokens", "lr", "time"}, loss and perplexity of both sides, and NAME_loss of every
-corpus. `step` is the update after which it was written, `time` the seconds that the run has taken, summed over resumes.
-JSON has no NaN and no infinity: what is not finite is null.
+An update is a line {"kind": "train", "step", "tokens", "lr", "loss", "grad_norm", "tokens_per_second", "time"}; an
+evaluation {"kind": "eval", "step", "tokens", "lr", "time"}, loss and perplexity of both sides, and NAME_loss of every
+corpus. `time` is the seconds that the run has taken, summed over resumes. What is not finite is null, as JSON has it.
 """
 
-import contextlib
-import errno
 import json
 import math
 import os
@@ -27,7 +24,6 @@ RECORDS = {  # what a line of each kind must hold
     "train": (*PLACE, "loss"),
     "eval": (*PLACE, "upstream_loss", "upstream_perplexity", "downstream_loss", "downstream_perplexity"),
 }
-RECENT = 50  # updates over which the shown rate is a mean
 
 
 def perplexity_of(loss):
@@ -36,8 +32,7 @@ def perplexity_of(loss):
 
 
 def sides_of(flags):
-    """The sides worth showing of a run with such flags, {name: value}. Where both are one text, they are equal: it is
-    old text to a model of ours, and new text to a model from elsewhere."""
+    """The sides worth showing of a run with such flags. One text on both is old to a model of ours, else new."""
     if flags["upstream"] != flags["downstream"]:
         return SIDES
     ours = flags["init"] in ("scratch", "upstream") or flags["init"].startswith("runs/")
@@ -52,16 +47,16 @@ def in_units(count):
     return f"{count:.3g}"
 
 
+def on_terminal():
+    """Whether errors go to a terminal that can show a line; one in a container may have no width."""
+    return sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).columns > 0
+
+
 def progress_bar(name, total, done=0):
     """One line on a terminal, with the time left; nothing in a file."""
     shape = "{desc} {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} [{elapsed}, left {remaining}{postfix}]"
     options = {"total": total, "initial": done, "desc": name, "bar_format": shape, "unit_scale": total > 10**5}
     return tqdm(**options, disable=not on_terminal(), dynamic_ncols=True)
-
-
-def on_terminal():
-    """Whether errors go to a terminal that can show a line; one in a container may have no width."""
-    return sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).columns > 0
 
 
 def in_json(record):
@@ -75,26 +70,22 @@ def json_line(record):
 
 
 class Log:
-    """Appends the records of a run to metrics.jsonl and shows them to a person, in a `with` block. Of several processes
-    the first writes.
-
-    out: folder of the run; stop: its last update; sides: those worth showing; state: of the checkpoint after which it
-    goes on, with its "step" and "metrics_bytes", the length of the log then; {"step": 0} for a new run."""
+    """Appends the records of a run to metrics.jsonl and shows them, in a `with` block. stop: its last update; state: of
+    the checkpoint after which it goes on, with "step" and "metrics_bytes", the length of the log then."""
 
     def __init__(self, out, stop, tokens_per_update, sides, state):
-        self.sides = sides
         self.path, self.stop, self.tokens_per_update, self.state = out / "metrics.jsonl", stop, tokens_per_update, state
-        self.writes, self.terminal = processes.rank() == 0, on_terminal()
+        self.sides, self.writes = sides, processes.rank() == 0
+        self.first_evaluation, self.earlier = None, 0.0  # `earlier`: seconds before this resume
+        self.recent, self.updates = deque(maxlen=50), 0  # seconds of the last updates, and how many there were
+        self.paused = 0.0  # seconds in evaluations and checkpoints
 
     def __enter__(self):
-        self.file = open(self.path if self.writes else os.devnull, "a+b", buffering=0)  # a line is one write
-        self.first_evaluation, self.earlier = None, 0.0  # `earlier`: seconds before this resume
+        self.file = open(self.path if self.writes else os.devnull, "a+b")
         if self.writes:
             self.truncate(self.state.get("metrics_bytes", 0))
         self.bar = progress_bar(self.path.parent.name[:24], self.stop, self.state["step"])
-        self.recent, self.updates = deque(maxlen=RECENT), 0  # seconds of the last updates, and how many there were
         self.began = self.clock = time.perf_counter()
-        self.paused = 0.0  # seconds in evaluations and checkpoints
         return self
 
     def truncate(self, size):
@@ -110,25 +101,14 @@ class Log:
             self.earlier = max(record["time"] for kind in RECORDS for record in records[kind][-1:])
 
     def __exit__(self, *_):
+        self.bar.close()
         self.file.close()
-        with self.console():
-            self.bar.close()
-
-    @contextlib.contextmanager
-    def console(self):
-        """A run whose console closes or fills up in this block goes on without it."""
-        try:
-            yield
-        except (OSError, ValueError):
-            self.bar.disable = True
-            sys.stdout = open(os.devnull, "w")
 
     def write(self, record):
         """Appends a line."""
         record["time"] = round(self.earlier + time.perf_counter() - self.began, 3)
-        line = (json_line(record) + "\n").encode()
-        if self.file.write(line) < len(line):
-            raise OSError(errno.ENOSPC, "No space left on device", str(self.path))
+        self.file.write((json_line(record) + "\n").encode())
+        self.file.flush()
 
     def durable_size(self):
         """Bytes written so far, all of them on the disk."""
@@ -137,30 +117,26 @@ class Log:
         return self.file.tell()
 
     def resume_clock(self):
-        """Leaves the time since the last update, which went into an evaluation or a checkpoint, out of the rate."""
+        """Leaves the time of an evaluation or a checkpoint out of the rate."""
         now = time.perf_counter()
         self.paused, self.clock = self.paused + now - self.clock, now
 
-    def update(self, update, lr, loss, norm, skipped=None):
-        """After an update: its learning rate, loss (nats), gradient norm; skipped: how many fp16 has skipped so far."""
+    def update(self, update, lr, loss, norm):
+        """After an update: its learning rate, loss (nats), gradient norm (infinite if fp16 overflowed)."""
         now = time.perf_counter()
         seconds, self.clock = max(1e-9, now - self.clock), now  # a coarse clock can stand still
         self.recent.append(seconds)
         self.updates += 1
         record = {"kind": "train", "step": update, "tokens": update * self.tokens_per_update, "lr": lr, "loss": loss}
         record |= {"grad_norm": norm, "tokens_per_second": self.tokens_per_update / seconds}
-        if skipped is not None:
-            record["skipped"] = skipped
         self.write(record)
         rate = self.tokens_per_update / fmean(self.recent)
-        with self.console():
-            self.bar.set_postfix_str(f"loss {loss:.3f}, lr {lr:.1e}, {in_units(rate)} tok/s", refresh=False)
-            self.bar.update()
-        if not self.terminal and (update % max(1, self.stop // 20) == 0 or update == self.stop):
+        self.bar.set_postfix_str(f"loss {loss:.3f}, lr {lr:.1e}, {in_units(rate)} tok/s", refresh=False)
+        self.bar.update()
+        if self.bar.disable and (update % max(1, self.stop // 20) == 0 or update == self.stop):
             left = (self.stop - update) * (fmean(self.recent) + self.paused / self.updates)
-            skips = f"skipped {skipped} | " if skipped else ""
             self.say(
-                f"step {self.place(update)} | loss {loss:.4f} | lr {lr:.2e} | norm {norm:.2f} | {skips}"
+                f"step {self.place(update)} | loss {loss:.4f} | lr {lr:.2e} | norm {norm:.2f} | "
                 f"{in_units(rate)} tok/s | left {int(left) // 60}m{int(left) % 60:02d}s"
             )
 
@@ -179,13 +155,12 @@ class Log:
         self.say(f"eval {self.place(update)} | {' | '.join(shown)} | {in_units(tokens)} tokens")
         self.resume_clock()
 
-    def place(self, step):
-        return f"{step:>6}/{self.stop} ({step / self.stop:6.1%})"
+    def place(self, update):
+        return f"{update:>6}/{self.stop} ({update / self.stop:6.1%})"
 
     def say(self, line):
-        with self.console():
-            self.bar.write(line)
-            sys.stdout.flush()
+        self.bar.write(line)
+        sys.stdout.flush()
 
 
 def numbers_of(record, kind):
@@ -202,18 +177,14 @@ def numbers_of(record, kind):
 
 
 def read_records(file):
-    """{"train": records, "eval": records} of a log, each record a dict of numbers.
-
-    ValueError for a damaged line, except for a last one that is still being written."""
+    """{"train": records, "eval": records} of a log, up to a last line that is still being written."""
     records = {kind: [] for kind in RECORDS}
     with open(file, "rb") as lines:
         for number, line in enumerate(lines, 1):
-            try:
-                with blaming(f"{file}:{number}", "remove this damaged line"):
-                    record = json.loads(line)
-                    kind = record.pop("kind")
-                    records[kind].append(numbers_of(record, kind))
-            except ValueError:
-                if line.endswith(b"\n"):
-                    raise
+            if not line.endswith(b"\n"):
+                break
+            with blaming(f"{file}:{number}", "remove this damaged line"):
+                record = json.loads(line)
+                kind = record.pop("kind")
+                records[kind].append(numbers_of(record, kind))
     return records

@@ -10,13 +10,10 @@ from engine.files import value_of, variable
 
 # The dtype of autocast, or None for plain fp32. Weights, moments and the loss are fp32 in every case.
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-# A second thread gains a model of this width or less little, and where another process takes its core it costs most of
-# the speed: torch's threads wait for each other hundreds of times a step, and spin while they wait.
+# A second thread gains a model up to this width little, and costs it most of its speed where another process takes the
+# core: torch's threads spin while they wait for each other.
 ONE_THREAD_WIDTH = 128
 ALL_THREADS = torch.get_num_threads()  # all cores, or OMP_NUM_THREADS
-
-FIRST_SCALE, GROWTH_INTERVAL = 2.0**16, 1000  # of fp16's loss scale; GPT-NeoX begins at 2^12
 SKIPS = 20  # so many fp16 overflows in a row end a run: the loss scale is then a millionth of what it was
 
 
@@ -72,39 +69,28 @@ def autocast(device, dtype):
 
 
 class LossScaler(torch.amp.GradScaler):
-    """The paper's dynamic loss scale of fp16; in other precisions it does nothing.
-
-    It halves when gradients overflow (that update is skipped), and doubles after 1,000 good ones. GPT-NeoX also
-    forgives one overflow (hysteresis 2)."""
+    """The paper's dynamic loss scale of fp16: it halves when gradients overflow (that update is skipped), and doubles
+    after 1,000 good ones. GPT-NeoX also forgives one overflow, and begins at 2^12, torch at 2^16."""
 
     def __init__(self, device, enabled):
-        super().__init__(device.type, init_scale=FIRST_SCALE, growth_interval=GROWTH_INTERVAL, enabled=enabled)
-        self.overflows = self.in_a_row = 0
-
-    @property
-    def skipped(self):
-        """How many updates were skipped so far; None where none can be."""
-        return self.overflows if self.is_enabled() else None
-
-    def state_dict(self):
-        return super().state_dict() | {"overflows": self.overflows, "in_a_row": self.in_a_row}
+        super().__init__(device.type, growth_interval=1000, enabled=enabled)
+        self.in_a_row = 0  # how many updates in a row overflowed
 
     def load_state_dict(self, state):
-        self.overflows, self.in_a_row = value_of(state, "overflows"), value_of(state, "in_a_row")
         if self.is_enabled():
-            scale, good = value_of(state, "scale", float, high=1e38), value_of(state, "_growth_tracker")
-            super().load_state_dict(self.state_dict() | {"scale": float(scale), "_growth_tracker": good})
+            scale, tracker = value_of(state, "scale", float, 1e-30, 1e30), value_of(state, "_growth_tracker")
+            super().load_state_dict(self.state_dict() | {"scale": scale, "_growth_tracker": tracker})
 
     def refuse_non_finite(self, loss, norm, update, lr):
-        """Raises RuntimeError, in all processes, before a loss or a gradient norm that is not finite reaches the
-        weights. An infinite norm under a finite loss in fp16 is normal at times; SKIPS of them in a row end a run."""
+        """Raises RuntimeError before a loss or a gradient norm that is not finite reaches the weights. An infinite norm
+        under a finite loss in fp16 is normal at times; SKIPS of them in a row end a run."""
         if math.isfinite(loss) and math.isfinite(norm):
             self.in_a_row = 0
             return
-        self.overflows, self.in_a_row = self.overflows + 1, self.in_a_row + 1
+        self.in_a_row += 1
         if self.is_enabled() and math.isfinite(loss) and self.in_a_row < SKIPS:
             return
-        in_a_row = f", {self.in_a_row} updates in a row" if self.in_a_row > 1 else ""
-        fault = f"loss {loss} and gradient norm {norm} at update {update} (lr {lr:.2e}){in_a_row}"
-        way_out = "another --init" if update == 1 else "a lower --max-lr"  # no rate has acted before the first update
-        raise RuntimeError(f"{fault}; the weights were left alone; try {way_out} or --precision bf16 or fp32")
+        raise RuntimeError(
+            f"loss {loss}, gradient norm {norm} at update {update} (lr {lr:.2e}), {self.in_a_row} in a row; the "
+            "weights were left alone; try another --init, a lower --max-lr, or --precision bf16 or fp32"
+        )

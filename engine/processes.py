@@ -1,15 +1,15 @@
 """Many processes as one: joining and leaving, what they agree on, the model spread over them, and signals.
 
-One process alone is the same with nothing to send: every function here works there too. A process that fails ends with
-its own line and exit code, and torchrun ends the others.
+Every function works in one process alone too. One that fails ends with its own line, and torchrun ends the others.
 """
 
 import io
+import math
 import os
 import signal
 import sys
 import threading
-from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from datetime import timedelta
 
 import torch
@@ -18,35 +18,28 @@ import torch.distributed as dist
 from engine.faults import one_line
 from engine.files import variable
 
-PATIENCE = timedelta(hours=6)  # for what rank 0 fetches or prepares; gradients have torch's own limit, of minutes
-patient_group = None  # of all processes, for rank_0_first alone
-
-# ---------------------------------------------------------------- joining and leaving
-
 
 @contextmanager
 def joined():
     """Under torchrun, joins the group of its processes, of which only rank 0 prints and writes."""
-    global patient_group
     if variable("WORLD_SIZE") in (None, "1"):
         yield
         return
-    try:  # what the processes agree on travels through gloo, gradients between GPUs through nccl
-        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
-        patient_group = dist.new_group(timeout=PATIENCE, backend="gloo")
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"  # gradients between GPUs through nccl
+    try:
+        dist.init_process_group(backend, timeout=timedelta(hours=6))  # for what rank 0 fetches or prepares
     except (ValueError, RuntimeError) as fault:
         sys.exit(f"train.py: cannot join the other processes ({one_line(fault)}); start it with torchrun")
-    code, complaints = 0, io.StringIO()
+    out, errors, code = sys.stdout, sys.stderr, 0
+    if rank():
+        out, errors = io.StringIO(), io.StringIO()
     try:
-        with ExitStack() as silence:
-            if rank():
-                silence.enter_context(redirect_stdout(io.StringIO()))
-                silence.enter_context(redirect_stderr(complaints))
+        with redirect_stdout(out), redirect_stderr(errors):
             yield
     except SystemExit as end:  # as run_command() leaves, with all written
         code = end.code
     if rank() and code == 1:  # a failure may be this process's alone; bad input is the same in all
-        print(f"process {rank()}: {complaints.getvalue()}", end="", file=sys.stderr)
+        print(f"process {rank()}: {errors.getvalue()}", end="", file=sys.stderr)
     sys.stderr.flush()
     os._exit(code)  # an ordinary teardown lets gloo's threads abort about one run in twenty
 
@@ -61,21 +54,16 @@ def count():
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-# ---------------------------------------------------------------- agreeing
-
-
 def sums(*values):
     """Sums of numbers or one-element tensors over all processes, as floats."""
-    values = [float(value) for value in values]
+    totals = torch.tensor([float(value) for value in values], dtype=torch.float64)
     if dist.is_initialized():
-        totals = torch.tensor(values, dtype=torch.float64)
         dist.all_reduce(totals)
-        values = totals.tolist()
-    return values
+    return totals.tolist()
 
 
 def mean(value):
-    """The mean of a number or one-element tensor over all processes, as a float."""
+    """The mean of a number or one-element tensor over all processes."""
     return sums(value)[0] / count()
 
 
@@ -85,14 +73,12 @@ def anywhere(condition):
 
 
 def in_parts(rows, compute):
-    """compute(rows), one number for each row, as a list of floats: each process computes it for a part of the rows."""
-    # All processes need equally many rows, because those of a sharded model compute together. Rows that are repeated to
-    # fill up the number are not counted.
-    filled = -(-len(rows) // count()) * count()
+    """compute(rows), one number for each row, as a list of floats: each process computes a part. All parts are of one
+    size, for which some rows come twice, because the processes of a sharded model compute together."""
+    filled = math.ceil(len(rows) / count()) * count()
     mine = torch.arange(rank(), filled, count())
-    numbers = torch.zeros(filled, dtype=torch.float64)
+    numbers = torch.zeros(filled, dtype=torch.float64)  # zero where another process has the number
     numbers[mine] = compute(rows[mine % len(rows)])
-    # A process leaves the places of the others at zero, so the sums over processes have a number in every place.
     return sums(*numbers)[: len(rows)]
 
 
@@ -100,21 +86,16 @@ def in_parts(rows, compute):
 def rank_0_first():
     """Rank 0 goes through the block first; the others then find what it has fetched or prepared."""
     if rank() > 0:
-        dist.barrier(patient_group)
+        sums(0)  # waits for all
     yield
-    if count() > 1 and rank() == 0:
-        dist.barrier(patient_group)
-
-
-# ---------------------------------------------------------------- the model on many devices
+    if rank() == 0:
+        sums(0)
 
 
 def placed(model, layers, weights, device, shard):
-    """Gives a model of shapes its weights on its device: all of them; of several processes a copy on each (DDP); or
-    with `shard` a share of each parameter on each, whole only while its layer computes (FSDP2). Returns what computes
-    the loss, and averages the gradients.
-
-    weights: (name, tensor) of each parameter; nowhere is there more than one whole tensor of a sharded model."""
+    """Gives a model of shapes its weights, (name, tensor) one at a time; in each of several processes a copy (DDP), or
+    with `shard` a share, whole only while its layer computes (FSDP2). Returns what computes the loss, and averages the
+    gradients."""
     if shard:
         from torch.distributed.fsdp import fully_shard  # late: takes a second or two
 
@@ -130,40 +111,35 @@ def placed(model, layers, weights, device, shard):
 
 def sync_gradients(forward, on):
     """Whether the next backward pass averages gradients over the processes: that of a batch's last micro-batch does."""
-    if isinstance(forward, torch.nn.parallel.DistributedDataParallel):
-        forward.require_backward_grad_sync = on
-    elif hasattr(forward, "set_requires_gradient_sync"):
+    if hasattr(forward, "set_requires_gradient_sync"):  # FSDP2's
         forward.set_requires_gradient_sync(on)
+    else:
+        forward.require_backward_grad_sync = on  # DDP's
 
 
 def placed_as(parameter, tensor):
     """A copy of a whole tensor where the parameter is; if that is spread over the processes, the same share of it."""
     tensor = tensor.to(parameter.device, copy=True)
-    if hasattr(parameter, "full_tensor"):
-        from torch.distributed.tensor import distribute_tensor
+    if not hasattr(parameter, "full_tensor"):
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
 
-        mesh, placements = parameter.device_mesh, parameter.placements
-        tensor = distribute_tensor(tensor, mesh, placements, src_data_rank=None)  # each takes its own, none is sent
-    return tensor
+    # Each process takes its own share, none is sent.
+    return distribute_tensor(tensor, parameter.device_mesh, parameter.placements, src_data_rank=None)
 
 
 def gathered(tensor):
     """A tensor as it is; if it is spread over the processes, the whole of it in rank 0's memory, None elsewhere."""
     if not hasattr(tensor, "full_tensor"):
         return tensor
-    whole = tensor.full_tensor()  # all processes take part; the GPU holds one such at a time
+    whole = tensor.full_tensor()  # all processes take part
     return whole.cpu() if rank() == 0 else None
-
-
-# ---------------------------------------------------------------- signals
 
 
 @contextmanager
 def held_signals():
     """Holds back Ctrl-C, SIGTERM, SIGHUP and SIGUSR1 in a block, and gives a list of those that arrived here: the loop
-    finishes its update, saves and leaves.
-
-    Only the main thread can hold back signals; elsewhere, as in a notebook's worker, they do what they always do."""
+    finishes its update, saves and leaves. Outside the main thread, which alone can do this, it does nothing."""
     arrived, numbers = [], [signal.SIGINT, signal.SIGTERM]
     for name in ("SIGHUP", "SIGUSR1"):  # a terminal that closes, and SLURM's warning; Windows has neither
         if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) != signal.SIG_IGN:  # as under nohup

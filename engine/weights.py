@@ -45,10 +45,10 @@ def weight_files(folder):
         return [single]
     if not index.exists():
         missing = index.name if any(folder.glob("model-*.safetensors")) else single.name
-        fault = f"{folder}: no {missing}; fetch or save the model again"
+        way_out = "fetch or save the model again"
         if any(folder.glob("*.bin")) or folder.parent.name == "snapshots":  # of the hub's, .bin files are not fetched
-            fault += "; of .bin files alone, which are pickle and never read, make others with transformers"
-        raise ValueError(fault)
+            way_out += "; of .bin files alone, which are pickle and never read, make others with transformers"
+        raise ValueError(f"{folder}: no {missing}; {way_out}")
     content = read_json(index)
     with blaming(index, "fetch the model again"):
         names = sorted(set(map(str, value_of(content, "weight_map", dict).values())))
@@ -78,8 +78,6 @@ def list_tensors(folder, skipped):
     """{name of a tensor: (path of its file, shape, type)} of a model folder."""
     stored = {}
     for path, name, file in open_tensors(folder, skipped):
-        if name in stored:
-            raise ValueError(f"{path}: repeated tensor {name}; fetch or save it again")
         tensor = file.get_slice(name)
         stored[name] = path, list(tensor.get_shape()), tensor.get_dtype()
     return stored
@@ -87,10 +85,9 @@ def list_tensors(folder, skipped):
 
 def check_tensors(folder, stored, parameters):
     """Raises ValueError for the first of {name: parameter} that list_tensors() does not have as it should be."""
-    if missing := [name for name in parameters if name not in stored]:
-        there = f"{len(missing)} missing; {min(stored)} is there"
-        raise ValueError(f"{folder}: no tensor {missing[0]} ({there}); fetch or save it again")
     for name, parameter in parameters.items():
+        if name not in stored:
+            raise ValueError(f"{folder}: no tensor {name}; fetch or save it again")
         path, shape, kind = stored[name]
         if shape != list(parameter.shape):
             raise ValueError(f"{path}: {name} is {shape}, config.json asks {list(parameter.shape)}")

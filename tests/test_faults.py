@@ -68,7 +68,8 @@ LAST = "r/checkpoints/step_00000006"  # but for that of the end
 def start(house, monkeypatch):
     """The corpora of `house`, a micro model in start/; what costs a micro run most and changes nothing is left out."""
     micro("start")
-    monkeypatch.setattr(evaluation, "draw_curves", lambda *_: None)
+    for drawing in (evaluation, folder):
+        monkeypatch.setattr(drawing, "draw_curves", lambda *_: None)
     monkeypatch.setattr(os, "fsync", lambda handle: None)  # a killed process, unlike a power cut, loses no page
     return house
 
@@ -296,7 +297,9 @@ def test_a_log_that_cannot_be_written_is_a_failure_on_the_way(start, monkeypatch
 
         def write(self, line):
             kept, self.room = line[: self.room], max(0, self.room - len(line))
-            return self.file.write(kept)
+            self.file.write(kept)
+            if len(kept) < len(line):
+                raise OSError(28, "No space left on device")
 
         def __getattr__(self, name):
             return getattr(self.file, name)
@@ -305,7 +308,7 @@ def test_a_log_that_cannot_be_written_is_a_failure_on_the_way(start, monkeypatch
         full.setattr(log, "open", lambda *a, **n: (Full if "a+b" in a else open)(*a, **n), raising=False)
         done = call("train.py", *MICRO, "--out", "r")
     assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, done.stderr
-    assert "metrics.jsonl: No space left" in done.stderr and "--resume r" in done.stderr
+    assert "could not save r: No space left" in done.stderr and "--resume r" in done.stderr
     go_on([*MICRO, "--out", "r"])
     same_run("whole", "r")
 
@@ -412,12 +415,12 @@ DAMAGES = {
 def test_a_damaged_checkpoint_is_noticed_and_the_one_before_it_goes_on(start):
     train.main([*MICRO, "--out", "whole"])
     train.main([*MICRO, "--seed", "1", "--out", "other"])
-    last = "r/checkpoints/step_00000008"
     for file, damage in itertools.product(("model.safetensors", "resume/moments"), DAMAGES.values()):
         shutil.copytree("whole", "r")
-        damage(Path(last, file))
-        refused(call("train.py", "--resume", "r"), f"{last}/{file}: missing or damaged", f"remove {last} to resume")
-        shutil.rmtree(last)
+        shutil.rmtree("r/checkpoints/step_00000008")
+        damage(Path(LAST, file))
+        refused(call("train.py", "--resume", "r"), f"{LAST}/{file}: missing or damaged", f"remove {LAST} to resume")
+        shutil.rmtree(LAST)
         assert call("train.py", "--resume", "r").returncode == 0
         same_run("whole", "r")
         shutil.rmtree("r")
