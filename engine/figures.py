@@ -2,7 +2,9 @@
 
 import itertools
 import math
+import os
 import re
+import sys
 import zlib
 from statistics import fmean
 
@@ -21,6 +23,8 @@ BEFORE = {"color": "0.4", "ls": (0, (4, 3)), "lw": 1}  # the level before the fi
 
 def new_figure(width, height, rows=1, columns=1, **grid):
     """(figure in the manner of a paper, in inches, its panels as a list); needs no screen."""
+    if os.environ.get("MPLBACKEND") and "IPython" not in sys.modules:
+        os.environ["MPLBACKEND"] = "agg"  # of the notebook that started this process; it may not be installed here
     import matplotlib  # late: takes a second, which only figures should cost
     from matplotlib.figure import Figure
 

@@ -90,8 +90,7 @@ class Log:
 
     def truncate(self, size):
         """Drops the lines after the checkpoint, at which the log had `size` bytes: they will be logged again."""
-        self.file.seek(max(0, size - 1))
-        if size and self.file.read(1) != b"\n":
+        if size and self.path.read_bytes()[size - 1 : size] != b"\n":
             raise ValueError(f"{self.path} is not as at the checkpoint; restore it, or start a new run with --init")
         self.file.truncate(size)
         self.file.seek(0, os.SEEK_END)
