@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import torch
 
-from engine.log import in_units
+from engine.log import in_units, sides_of
 
 ADVICE = 'see "Rewarm your own model" in README.md'
 PYTHIA_UPDATES, PYTHIA_BATCH = 143_000, 1024 * 2048  # of Pythia's pre-training, and tokens in each
@@ -24,7 +24,7 @@ def known_pretraining(init, flags, peak):
     peak: that of a model of its shape, or None."""
     if flags and flags.init == "scratch":
         return Pretraining(flags.upstream, flags.tokens, flags.tokens_per_update, flags.max_lr or peak)
-    if "pythia-" in init and peak:
+    if "pythia-" in (flags.init if flags else init) and peak:
         return Pretraining("the Pile", PYTHIA_UPDATES * PYTHIA_BATCH, PYTHIA_BATCH, peak)
     return None
 
@@ -52,7 +52,7 @@ def plan_of(flags, config, corpora, before, saves):
     count = len([update for update in saves if 0 < update <= flags.stop])
     if flags.keep:
         count = min(count, flags.keep + 1)  # and that of the end of the warm-up
-    room = in_units(count * CHECKPOINT_BYTES * config.parameters)
+    room = in_units(count * CHECKPOINT_BYTES * config.parameters).replace("B", "G")
     threads = f", threads: {torch.get_num_threads()}" if flags.device == "cpu" else ""
     return [
         f"model       {start}",
@@ -77,7 +77,7 @@ def surprises(flags, before, tokens, epochs):
         yield f"--warmup {flags.warmup:g} is less than half an update: the first update has the whole rate"
     if epochs > 1:
         yield f"--tokens are more than the new text holds: {epochs:.2g} epochs"
-    if flags.upstream == flags.downstream and before is None and flags.init != "scratch":
+    if sides_of(vars(flags)) == ("downstream",):
         yield "without --upstream FILES forgetting cannot be measured"
 
 

@@ -612,6 +612,8 @@ def test_the_plan_tells_a_peak_that_belongs_to_another_batch_and_length(house, m
     assert "pre-trained on 300B tokens of the Pile (peak 0.001 at 2,097,152 tokens an update)" in lines[0]
     assert "a batch 128 times larger" in lines[4] and "--tokens are 0.017 % of the pre-training" in lines[5]
     assert len(train.plan(replace(flags, max_lr=2e-5))) == 4
+    lines = train.plan(replace(flags, max_lr=2e-5, upstream="new"))
+    assert len(lines) == 5 and "without --upstream FILES forgetting cannot be measured" in lines[4]
 
 
 def test_dry_run_writes_nothing(house):
