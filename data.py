@@ -94,7 +94,7 @@ class Corpus:
     @property
     def bytes_per_token(self) -> float:
         """Bytes of text that a token of the validation split stands for, on average."""
-        return self.meta["val"]["bytes_of_text"] / self.meta["val"]["tokens"] or math.nan
+        return self.meta["val"]["bytes_of_text"] / (self.meta["val"]["tokens"] or math.nan)
 
 
 def open_corpora(names: Iterable[str]) -> dict[str, Corpus]:
@@ -120,11 +120,11 @@ def hash64(number: int) -> int:
 
 
 def permute(index: int, size: int, key: int) -> int:
-    """The place of `index` in a shuffled range(size); each key shuffles in another way. No list, no state, O(1).
+    """The place of `index` in a shuffled range(size); each key shuffles in another way. No list, no state.
 
     A Feistel network. It writes the index as two digits, left and right, of `base` values each, and four times replaces
     them by (right, left XOR hash of right). Each such round can be undone, so no two indices get the same place among
-    the base * base. Places of `size` or more do not exist: from there the walk goes on until it is below `size`.
+    the base * base. A place of `size` or more does not exist: it is permuted again, until the place is below `size`.
 
     Five windows have base 4, so 16 places. With key 7, index 2 goes to 9, which does not exist, and from there to 2:
 
@@ -152,8 +152,8 @@ class Mixture:
     state of the data to restore. No window of a corpus comes again before all of them have come.
 
     By hand, for corpus A of five windows with weight 3, and B of two with weight 1. A takes three positions of four:
-    those at which 3/4 of the positions so far, plus a constant, reaches the next whole number. B takes what A leaves.
-    Each corpus gives its windows in a shuffled order, and shuffles them anew for each epoch:
+    those at which 3/4 of the positions so far, plus a constant (here 0.59), reaches the next whole number. B takes what
+    is left. Each corpus gives its windows in a shuffled order, and shuffles them anew for each epoch:
 
         position   0   1   2   3   4   5   6   7   8   9
         corpus     A   A   B   A   A   A   B   A   A   A
@@ -190,7 +190,7 @@ class Mixture:
         raise AssertionError("the last corpus takes every position that is left")
 
     def batch(self, update: int, size: int, rank: int = 0, ranks: int = 1):
-        """Tokens (size / ranks, context + 1), int64, of an update counted from 1: the rank's share of its positions."""
+        """Tokens (size / ranks, context + 1), int64, of an update counted from 1: the rank's part of `size` windows."""
         windows = []
         for position in range((update - 1) * size + rank, update * size, ranks):
             corpus, window = self.locate(position)
@@ -221,7 +221,7 @@ def parse_shares(text: str) -> dict[str, float]:
 
 
 def blend(weights: dict[str, float], added: str | None = None, part: float = 0.0) -> dict[str, float]:
-    """Shares that sum to 1: the weights in 1 - part of it, and the corpus `added` in `part`, as for replay."""
+    """Shares that sum to 1: the weights, scaled to 1 - part, and `part` for the corpus `added`, as replay needs it."""
     total = sum(weights.values())
     shares = {name: weight / total * (1 - part) for name, weight in weights.items()}
     if part:
@@ -290,6 +290,8 @@ def main(argv=None):
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     options = vars(flags)
     if options.pop("show"):
+        if flags.files:
+            parser.error("--show takes no FILES; prepare them first")
         return show(Corpus(flags.name))
     for name in prepare(**options):
         print_counts(Corpus(name))

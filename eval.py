@@ -3,7 +3,7 @@
     python eval.py perplexity runs/NAME --data stdlib torch
     python eval.py lambada EleutherAI/pythia-410m-deduped      checks loader, tokenizer and model together
     python eval.py sample runs/NAME --prompt "def main("
-    python eval.py plot runs/A runs/B --out figure.png         (or .pdf, .svg); also PACK.jsonl or PACK.jsonl:PATTERN
+    python eval.py plot runs/A runs/B --out figure.png         (or .pdf, .svg); also packs of runs
 
 Section 4 of "How to (re)warm your model?" (arXiv 2308.04014): validation loss on the upstream and the downstream
 corpus against tokens. The metric is the mean cross-entropy of a token in nats; perplexity is exp of it.

@@ -56,7 +56,7 @@ SIZES = {
     "12b": Size(36, 5120, 40, 1.2e-4, rows=50688),
 }
 
-# Pythia was trained with tanh GELU; its config.json says "gelu", the erf form that everyone runs (within 5e-4).
+# Pythia was trained with tanh GELU; its config.json says "gelu", the erf form that everyone runs (at most 5e-4 apart).
 ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu}
 ACTIVATIONS |= dict.fromkeys(("gelu_new", "gelu_fast", "gelu_pytorch_tanh"), lambda x: F.gelu(x, approximate="tanh"))
 
@@ -151,7 +151,7 @@ class Attention(nn.Module):
 
     def forward(self, x, cos, sin):  # (B, T, D), (T, R), (T, R) -> (B, T, D)
         B, T, D = x.shape
-        # The trap: the rows of query_key_value are stored head by head, each head's q, k and v together.
+        # Careful: the rows of query_key_value are stored head by head, each head's q, k and v together.
         qkv = self.query_key_value(x).view(B, T, self.heads, 3 * D // self.heads)
         query, key, value = qkv.transpose(1, 2).chunk(3, dim=-1)  # 3 x (B, H, T, D/H)
         query, key = rotate(query, cos, sin, self.rotary_size), rotate(key, cos, sin, self.rotary_size)
@@ -248,7 +248,7 @@ class GPTNeoX(nn.Module):
     def forward(self, tokens: Tensor, targets: Tensor | None = None, per_token: bool = False) -> Tensor:
         """Logits (B, T, V) of token ids (B, T); with targets (B, T), their mean cross-entropy in nats, a scalar.
 
-        per_token=True gives the loss of each target instead, (B, T), to measure with: it may have no gradient."""
+        per_token=True gives the loss of each target instead, (B, T), for evaluation alone: it may have no gradient."""
         x = self.gpt_neox.embed_in(tokens)  # (B, T, D)
         exact = torch.promote_types(x.dtype, torch.float32)
         cos, sin = rotary_tables(tokens.shape[1], self.config, x.device, exact)  # (T, R)

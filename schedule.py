@@ -32,11 +32,11 @@ def learning_rate(update: int, updates: int, max_lr: float, min_lr: float, warmu
     As in the paper, warm-up starts from zero, not from the last rate of the pre-training. GPT-NeoX spends its first
     update at exactly zero; here the first update already moves, and update W, the last of the warm-up, has the peak.
     """
-    W = warmup_updates(updates, warmup)
+    update, W = min(update, updates), warmup_updates(updates, warmup)  # after its end the rate stays
     if update <= W:
         return max_lr * update / W
-    n = min(update, updates) - W
-    # The trap: GPT-NeoX's clipped cosine starts after the warm-up, but is as long as the whole schedule.
+    n = update - W
+    # Careful: GPT-NeoX's clipped cosine starts after the warm-up, but is as long as the whole schedule.
     N = updates if schedule == "cosine-clipped" else updates - W
     return SCHEDULES[schedule](n, N, max_lr, min_lr)
 

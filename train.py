@@ -2,7 +2,7 @@
 
     python train.py                                  a tiny model on a laptop's CPU, in two minutes, without network
     python train.py --max-lr 8e-4 --schedule constant --warmup 0         the paper's baseline: a tenth of the peak
-    python train.py --init EleutherAI/pythia-410m-deduped --upstream mine-old --downstream mine-new
+    python train.py --init EleutherAI/pythia-410m-deduped --upstream old/ --downstream new/ --tokens 20e6 --max-lr 6e-5
     python train.py --resume runs/NAME               resume an interrupted run
     torchrun --nproc_per_node=8 train.py ...         the same on eight devices; with --shard for models too big for one
     python train.py --help                           every flag
@@ -37,7 +37,9 @@ from model import SIZES, GPTNeoX, GPTNeoXConfig, config_of, pretraining_peak, st
 EPS, WEIGHT_DECAY, CLIP = 1e-8, 0.1, 1.0  # Pythia's and the paper's, as the betas in Flags
 MIN_LR_SHARE = 0.1  # min = 0.1 x max
 SMALLEST = "nano"  # the model that a run without flags takes
-PRETRAINING_SEED = 10**6  # added to --seed: a continuation on the same text would repeat the pre-training's batches
+PRETRAINING_SEED = (
+    10**6
+)  # added to --seed; without it a continuation on the same text would repeat the pre-training's batches
 # Where the paper stopped its runs, as shares of a schedule of 296.86B tokens: sections 4.1 and 4.5 after 50B, with the
 # rate still at 94 % of its peak; 4.2 and 4.3 after 240B. (4.4 stopped after 50B of a schedule of 411B.)
 PAPER_STOPS = {"50B": 50e9 / 296.86e9, "240B": 240e9 / 296.86e9}
@@ -55,7 +57,7 @@ class Flags:
     upstream_tokens: int | None = flag(None, "length of the pre-training that --init upstream does (2000000)")
     upstream: str | None = flag(None, "old text: a NAME, file or folder (stdlib, or that of --init)", group="Data")
     downstream: str | None = flag(None, "new text: as --upstream, or a mixture NAME=WEIGHT,NAME=WEIGHT (torch)")
-    replay: float = flag(0.0, "share of upstream text in a batch, in place of new text", low=0, high=1)
+    replay: float = flag(0.0, "share of upstream text in what is trained on, in place of new text", low=0, high=1)
     schedule: str = flag("cosine", "shape of the decay", choices=lr_schedule.SCHEDULES, group="Learning rate")
     max_lr: float | None = flag(None, "peak; default: that of its size's pre-training", low=1e-30, high=1e9)
     min_lr: float | None = flag(None, "end of the decay; default: a tenth of the peak", low=0, high=1e9)
@@ -81,7 +83,7 @@ class Flags:
     resume: str | None = flag(
         None, "go on with the run in FOLDER; without one, begin or go on with the run of the flags"
     )
-    dry_run: bool = flag(False, "print the complete flags and stop")
+    dry_run: bool = flag(False, "print the plan and the complete flags, and stop")
 
     @property
     def tokens_per_update(self) -> int:
@@ -222,10 +224,8 @@ def open_data(flags: Flags):
 
 
 def evaluation_updates(flags: Flags) -> set[int]:
-    """After which updates a run is evaluated, besides the look before the first one.
-
-    Every --eval-every updates; at the end of the warm-up; and at the end. In runs of a hundred updates and more also at
-    the powers of four, while the loss changes fast, and where the paper stopped its runs."""
+    """After which updates a run is evaluated: every --eval-every (0: none), at the end of the warm-up and of the run.
+    Runs of a hundred updates and more also at the powers of four before, and where the paper stopped its runs."""
     every, stop = flags.eval_every, flags.stop
     if every == 0:
         return {stop}
@@ -242,16 +242,15 @@ def checkpoint_updates(flags: Flags) -> set[int]:
 
 
 def ready_to_train(flags: Flags, corpora: dict, device: torch.device):
-    """(model, the same as several processes train it, tokenizer, optimizer, fp16's loss scaler, state): as --init says,
-    or of the newest checkpoint of a run to resume. The state's "step" is the number of updates done.
+    """(model, the same inside DDP or FSDP where there are several processes, tokenizer, optimizer, fp16's loss scaler,
+    state): as --init says, or of the newest checkpoint of a run to resume. state["step"]: how many updates are done.
 
     The weights are fp32 in every precision: small updates would vanish in 16 bits."""
     checkpoint, state = None, {"step": 0}
     if folder.holds_run(flags.out):
         folder.refuse_other_data(Path(flags.out), corpora, data.ORDER)
         checkpoint, state = checkpoints.newest_state(flags.out)
-    with processes.rank_0_first():  # it fetches what the others then find
-        # placed() reads the weights
+    with processes.rank_0_first():  # it fetches what the others then find; placed() reads the weights
         model, weights, tokenizer = starting_model(flags, corpora[flags.upstream], checkpoint)
     model.activation_checkpointing = flags.activation_checkpointing
     machine.pick_threads(model.config.hidden_size)
@@ -275,7 +274,8 @@ def starting_model(flags: Flags, corpus: data.Corpus, checkpoint: Path | None):
         model = GPTNeoX(config_of(flags.model, tokenizer.vocab_size), empty=True)
         weights = model.initial_weights(flags.seed)
     else:
-        source = tokenizer.start = checkpoint or model_folder(checkpoints.newest(flags.init), flags.revision)
+        source = checkpoint or model_folder(checkpoints.newest(flags.init), flags.revision)
+        tokenizer.start = source  # its settings, such as a chat template, are saved with each checkpoint
         model, weights = GPTNeoX.from_pretrained(source, empty=True), stored_weights(source)
         check_vocabulary(source, model, corpus)
     model.config.extra |= {"bos_token_id": tokenizer.eot, "eos_token_id": tokenizer.eot}
@@ -308,10 +308,10 @@ def train(flags: Flags) -> bool:
             print(*plan(flags), json.dumps(asdict(flags), indent=2), sep="\n")
             return False
         prepare_hub((flags.upstream, flags.downstream), max(flags.tokens, flags.upstream_tokens or 0))
-        opened = corpora, *_ = open_data(flags)  # what is wrong is said before minutes are spent on a pre-training
+        opened = open_data(flags)  # what is wrong is said before minutes are spent on a pre-training
     if flags.resume and checkpoints.reached(flags.out, flags.stop):
         print(f"{flags.out} is at update {flags.stop} already: nothing to do; a larger --tokens goes on")
-    print(*plan(flags, corpora), sep="\n")
+    print(*plan(flags, opened[0]), sep="\n")
     if flags.init == "upstream":
         before = pretraining_flags(flags)
         with folder.one_at_a_time(before.out):  # of several runs that need it one makes it
@@ -319,7 +319,7 @@ def train(flags: Flags) -> bool:
                 print(f"pre-training {before.model} on {before.upstream} (once; cached in {before.out})")
                 if not train(replace(before, resume="")):
                     return False
-        folder.refuse_other_data(Path(before.out), {flags.upstream: corpora[flags.upstream]}, data.ORDER)
+        folder.refuse_other_data(Path(before.out), {flags.upstream: opened[0][flags.upstream]}, data.ORDER)
         flags = replace(flags, init=before.out)  # recorded, so that a resumed run goes straight to that folder
     update = run(flags, *opened)
     if processes.rank() == 0:
@@ -332,8 +332,8 @@ def plan(flags: Flags, corpora: dict | None = None) -> list[str]:
     config = starting_config(flags.init, flags.revision, flags.model)
     before = pretraining_flags(flags) if flags.init == "upstream" else folder.flags_behind(Flags, flags.init)
     machine.pick_threads(config.hidden_size)
-    before = known_pretraining(flags.init, before, pretraining_peak(config))
-    return plan_of(flags, config, corpora, before, checkpoint_updates(flags))
+    known = known_pretraining(flags.init, before, pretraining_peak(config))
+    return plan_of(flags, config, corpora, known, checkpoint_updates(flags))
 
 
 def complete(flags: Flags) -> Flags:
