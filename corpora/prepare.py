@@ -150,6 +150,7 @@ def write_corpus(name, tokenizer, sources, parts, skipped=None, by_domain=False,
 
 def prepare(name, files=(), tokenizer=None, skip_bad_lines=False, text_key="text", way_out=WAY_OUT, **options):
     """Prepares an embedded corpus, one of the hub's or one's own files; options and the answer are write_corpus's."""
+    corpus_folder(name)  # raises for a bad name before any work
     hub_alone = not files and tokenizer in (None, "neox") and not options.get("val_share")
     if name in HUB and not (hub_alone and options.get("train_tokens")):
         words = f"`python data.py {name} --train-tokens 1e9`, with neither FILES nor --tokenizer nor --val-share"

@@ -21,9 +21,9 @@ from safetensors import SafetensorError
 from engine import VERSION, checkpoints, processes
 from engine.faults import resume_command, saving_fault
 from engine.figures import draw_curves
-from engine.files import blaming, locked, read_json, to_json, write_whole
+from engine.files import blaming, locked, read_json, to_json, value_of, write_whole
 from engine.flags import changed_flags, check_flags, flag_name
-from engine.log import RECORDS, numbers_of, read_records, sides_of
+from engine.log import RECORDS, SIDES, numbers_of, read_records, sides_of
 
 
 def refuse_to_overwrite(out):
@@ -160,7 +160,17 @@ def read_run(folder):
 
 
 def as_run(folder, config, records):
-    """What read_run() gives, from the contents of config.json and the records of the log."""
+    """What read_run() gives, from the contents of config.json and the records of the log. ValueError where a value that
+    figures and tables need is of another kind."""
+    with blaming(f"{folder}/config.json"):
+        flags = value_of(config, "flags", dict)
+        for name in ("init", "schedule", *SIDES):
+            value_of(flags, name, str)
+        for name in ("tokens", "batch_size", "context", "warmup", "max_lr", "seed"):
+            value_of(flags, name, float, high=1e30)
+        value_of(config, "corpora", dict)
+        for name in ("parameters", "pretraining_peak"):
+            value_of(config, name, float)
     if not records["eval"]:
         raise ValueError(f"{folder}: no evaluation yet; wait for the first, or --resume the run")
     return {"folder": folder, "parameters": None, "pretraining_peak": None, "versions": {}} | config | records

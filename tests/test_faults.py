@@ -704,7 +704,6 @@ FOUND = [
     ("start/config.json", ("vocab_size",), 2**24, "embed_in.weight is [257, 16]"),
     ("start/config.json", ("num_hidden_layers",), 4096, "4096 layers"),
     ("start/config.json", ("attention_bias",), [], "attention_bias"),
-    ("start/config.json", ("eos_token_id",), "@deep", "start/config.json"),
     ("data/old/meta.json", ("vocab_size",), math.inf, "data/old"),
     ("data/old/meta.json", ("vocab_size",), 10**9, "data/old"),
     ("data/old/meta.json", ("val", "bytes_of_text"), None, "data/old"),
