@@ -94,7 +94,8 @@ class Corpus:
     @property
     def bytes_per_token(self) -> float:
         """Bytes of text that a token of the validation split stands for, on average."""
-        return self.meta["val"]["bytes_of_text"] / (self.meta["val"]["tokens"] or math.nan)
+        size, tokens = self.meta["val"]["bytes_of_text"], self.meta["val"]["tokens"]
+        return size / tokens if size and tokens else math.nan
 
 
 def open_corpora(names: Iterable[str]) -> dict[str, Corpus]:

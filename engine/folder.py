@@ -168,9 +168,9 @@ def as_run(folder, config, records):
             value_of(flags, name, str)
         for name in ("tokens", "batch_size", "context", "warmup", "max_lr", "seed"):
             value_of(flags, name, float, high=1e30)
-        value_of(config, "corpora", dict)
-        for name in ("parameters", "pretraining_peak"):
-            value_of(config, name, float)
+        for name, kind in (("corpora", dict), ("parameters", float), ("pretraining_peak", float)):
+            if config.get(name) is not None:
+                value_of(config, name, kind)
     if not records["eval"]:
         raise ValueError(f"{folder}: no evaluation yet; wait for the first, or --resume the run")
     return {"folder": folder, "parameters": None, "pretraining_peak": None, "versions": {}} | config | records

@@ -435,7 +435,7 @@ def test_help_lists_every_flag_with_its_comment():
     assert done.returncode == 0
     for name in train.Flags.__dataclass_fields__:
         assert "--" + name.replace("_", "-") in done.stdout, name
-    for words in ("Learning rate:", "share of upstream text in a batch", "(cosine)"):
+    for words in ("Learning rate:", "share of upstream text in what", "(cosine)"):
         assert words in done.stdout
 
 
