@@ -58,7 +58,9 @@ def designs(runs):
             ends = {peak: np.mean([losses[peak][seed] for seed in seeds], axis=0) for peak in peaks}
             found.append(Design(*design[:3], fitted, ends))
     if len({design.length for design in found}) < 2:
-        raise ValueError("fewer than two lengths with two seeds are here; see python -m paper run length")
+        raise ValueError(
+            "fewer than two lengths with three peaks and two seeds are here; see python -m paper run length"
+        )
     return found
 
 

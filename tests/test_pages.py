@@ -103,8 +103,8 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setattr(Figure, "savefig", lambda self, out, **_: Path(out).write_bytes(b"a picture"))
     monkeypatch.setattr(os, "fsync", lambda handle: None)
     monkeypatch.setattr(jobs, "start", Forked)
-    few = [arm for arm in experiments.MORE["length"] if arm["peak"] in (0.2, 0.4) and "schedule" not in arm]
-    monkeypatch.setitem(experiments.MORE, "length", few)  # of 140 arms 20
+    few = [arm for arm in experiments.MORE["length"] if arm["peak"] in (0.2, 0.4, 0.8) and "schedule" not in arm]
+    monkeypatch.setitem(experiments.MORE, "length", few)  # of 146 arms 30
     Path("notes").mkdir()
     for number, text in enumerate(texts("old", 30)):
         Path(f"notes/{number}.md").write_text(text)
