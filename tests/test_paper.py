@@ -459,9 +459,9 @@ def replace_folder(run, folder):
 # ---------------------------------------------------------------- tables that the page has by hand
 
 
-def table_of(heading):
-    """The rows of the first table beneath a heading of the study's page, as lists of cells."""
-    text = (ROOT / "paper/README.md").read_text(encoding="utf-8").partition(f"{heading}\n")[2]
+def table_of(heading, page="paper/README.md"):
+    """The rows of the first table beneath a heading of a page, as lists of cells."""
+    text = (ROOT / page).read_text(encoding="utf-8").partition(heading)[2]
     lines = text[text.index("|---") :].partition("\n\n")[0].splitlines()[1:]
     return [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
 
@@ -494,6 +494,47 @@ def test_which_verdicts_hang_on_a_seed_or_a_moment(monkeypatch):
         if cells != ["the same", "the same"]:
             found.append([number, word, *cells])
     assert found == table_of('Which verdicts hang on a single seed, or on the moment that is called "early"?')
+
+
+def test_the_fresh_seeds():
+    """Their verdicts beside the old ones, and how many of their means are outside the old prediction intervals."""
+    old, fresh = packed("nano"), packed("fresh")
+    words = [words_of(runs) for runs in (old, fresh)]
+    rows = table_of("### Eight fresh seeds")
+    assert [[row[0], *row[2:]] for row in rows] == [[number, *(each[number] for each in words)] for number in words[0]]
+    committed = table_of("**The claims, put to a test.**", "paper/fixed-beforehand.md")
+    assert [row[1] for row in rows] == [row[1] for row in committed]
+    seen, outside = 0, []
+    for number, verdict in claims.verdicts(old).items():
+        for measure, before in verdict.found.items():
+            after = claims.verdicts(fresh)[number].found[measure]
+            limit = student_quantile(0.025, 7) * before.error * math.sqrt(2)
+            seen += 1
+            if abs(after.mean - before.mean) > limit:
+                outside.append(number)
+    assert (seen, outside) == (51, ["1", "2"])
+    assert {run["flags"]["seed"] for run in fresh} == {*range(8, 16)}
+
+
+def test_decayed_or_not():
+    ends = {}
+    for run in packed("decayed"):
+        flags = run["flags"]
+        shape, way = flags["init"].split("-")[1], "re-warmed" if flags["warmup"] else "not re-warmed"
+        if flags["schedule"] == "cosine":
+            ends.setdefault((shape, way), {})[flags["downstream"], flags["seed"]] = run["eval"][-1]
+
+    def difference(arm, other):
+        cells = []
+        for text, side in itertools.product(("torch", "headers"), ("downstream", "upstream")):
+            pairs = [(ends[arm][text, seed], ends[other][text, seed]) for seed in range(8, 16)]
+            cells.append(str(estimate([a[f"{side}_loss"] - b[f"{side}_loss"] for a, b in pairs])))
+        return cells
+
+    cosine, constant, wsd = ((shape, "re-warmed") for shape in ("cosine", "constant", "wsd"))
+    compared = [(constant, cosine), (wsd, cosine), (constant, wsd)]
+    compared += [(("constant", "not re-warmed"), constant), (("cosine", "not re-warmed"), cosine)]
+    assert [row[1:] for row in table_of("## Decayed or not")] == [difference(*arms) for arms in compared]
 
 
 def test_the_pairs_of_texts():
