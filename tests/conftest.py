@@ -1,8 +1,10 @@
 """What the tests share: an empty working folder with two small corpora, and runs in processes of their own."""
 
 import contextlib
+import functools
 import importlib
 import io
+import json
 import multiprocessing
 import os
 import random
@@ -57,11 +59,17 @@ def prepared(tmp_path_factory):
 
 
 @pytest.fixture
-def house(prepared, tmp_path, monkeypatch):
-    """An empty working folder with the prepared corpora `old` and `new`."""
+def empty(tmp_path, monkeypatch):
+    """An empty working folder."""
     monkeypatch.chdir(tmp_path)
-    shutil.copytree(prepared / "data", "data")
     return tmp_path
+
+
+@pytest.fixture
+def house(prepared, empty):
+    """An empty working folder with the prepared corpora `old` and `new`."""
+    shutil.copytree(prepared / "data", "data")
+    return empty
 
 
 # Processes come from a server that has imported torch once: a second or three are saved each time. Windows has none.
@@ -149,6 +157,39 @@ def refused(done, *says):
     assert len(lines) == 1, done.stderr
     for words in says:
         assert words in lines[0], lines[0]
+
+
+@contextlib.contextmanager
+def mounted(folder, options):
+    """A small file system on a folder: root, as whom tests often run, is stopped by no permission bits."""
+    Path(folder).mkdir(exist_ok=True)
+    allowed = sys.platform == "linux" and os.geteuid() == 0
+    if not allowed or subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", folder]).returncode:
+        pytest.skip("may not mount")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+def metrics(out, kind=None):
+    """The records of a run, of one kind or of both, as the file has them."""
+    read = functools.partial(json.loads, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    records = map(read, Path(out, "metrics.jsonl").read_text().splitlines())
+    return [record for record in records if kind in (None, record["kind"])]
+
+
+def without_times(records):
+    return [{k: v for k, v in r.items() if k not in ("tokens_per_second", "time")} for r in records]
+
+
+def same_end(a, b):
+    """Two runs with the same weights and moments, byte for byte, and the same metrics."""
+    last = sorted(p.name for p in Path(a, "checkpoints").iterdir())[-1]
+    for file in ("model.safetensors", "resume/moments"):
+        first, second = Path(a, "checkpoints", last, file), Path(b, "checkpoints", last, file)
+        assert first.read_bytes() == second.read_bytes(), file
+    assert without_times(metrics(a)) == without_times(metrics(b))
 
 
 # A run that takes a second: 20 updates of 4 x 32 tokens, from random weights (SHORT) or a model folder (WHEREVER).

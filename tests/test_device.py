@@ -15,16 +15,16 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from conftest import FORKS, call
-from test_engine import FEW, huge_scale, last_files, metrics, near, together
+from conftest import FORKS, call, metrics, same_end
+from test_engine import FEW, huge_scale, last_files, near, together
 from test_kernels import formula, value_and_gradients
 from test_model import small
-from test_train import same_end
 
 import train
 from engine import kernels, machine, processes
 from eval import evaluate
 from model import GPTNeoX, attention
+from schedule import learning_rate
 
 DEVICE = torch.device(os.environ.get("REWARM_DEVICE", "cpu"))
 TOLERANCE = 5e-3
@@ -85,12 +85,16 @@ def test_attention_is_the_cpus(dtype, length):
         assert off(one, two) < ROUNDING[dtype]
 
 
-def test_the_gradients_of_many_equal_tokens_are_finite_in_fp16():
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_gradients_of_many_equal_tokens_do_not_overflow(dtype):
+    """Before it is divided by their number, the gradient of 70,000 tokens exceeds fp16's largest number, 65,504."""
     hidden, weight = torch.ones(1, 70_000, 8, device=DEVICE), torch.zeros(61, 8, device=DEVICE, requires_grad=True)
-    with torch.autocast(DEVICE.type, torch.float16):
+    with torch.autocast(DEVICE.type, dtype):
         loss, _ = kernels.linear_cross_entropy(hidden, weight, torch.zeros(1, 70_000, dtype=torch.int64, device=DEVICE))
     loss.backward()
-    assert weight.grad[0].tolist() == pytest.approx([1 / 61 - 1] * 8, rel=0.01)
+    expected = torch.full((61, 8), 1 / 61)
+    expected[0] -= 1
+    assert torch.allclose(weight.grad.cpu(), expected, rtol=0.01)
 
 
 def test_activation_checkpointing_changes_no_gradient(batch):
@@ -98,22 +102,29 @@ def test_activation_checkpointing_changes_no_gradient(batch):
     _, _, expected = value_and_gradients(network, *batch.to(DEVICE))
     network.activation_checkpointing = True
     _, _, gradients = value_and_gradients(network, *batch.to(DEVICE))
+    if DEVICE.type == "cpu":
+        assert all(torch.equal(gradients[name], expected[name]) for name in expected)
     assert all(off(gradients[name], expected[name]) < 1e-3 for name in expected if not name.endswith("_value.bias"))
 
 
 def test_adamw_is_torchs():
-    networks = [GPTNeoX(small(), seed=3).to(DEVICE) for _ in range(2)]
-    one = train.AdamW(train.parameter_groups(networks[0]), lr=1e-2)
-    two = torch.optim.AdamW(train.parameter_groups(networks[1]), lr=1e-2, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
+    """In double precision, over many steps at a rate that rises and falls."""
+    networks = [GPTNeoX(small(), seed=3).double().to(DEVICE) for _ in range(2)]
+    ours = train.AdamW(train.parameter_groups(networks[0]), lr=1e-2)
+    groups = [{"params": [p for p in networks[1].parameters() if p.ndim > 1], "weight_decay": 0.1}]
+    groups += [{"params": [p for p in networks[1].parameters() if p.ndim == 1], "weight_decay": 0.0}]
+    theirs = torch.optim.AdamW(groups, lr=1e-2, betas=(0.9, 0.95), eps=1e-8)
     generator = torch.Generator().manual_seed(0)
-    for _ in range(20):
+    for step in range(1, 301):
+        for group in ours.param_groups + theirs.param_groups:
+            group["lr"] = learning_rate(step, 300, 1e-2, 1e-3, 0.1)
         for a, b in zip(*(network.parameters() for network in networks), strict=True):
-            a.grad = torch.randn(a.shape, generator=generator).to(DEVICE)
+            a.grad = torch.randn(a.shape, generator=generator).double().to(DEVICE)
             b.grad = a.grad.clone()
-        one.step()
-        two.step()
+        ours.step()
+        theirs.step()
     for a, b in zip(*(network.parameters() for network in networks), strict=True):
-        assert torch.allclose(a, b, rtol=1e-4, atol=1e-6)
+        assert torch.allclose(a, b, rtol=1e-10, atol=1e-12)
 
 
 def test_generation_is_the_cpus(batch):
@@ -159,6 +170,7 @@ def test_a_run_learns_and_resumes(house, precision):
     assert train.train(train.Flags(**RUN, precision=precision, out="r"))
     losses = [record["downstream_loss"] for record in metrics("r", "eval")]
     assert losses[0] == pytest.approx(5.6, abs=0.5) and losses[-1] < losses[0] - 1
+    assert last_files("r")[0]["embed_out.weight"].dtype == torch.float32
     resumed_alike("r", 10)
     checkpoint = call("eval.py", "perplexity", "r", "--data", "new", "--device", DEVICE, "--json", "--context", 32)
     assert checkpoint.returncode == 0, checkpoint.stderr
@@ -183,8 +195,9 @@ def test_the_loss_scale_of_fp16_shrinks_grows_and_resumes(house, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_compiled_run_is_the_same(house, precision):
-    assert train.train(train.Flags(**RUN, precision=precision, out="eager"))
-    assert train.train(train.Flags(**RUN, precision=precision, out="compiled", compile=True))
+    flags = RUN | {"precision": precision, "micro_batch_size": 3}  # 3 and 1: two shapes
+    assert train.train(train.Flags(**flags, out="eager"))
+    assert train.train(train.Flags(**flags, out="compiled", compile=True))
     near("eager", "compiled", 1e-3 if precision == "fp32" else 0.02)
     resumed_alike("compiled", 10)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SHORT, call, make_corpus, refused
+from conftest import SHORT, call, metrics, refused
 
 import data
 import eval as evaluation
@@ -18,21 +18,19 @@ from model import GPTNeoX
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained(prepared, tmp_path_factory):
     """A folder with the corpora `old` and `new` and a run `r`, for the whole file."""
     folder = tmp_path_factory.mktemp("trained")
+    shutil.copytree(prepared, folder, dirs_exist_ok=True)
     with contextlib.chdir(folder):
-        make_corpus("old", "old")
-        make_corpus("new", "new")
         train.main([*SHORT, "--out", "r"])
     return folder
 
 
 @pytest.fixture
-def run(trained, tmp_path, monkeypatch):
+def run(trained, empty):
     """A copy of that folder, to work in."""
-    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
-    monkeypatch.chdir(tmp_path)
+    shutil.copytree(trained, empty, dirs_exist_ok=True)
     return "r"
 
 
@@ -83,14 +81,13 @@ def test_the_figure_draws_what_the_metrics_say(run, monkeypatch):
     monkeypatch.setattr(figures, "save_figure", lambda figure, out: drawn.append(figure))
     figures.draw_curves([evaluation.read_run(run)], "unused.png")
     downstream, upstream, rates = drawn[0].axes
-    records = [json.loads(line) for line in Path("r/metrics.jsonl").read_text().splitlines()]
     for panel, side in ((downstream, "downstream"), (upstream, "upstream")):
-        expected = [(r["tokens"], r[f"{side}_perplexity"]) for r in records if r["kind"] == "eval"]
+        expected = [(r["tokens"], r[f"{side}_perplexity"]) for r in metrics(run, "eval")]
         assert panel.lines[0].get_xydata().tolist() == [list(map(float, pair)) for pair in expected]
         labels = {line.get_label(): line for line in panel.lines}
         assert labels["before"].get_ydata()[0] == pytest.approx(expected[0][1], abs=1e-3)
         assert labels["end of warm-up"].get_xdata()[0] == 4 * 128
-    assert [y for _, y in rates.lines[0].get_xydata()] == [r["lr"] for r in records if r["kind"] == "train"]
+    assert [y for _, y in rates.lines[0].get_xydata()] == [r["lr"] for r in metrics(run, "train")]
 
 
 @pytest.mark.parametrize("name", ["figure.png", "figure.pdf", "figure.svg"])
@@ -141,13 +138,6 @@ def test_a_line_that_is_still_being_written_is_passed_over(run):
     assert len(evaluation.read_run("r")["train"]) == 20
 
 
-def test_loss_in_autocast_is_near(run):
-    network = GPTNeoX.from_pretrained("r/checkpoints/step_00000020")
-    windows = data.fixed_windows(data.Corpus("old"), 32, 320)
-    exact, half = (evaluation.token_losses(network, windows, 4, dtype).mean() for dtype in (None, torch.bfloat16))
-    assert half.item() == pytest.approx(exact.item(), rel=0.02)
-
-
 def test_lambada_against_a_direct_computation_with_transformers(run):
     transformers = pytest.importorskip("transformers", reason="pip install -r requirements-dev.txt")
     folder = "r/checkpoints/step_00000020"
@@ -185,30 +175,13 @@ def test_the_losses_of_windows_that_earlier_versions_kept_are_ignored(run):
     assert last["new_loss"] == last["downstream_loss"] and last["old_loss"] == last["upstream_loss"]
 
 
-def test_processes_share_the_windows_and_count_none_twice(run, monkeypatch):
+def test_an_evaluation_is_the_mean_of_the_windows_and_of_the_shares(run):
     network = GPTNeoX.from_pretrained("r/checkpoints/step_00000020")
     windows = {name: data.fixed_windows(data.Corpus(name), 32, 7 * 32) for name in ("old", "new")}
-    shares = {"old": 0.25, "new": 0.75}
-    alone = evaluation.evaluate(network, windows, "old", shares, 3)
+    alone = evaluation.evaluate(network, windows, "old", {"old": 0.25, "new": 0.75}, 3)
     losses = evaluation.token_losses(network, windows["old"], 3).double()
     assert alone["upstream_loss"] == alone["old_loss"] == losses.mean(dim=1).mean().item()
     assert alone["downstream_loss"] == pytest.approx(0.25 * alone["old_loss"] + 0.75 * alone["new_loss"])
-    for ranks in (2, 3, 8):
-        monkeypatch.setattr(evaluation.processes, "count", lambda ranks=ranks: ranks)
-        parts = []  # what each process adds to the sums, corpus by corpus
-
-        def keep(*part, parts=parts):
-            parts.append(part)
-            return [1.0] * len(part)
-
-        monkeypatch.setattr(evaluation.processes, "sums", keep)
-        for rank in range(ranks):
-            monkeypatch.setattr(evaluation.processes, "rank", lambda rank=rank: rank)
-            evaluation.evaluate(network, windows, "old", shares, 3)
-        sums = [[float(sum(column)) for column in zip(*parts[corpus::2], strict=True)] for corpus in (0, 1)]
-        monkeypatch.setattr(evaluation.processes, "sums", lambda *part, sums=sums: sums.pop(0))
-        together = evaluation.evaluate(network, windows, "old", shares, 3)
-        assert together == pytest.approx(alone, rel=1e-6)
 
 
 def test_a_corpus_called_like_a_side(run):
@@ -220,11 +193,9 @@ def test_a_corpus_called_like_a_side(run):
 
 def test_the_report_of_a_run(run, capsys):
     folder.report(Path("r"), 20, 20)
-    records = [json.loads(line) for line in Path("r/metrics.jsonl").read_text().splitlines()]
-    evaluations = [record for record in records if record["kind"] == "eval"]
     upstream, downstream, figure, checkpoint, after = capsys.readouterr().out.splitlines()
     for line, side in ((upstream, "upstream"), (downstream, "downstream")):
-        perplexities = [record[f"{side}_perplexity"] for record in evaluations]
+        perplexities = [record[f"{side}_perplexity"] for record in metrics(run, "eval")]
         before, end = perplexities[0], perplexities[-1]
         numbers = f"{before:.2f} before, {max(perplexities):.2f} at its highest, {end:.2f} at the end"
         assert line == f"{side:<11} {numbers} ({end / before - 1:+.1%})"

@@ -1,8 +1,8 @@
 """What crosses the files: kills at any instant, full and missing folders, jumping clocks, hostile files.
 
 REWARM_SOAK multiplies the kills and the mutations: 1 in the ordinary suite (some 20 and 600), 17 in the whole soak of
-hundreds of kills and ten thousand mutations, `pytest -m slow -s tests/test_faults.py`. What happens in a case depends
-on its number alone, so that a failure, which names it, can be repeated.
+hundreds of kills and ten thousand mutations, `REWARM_SOAK=17 pytest -s tests/test_faults.py`. What happens in a case
+depends on its number alone, so that a failure, which names it, can be repeated.
 """
 
 import contextlib
@@ -17,7 +17,6 @@ import resource
 import shutil
 import signal
 import struct
-import subprocess
 import sys
 import threading
 import time
@@ -27,9 +26,8 @@ from pathlib import Path
 import pytest
 import torch
 import zstandard
-from conftest import call, refused
+from conftest import call, metrics, mounted, refused, same_end
 from safetensors.torch import load_file, save_file
-from test_train import metrics, same_end
 from tqdm import tqdm
 
 import data
@@ -184,14 +182,13 @@ def test_killed_at_every_touch_of_the_disk(start):
         go_on([*words, "--out", "cut"])
         same_run("whole", "cut")
         shutil.rmtree("cut")
-    print(f"killed at {len(moments)} moments around {touches} touches of the disk")
 
 
 def test_killed_again_and_again_at_random_instants(start):
     words = [*MICRO, "--tokens", str(40 * 32)]
     began = time.perf_counter()
     train.main([*words, "--out", "whole"])
-    lasted, rng, kills, ends = time.perf_counter() - began, random.Random(1), 0, 0
+    lasted, rng, kills = time.perf_counter() - began, random.Random(1), 0
     while kills < KILLS:
         alive = True
         while alive and kills < KILLS:  # the same run, killed until it gets to its end between two kills
@@ -205,8 +202,6 @@ def test_killed_again_and_again_at_random_instants(start):
         go_on([*words, "--out", "cut"])
         same_run("whole", "cut")
         shutil.rmtree("cut")
-        ends += 1
-    print(f"{kills} kills at random instants, {ends} runs that ended as the one that was never killed")
 
 
 def test_a_preparation_killed_again_and_again_at_random_instants(start):
@@ -216,7 +211,7 @@ def test_a_preparation_killed_again_and_again_at_random_instants(start):
     data.main(["whole", *words])
     began = time.perf_counter()  # of the second: the first one takes many times as long
     data.main(["again", *words])
-    lasted, rng, kills, ends = time.perf_counter() - began, random.Random(2), 0, 0
+    lasted, rng, kills = time.perf_counter() - began, random.Random(2), 0
     while kills < 2 * KILLS:
         pid = child(lambda: data.main(["cut", *words]))
         time.sleep(rng.uniform(0, 1.2 * lasted))
@@ -231,8 +226,6 @@ def test_a_preparation_killed_again_and_again_at_random_instants(start):
             for file in ("train.bin", "val.bin", "tokenizer.json"):
                 assert Path("data/cut", file).read_bytes() == Path("data/whole", file).read_bytes()
             shutil.rmtree("data/cut")
-            ends += 1
-    print(f"{kills} kills of a preparation, {ends} corpora that are the one that was never killed")
 
 
 def test_the_upstream_pre_training_goes_on_by_the_same_command(start, monkeypatch):
@@ -259,19 +252,6 @@ def test_the_upstream_pre_training_goes_on_by_the_same_command(start, monkeypatc
 # ---------------------------------------------------------------- no room, no right, no memory, no time
 
 
-@contextlib.contextmanager
-def mounted(folder, options):
-    """A small file system on a folder: root, as whom tests often run, is stopped by no permission bits."""
-    Path(folder).mkdir(exist_ok=True)
-    allowed = sys.platform == "linux" and os.geteuid() == 0
-    if not allowed or subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", folder]).returncode:
-        pytest.skip("may not mount")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", folder], check=True)
-
-
 def test_folders_that_cannot_be_written(start):
     Path("file").write_text("a file of the user's")
     for out in ("file/r", "/dev/null/r", "/proc/r"):
@@ -288,24 +268,16 @@ def test_folders_that_cannot_be_written(start):
 
 def test_a_log_that_cannot_be_written_is_a_failure_on_the_way(start, monkeypatch):
     train.main([*MICRO, "--out", "whole"])
+    real, calls = log.Log.write, itertools.count()
 
-    class Full:
-        """A log on a disk that has room for some 600 bytes more."""
-
-        def __init__(self, *given, **named):
-            self.file, self.room = open(*given, **named), 600
-
-        def write(self, line):
-            kept, self.room = line[: self.room], max(0, self.room - len(line))
-            self.file.write(kept)
-            if len(kept) < len(line):
-                raise OSError(28, "No space left on device")
-
-        def __getattr__(self, name):
-            return getattr(self.file, name)
+    def write(self, record):
+        if next(calls) == 4:
+            self.file.write(b'{"kind": "tr')  # as much as there was room for
+            raise OSError(28, "No space left on device")
+        real(self, record)
 
     with monkeypatch.context() as full:
-        full.setattr(log, "open", lambda *a, **n: (Full if "a+b" in a else open)(*a, **n), raising=False)
+        full.setattr(log.Log, "write", write)
         done = call("train.py", *MICRO, "--out", "r")
     assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, done.stderr
     assert "could not save r: No space left" in done.stderr and "--resume r" in done.stderr
@@ -406,6 +378,7 @@ def change_tensors(path, change):
 
 DAMAGES = {
     "a flipped bit": lambda path: path.write_bytes(path.read_bytes()[:-1] + bytes([path.read_bytes()[-1] ^ 1])),
+    "cut short": lambda path: os.truncate(path, path.stat().st_size - 9),
     "zeros": lambda path: change_tensors(path, torch.Tensor.zero_),
     "of another run": lambda path: shutil.copy(Path("other", *path.parts[1:]), path),
     "missing": Path.unlink,
@@ -415,11 +388,13 @@ DAMAGES = {
 def test_a_damaged_checkpoint_is_noticed_and_the_one_before_it_goes_on(start):
     train.main([*MICRO, "--out", "whole"])
     train.main([*MICRO, "--seed", "1", "--out", "other"])
-    for file, damage in itertools.product(("model.safetensors", "resume/moments"), DAMAGES.values()):
+    cases = [*itertools.product(("model.safetensors", "resume/moments"), DAMAGES.values())]
+    for file, damage in [*cases, ("resume/state.json", DAMAGES["cut short"])]:
         shutil.copytree("whole", "r")
         shutil.rmtree("r/checkpoints/step_00000008")
         damage(Path(LAST, file))
-        refused(call("train.py", "--resume", "r"), f"{LAST}/{file}: missing or damaged", f"remove {LAST} to resume")
+        says = "" if "state" in file else f"{LAST}/{file}: missing or damaged"
+        refused(call("train.py", "--resume", "r"), says, f"remove {LAST}")
         shutil.rmtree(LAST)
         assert call("train.py", "--resume", "r").returncode == 0
         same_run("whole", "r")
@@ -553,44 +528,34 @@ def harmless_or_refused(words, case):
     numbers = done.returncode == 1 and any(word in done.stderr for word in ("nan", "inf"))
     assert done.returncode in (0, 2) or numbers, f"{done.stderr}: {case}: {words}"
     assert done.returncode == 0 or (len(lines) == 1 and len(lines[0]) < 9000), f"{done.stderr}: {case}: {words}"
-    return done.returncode
 
 
-def fuzz(target, commands, seed, share, restore, then=lambda: None):
-    """Mutates one file again and again, runs one of the commands on it, and `then` if it was not refused.
+def here(but):
+    return sorted(path for path in Path(".").rglob("*") if path.parts[0] != but)
 
-    Returns (cases, how many were refused)."""
-    target, refusals, failures = Path(target), 0, {}
-    raw = target.read_bytes()
-    count = max(3, round(MUTATIONS * share))
-    for number in range(count):
-        rng = random.Random(f"{target} {seed} {number}")
-        target.write_bytes(mutated(rng, target, raw))
-        try:
-            refused = harmless_or_refused(rng.choice(commands), f"{target}, case {number}")
-            refusals += refused != 0
-            if not refused:
-                then()
-        except AssertionError as failure:
-            failures.setdefault(str(failure)[:60], str(failure))
-        restore()
-        target.write_bytes(raw)
+
+def fuzz(targets, commands, seed, restore=lambda: shutil.rmtree("r", ignore_errors=True), but=None):
+    """Mutates each file of {file: share of the mutations} again and again, and runs one of the commands on it.
+
+    Nothing is left beside what `restore` puts in order, but in the folder `but`."""
+    before, failures = here(but), {}
+    for target, share in targets.items():
+        raw = Path(target).read_bytes()
+        for number in range(max(3, round(MUTATIONS * share))):
+            rng = random.Random(f"{target} {seed} {number}")
+            Path(target).write_bytes(mutated(rng, target, raw))
+            try:
+                harmless_or_refused(rng.choice(commands), f"{target}, case {number}")
+            except AssertionError as failure:
+                failures.setdefault(str(failure)[:60], str(failure))
+            restore()
+            Path(target).write_bytes(raw)
     assert not failures, "\n".join(failures.values())
-    return count, refusals
+    assert here(but) == before
 
 
 SAMPLE = ["--tokens", "3", "--seed", "1", "--device", "cpu"]
 PERPLEXITY = ["--eval-tokens", "64", "--device", "cpu", "--data", "old"]
-
-
-COUNTS = {}
-
-
-@pytest.fixture(scope="session", autouse=True)
-def said_at_the_end():
-    yield
-    cases, refusals = (sum(column) for column in zip(*COUNTS.values(), strict=True)) if COUNTS else (0, 0)
-    print(f"\n{cases} mutations survived, {refusals} of them refused in one line: {COUNTS}")
 
 
 def test_hostile_model_folders(start):
@@ -599,95 +564,75 @@ def test_hostile_model_folders(start):
     names = [name for name, _ in GPTNeoX.from_pretrained("start").named_parameters()]
     index = {"metadata": {}, "weight_map": dict.fromkeys(names, "model-00001-of-00001.safetensors")}
     Path("sharded/model.safetensors.index.json").write_text(json.dumps(index))
-    before = sorted(Path(".").rglob("*"))
-    targets = {"start/model.safetensors": 0.12, "start/config.json": 0.12, "start/tokenizer.json": 0.08}
-    targets |= {"sharded/model.safetensors.index.json": 0.05}
-    for target, share in targets.items():
-        folder = target.split("/")[0]
-        begin = [*MICRO, "--init", folder, "--stop-tokens", "32", "--out", "r"]
-        commands = [["eval.py", "sample", folder, *SAMPLE], ["eval.py", "perplexity", folder, *PERPLEXITY]]
-        commands += [["train.py", *begin], ["eval.py", "sample", folder, *SAMPLE, "--prompt", "a  b é"]]
-        COUNTS[target] = fuzz(target, commands, 0, share, lambda: shutil.rmtree("r", ignore_errors=True))
-    assert sorted(Path(".").rglob("*")) == before  # nothing written beside --out
+    for name, targets in (
+        ("start", {"start/model.safetensors": 0.12, "start/config.json": 0.12, "start/tokenizer.json": 0.08}),
+        ("sharded", {"sharded/model.safetensors.index.json": 0.05}),
+    ):
+        sample = ["eval.py", "sample", name, *SAMPLE]
+        commands = [sample, ["eval.py", "perplexity", name, *PERPLEXITY]]
+        commands += [["train.py", *MICRO, "--init", name, "--stop-tokens", "32", "--out", "r"]]
+        fuzz(targets, [*commands, [*sample, "--prompt", "a  b é"]], 0)
 
 
-def hostile_run(targets, commands, seed, precision="fp32", then=lambda: None):
-    """A micro run, of which one file after the other is mutated."""
+# The length is given anew, or a mutated one would make a long run, and torch.compile would take minutes.
+RESUME = ["train.py", "--resume", "r", "--stop-tokens", str(8 * 32)]
+PLOT = ["eval.py", "plot", "r", "kept", "--out", "r.svg"]
+DRAW = [PLOT, ["paper", "figure", "frontier", *PLOT[2:]], ["paper", "claims", "r", "kept"]]
+CHECKPOINT = {f"{LAST}/resume/state.json": 0.08, f"{LAST}/resume/moments": 0.06, f"{LAST}/model.safetensors": 0.03}
+CHECKPOINT |= {f"{LAST}/config.json": 0.03, f"{LAST}/tokenizer.json": 0.02}
+
+
+@pytest.mark.parametrize(
+    "seed, targets, commands, precision",
+    [
+        ("resumed", {"r/config.json": 0.16, "r/metrics.jsonl": 0.08}, [RESUME], "fp32"),
+        ("drawn", {"r/config.json": 0.01, "r/metrics.jsonl": 0.01}, DRAW, "fp32"),
+        ("checkpoint fp32", CHECKPOINT, [RESUME], "fp32"),
+        ("checkpoint fp16", CHECKPOINT, [RESUME], "fp16"),
+    ],
+    ids=["resumed", "drawn", "fp32", "fp16"],
+)
+def test_hostile_runs(start, monkeypatch, seed, targets, commands, precision):
+    monkeypatch.setattr(torch, "compile", lambda network: network)
+    monkeypatch.setattr(readers, "EMBEDDED_BYTES", 10_000)
     train.main([*MICRO, "--precision", precision, "--out", "r"])
     shutil.copytree("r", "whole")
     shutil.rmtree("r/checkpoints/step_00000008")  # two updates are left to do
     shutil.copytree("r", "kept")
-    before = sorted(p for p in Path(".").rglob("*") if p.parts[0] != "data")
 
     def restore():
         shutil.rmtree("r")
         shutil.copytree("kept", "r")
         Path("r.svg").unlink(missing_ok=True)
 
-    for target, share in targets.items():
-        COUNTS[f"{target} {seed}"] = fuzz(target, commands, seed, share, restore, then)
-    assert sorted(p for p in Path(".").rglob("*") if p.parts[0] != "data") == before
-
-
-# The length is given anew, or a mutated one would make a long run, and torch.compile would take minutes.
-RESUME = ["train.py", "--resume", "r", "--stop-tokens", str(8 * 32)]
-
-
-def test_hostile_runs(start, monkeypatch):
-    monkeypatch.setattr(torch, "compile", lambda network: network)
-    monkeypatch.setattr(readers, "EMBEDDED_BYTES", 10_000)
-    hostile_run({"r/config.json": 0.16, "r/metrics.jsonl": 0.08}, [RESUME], "resumed")
-
-
-def test_hostile_runs_are_drawn_or_refused(start):
-    plot = ["eval.py", "plot", "r", "kept", "--out", "r.svg"]
-    commands = [plot, ["paper", "figure", "frontier", "r", "kept", "--out", "r.svg"], ["paper", "claims", "r", "kept"]]
-    hostile_run({"r/config.json": 0.01, "r/metrics.jsonl": 0.01}, commands, "drawn")
-
-
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_hostile_checkpoints(start, precision):
-    targets = {f"{LAST}/resume/state.json": 0.08, f"{LAST}/resume/moments": 0.06}
-    targets |= {f"{LAST}/model.safetensors": 0.03, f"{LAST}/config.json": 0.03, f"{LAST}/tokenizer.json": 0.02}
-    hostile_run(targets, [RESUME], f"checkpoint {precision}", precision)
+    fuzz(targets, commands, seed, restore, "data")
 
 
 def test_hostile_corpora(start):
-    begin = ["train.py", *MICRO, "--init", "scratch", "--stop-tokens", "32", "--out", "r"]
-    commands = [
-        ["eval.py", "perplexity", "start", *PERPLEXITY],
-        ["train.py", *MICRO, "--stop-tokens", "32", "--out", "r"],
-    ]
-    before = sorted(Path(".").rglob("*"))
-    for target, share in {"meta.json": 0.08, "train.bin": 0.02, "val.bin": 0.02, "tokenizer.json": 0.02}.items():
-        also = [begin] if target == "meta.json" and SOAK > 1 else []
-        counts = fuzz(f"data/old/{target}", commands + also, 2, share, lambda: shutil.rmtree("r", ignore_errors=True))
-        COUNTS[f"data/old/{target}"] = counts
-    assert sorted(Path(".").rglob("*")) == before
+    begin = ["train.py", *MICRO, "--stop-tokens", "32", "--out", "r"]
+    commands = [["eval.py", "perplexity", "start", *PERPLEXITY], begin]
+    more = [[*begin, "--init", "scratch"]] if SOAK > 1 else []
+    fuzz({"data/old/meta.json": 0.08}, commands + more, 2)
+    fuzz({f"data/old/{name}": 0.02 for name in ("train.bin", "val.bin", "tokenizer.json")}, commands, 2)
 
 
 def test_hostile_text(start):
     rows = "".join(json.dumps({"text": f"one {i} " * 9, "meta": {"pile_set_name": "Books"}}) + "\n" for i in range(40))
-    Path("a.jsonl").write_text(rows)
-    Path("a.jsonl.gz").write_bytes(gzip.compress(rows.encode()))
-    Path("a.jsonl.zst").write_bytes(zstandard.compress(rows.encode()))
-    Path("a.txt").write_text(rows)
-    Path("a.txt.zst").write_bytes(zstandard.compress(rows.encode()))
-    before = sorted(p for p in Path(".").rglob("*") if p.parts[0] != "data")
+    content = {".jsonl": rows.encode(), ".jsonl.gz": gzip.compress(rows.encode()), ".txt": rows.encode()}
+    content |= {f"{kind}.zst": zstandard.compress(rows.encode()) for kind in (".jsonl", ".txt")}
+    Path("b.txt").write_text("never empty")
 
     def restore():
         for made in Path("data").glob("mine*"):
             shutil.rmtree(made)
 
-    for name in ("a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.txt", "a.txt.zst"):
-        words = ["data.py", "mine", name, "b.txt", "--tokenizer", "bytes", "--processes", "1", "--val-share", "0.3"]
-        Path("b.txt").write_text("never empty")
+    for kind, raw in content.items():
+        Path(f"a{kind}").write_bytes(raw)
+        words = ["data.py", "mine", f"a{kind}", "b.txt", "--tokenizer", "bytes", "--processes", "1"]
+        words += ["--val-share", "0.3"]
         commands = [words, [*words, "--skip-bad-lines"], [*words, "--by-domain"]]
-        COUNTS[name] = fuzz(name, commands, 3, 0.02 if ".txt" in name else 0.04, restore)
-    Path("b.txt").unlink()
-    lambada = ["eval.py", "lambada", "start", "--file", "a.jsonl", "--device", "cpu"]
-    COUNTS["a.jsonl (lambada)"] = fuzz("a.jsonl", [lambada], 4, 0.02, lambda: None)
-    assert sorted(p for p in Path(".").rglob("*") if p.parts[0] != "data") == before
+        fuzz({f"a{kind}": 0.02 if ".txt" in kind else 0.04}, commands, 3, restore, "data")
+    fuzz({"a.jsonl": 0.02}, [["eval.py", "lambada", "start", "--file", "a.jsonl", "--device", "cpu"]], 4)
 
 
 # Found by the mutations above; each ended in a traceback, a hang, or tens of gigabytes.
@@ -704,10 +649,7 @@ FOUND = [
     ("start/config.json", ("vocab_size",), 2**24, "embed_in.weight is [257, 16]"),
     ("start/config.json", ("num_hidden_layers",), 4096, "4096 layers"),
     ("start/config.json", ("attention_bias",), [], "attention_bias"),
-    ("data/old/meta.json", ("vocab_size",), math.inf, "data/old"),
     ("data/old/meta.json", ("vocab_size",), 10**9, "data/old"),
-    ("data/old/meta.json", ("val", "bytes_of_text"), None, "data/old"),
-    ("data/old/meta.json", ("train", "sha256"), None, "data/old"),
 ]
 
 
@@ -715,21 +657,17 @@ FOUND = [
 def test_found(start, file, keys, value, says):
     train.main([*MICRO, "--out", "r", "--stop-tokens", "96"])
     tree = json.loads(Path(file).read_text())
-    node = tree
-    for key in keys[:-1]:
-        node = node[key]
-    node[keys[-1]] = value
-    Path(file).write_text(json.dumps(tree).replace('"@deep"', DEEP))
-    begin = RESUME if file.startswith("r/") else ["train.py", *MICRO, "--out", "new"]
+    (tree[keys[0]] if len(keys) > 1 else tree)[keys[-1]] = value
+    Path(file).write_text(json.dumps(tree))
     with bounded():
-        done = call(*begin)
+        done = call(*(RESUME if file.startswith("r/") else ["train.py", *MICRO, "--out", "new"]))
     refused(done, says)
 
 
 def test_an_update_whose_norm_overflowed_is_read_back(start):
     """fp16's first updates often overflow; their norm is null in metrics.jsonl."""
     train.main([*MICRO, "--out", "r"])
-    lines = [json.loads(line) for line in Path("r/metrics.jsonl").read_text().splitlines()]
+    lines = metrics("r")
     lines[1]["grad_norm"] = None
     Path("r/metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert call("eval.py", "plot", "r", "--out", "r.svg").returncode == 0
@@ -745,14 +683,3 @@ def test_names_cannot_climb_out(start):
         flags = train.Flags(init=name, upstream=name, downstream=name, model=name)
         assert ".." not in train.run_name(flags) and Path(train.run_name(flags)).parent == Path("runs")
     assert sorted(Path("..").resolve().iterdir()) == before
-
-
-@pytest.mark.slow
-def test_the_soak():
-    words = ["-m", "pytest", "-q", "-s", __file__, "-k", "killed or hostile"]
-    done = subprocess.run(
-        [sys.executable, *words], env=os.environ | {"REWARM_SOAK": "17"}, capture_output=True, text=True
-    )
-    lines = [line for line in done.stdout.splitlines() if "kill" in line or "mutations" in line or "passed" in line]
-    print("\n".join(lines))
-    assert done.returncode == 0, done.stdout[-5000:]

@@ -311,11 +311,10 @@ def corpora_hub(hub, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_pile_comes_in_pythias_own_rows(corpora_hub, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_the_pile_comes_in_pythias_own_rows(corpora_hub, empty):
     corpora_hub.cuts["document-00000-of-00020.bin"] = corpora_hub.shorts["document-00001-of-00020.bin"] = 1
     words = ["data.py", "pile", "--train-tokens", str(50 * 2048), "--val-tokens", "3000"]
-    done = command(*words, cwd=tmp_path, **env(corpora_hub, tmp_path))
+    done = command(*words, cwd=empty, **env(corpora_hub, empty))
     assert done.returncode == 0, done.stderr
     corpus = data.Corpus("pile")
     expected = corpora_hub.rows[:50, :2048]  # in order, over the border of two files
@@ -348,19 +347,18 @@ def test_ranges_are_exact_and_asked_for_again_after_growing_waits(hub, monkeypat
     assert waits == sorted(waits)
 
 
-def test_slimpajama_is_split_by_domain(corpora_hub, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_slimpajama_is_split_by_domain(corpora_hub, empty):
     words = ["data.py", "slimpajama", "--train-tokens", "1e9", "--by-domain", "--processes", "2"]
-    done = command(*words, cwd=tmp_path, **env(corpora_hub, tmp_path))
+    done = command(*words, cwd=empty, **env(corpora_hub, empty))
     assert done.returncode == 0, done.stderr
     found = {"train": 0, "val": 0}
-    for folder in (tmp_path / "data").glob("slimpajama-*"):
+    for folder in (empty / "data").glob("slimpajama-*"):
         for split in found:
             found[split] += data.Corpus(folder.name).meta[split]["documents"]
     assert found == {"train": len(corpora_hub.pajama) - 40, "val": 40}  # the official validation files, and only they
     domain = corpora_hub.pajama[0]["meta"]["redpajama_set_name"]
-    assert (tmp_path / f"data/slimpajama-{domain.lower()}/meta.json").exists()
-    assert not list((tmp_path / "cache").rglob("*.zst"))  # shards are read, not kept
+    assert (empty / f"data/slimpajama-{domain.lower()}/meta.json").exists()
+    assert not list((empty / "cache").rglob("*.zst"))  # shards are read, not kept
 
 
 def test_a_corpus_that_the_hub_does_not_have(hub, tmp_path):

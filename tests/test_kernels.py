@@ -98,15 +98,3 @@ def test_attention_in_bf16_is_as_exact_as_bf16_is():
     grads = torch.autograd.grad(ours, rounded, upstream), torch.autograd.grad(theirs, exact, upstream.double())
     for a, b in zip((ours, *grads[0]), (theirs, *grads[1]), strict=True):
         assert a.dtype == torch.bfloat16 and (a.double() - b).norm() < 0.006 * b.norm()
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_gradients_of_many_equal_tokens_do_not_overflow(dtype):
-    """Before it is divided by their number, the gradient of 70,000 tokens exceeds fp16's largest number, 65,504."""
-    hidden, weight = torch.ones(1, 70_000, 8), torch.zeros(61, 8, requires_grad=True)
-    with torch.autocast("cpu", dtype):
-        loss, _ = kernels.linear_cross_entropy(hidden, weight, torch.zeros(1, 70_000, dtype=torch.int64))
-    loss.backward()
-    expected = torch.full((61, 8), 1 / 61)
-    expected[0] -= 1
-    assert torch.allclose(weight.grad, expected, rtol=0.01)

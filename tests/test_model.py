@@ -130,17 +130,6 @@ def test_evaluation_forms_no_gradients():
     assert counts[0] == counts[1] > 0
 
 
-def test_activation_checkpointing_changes_no_gradient():
-    network = GPTNeoX(small(), seed=1).train()
-    tokens, targets = torch.randint(0, 61, (2, 2, 9))
-    network(tokens, targets).backward()
-    expected = [p.grad.clone() for p in network.parameters()]
-    network.zero_grad()
-    network.activation_checkpointing = True
-    network(tokens, targets).backward()
-    assert all(torch.equal(p.grad, e) for p, e in zip(network.parameters(), expected, strict=True))
-
-
 def test_generate():
     network = GPTNeoX(small(), seed=2).eval()
     start = torch.randint(0, 61, (2, 3))
@@ -259,21 +248,20 @@ def test_config_that_cannot_be(tmp_path, change, says):
 def test_tensors_that_do_not_fit(tmp_path):
     _, tensors = saved(tmp_path)
     name, file = "gpt_neox.layers.1.mlp.dense_h_to_4h.bias", tmp_path / "model.safetensors"
+    beyond = "gpt_neox.layers.9.attention.dense.bias"
+
+    def refused(says):
+        with pytest.raises(ValueError, match=says):
+            GPTNeoX.from_pretrained(tmp_path)
+
     save_file({k: v for k, v in tensors.items() if k != name}, file)
-    with pytest.raises(ValueError, match=name):
-        GPTNeoX.from_pretrained(tmp_path)
-    save_file(tensors | {"gpt_neox.layers.9.attention.dense.bias": torch.ones(3)}, file)
-    with pytest.raises(ValueError, match="gpt_neox.layers.9.attention.dense.bias"):
-        GPTNeoX.from_pretrained(tmp_path)
+    refused(name)
+    save_file(tensors | {beyond: torch.ones(3)}, file)
+    refused(beyond)
     save_file(tensors | {name: torch.ones(3)}, file)
-    with pytest.raises(ValueError, match=name):
-        GPTNeoX.from_pretrained(tmp_path)
+    refused(name)
     file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(ValueError, match="fetch or save it again"):
-        GPTNeoX.from_pretrained(tmp_path)
-    file.rename(tmp_path / "pytorch_model.bin")
-    with pytest.raises(ValueError, match="pickle"):
-        GPTNeoX.from_pretrained(tmp_path)
+    refused("fetch or save it again")
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
@@ -348,24 +336,6 @@ def test_what_transformers_saves_is_read(tmp_path):
     loaded = GPTNeoX.from_pretrained(tmp_path / "theirs")
     for name, parameter in network.named_parameters():
         assert torch.equal(loaded.get_parameter(name), parameter.half().float()), name
-
-
-def test_transformers_stops_at_the_tokenizers_own_end_of_text(tmp_path):
-    transformers = pytest.importorskip("transformers", reason="pip install -r requirements-dev.txt")
-    for last, tokens in ((256, 1), (0, 9)):  # the byte 0 is text like any other
-        network = GPTNeoX(config_of("nano", 257))
-        network.config.extra |= {"bos_token_id": 256, "eos_token_id": 256}
-        for norm in (network.gpt_neox.final_layer_norm.weight, network.embed_out.weight):
-            torch.nn.init.zeros_(norm)
-        torch.nn.init.ones_(network.gpt_neox.final_layer_norm.bias)
-        network.embed_out.weight.data[last] = 1  # whatever comes before, this id comes next
-        network.save_pretrained(tmp_path)
-        oracle = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
-        assert oracle.generation_config.eos_token_id == oracle.generation_config.bos_token_id == 256
-        start = torch.tensor([[72, 105]])
-        out = oracle.generate(start, attention_mask=torch.ones_like(start), max_new_tokens=9, do_sample=False)
-        assert out[0, 2:].tolist() == [last] * tokens
-        assert GPTNeoX.from_pretrained(tmp_path).config == network.config
 
 
 def golden_from_transformers(folder):

@@ -1,6 +1,7 @@
 """Systems that these tests do not run on: what only POSIX has is taken away, the rules of Windows for open files are
 imitated, and the locale knows no UTF-8. Files, file systems, variables and networks as other machines have them."""
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -124,10 +125,18 @@ def test_the_first_command_on_another_system(system, tmp_path):
 
 
 @pytest.fixture
-def model_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def model_folder(empty):
     GPTNeoX(small()).save_pretrained("m")
     return Path("m")
+
+
+def refusing(fault):
+    """A function that raises this, whatever it is given."""
+
+    def refuse(*_, **__):
+        raise fault
+
+    return refuse
 
 
 def complaint(action, capsys, code=2):
@@ -188,34 +197,22 @@ def test_control_characters_break_no_line(tmp_path, capsys):
 # ---------------------------------------------------------------- what a system refuses
 
 
-def test_a_refusal_of_the_system_is_not_called_damage(model_folder, capsys, monkeypatch):
-    def no_map(*_, **__):
-        raise OSError("No such device (os error 19)")
-
-    def unreadable(path, *_):
-        raise PermissionError(errno.EACCES, "Permission denied", str(path))
-
-    def broken(*_):
-        raise OSError(errno.EIO, "Input/output error")
-
-    def line():
-        return complaint(lambda: GPTNeoX.from_pretrained("m"), capsys)
-
-    with monkeypatch.context() as refusing:
-        refusing.setattr(weights, "safe_open", no_map)
-        assert line() == "x.py: m/model.safetensors: No such device (os error 19)\n"
-    with monkeypatch.context() as refusing:
-        refusing.setattr(files, "open", unreadable, raising=False)
-        assert line() == "x.py: m/config.json: Permission denied\n"
-        with (
-            pytest.raises(PermissionError, match=r"model\.safetensors"),
-            weights.opened(model_folder / "model.safetensors"),
-        ):
+@pytest.mark.parametrize(
+    "room, name, fault, says",
+    [
+        (weights, "safe_open", OSError("No such device (os error 19)"), "m/model.safetensors: No such device"),
+        (files, "open", PermissionError(errno.EACCES, "Permission denied", "m/config.json"), "m/config.json: Permis"),
+        (hashlib, "file_digest", OSError(errno.EIO, "Input/output error"), "m/config.json: Input/output error\n"),
+    ],
+    ids=["no map", "unreadable", "broken"],
+)
+def test_a_refusal_of_the_system_is_not_called_damage(model_folder, capsys, monkeypatch, room, name, fault, says):
+    monkeypatch.setattr(room, name, refusing(fault), raising=False)
+    read = GPTNeoX.from_pretrained if room != hashlib else lambda folder: files.file_hash(f"{folder}/config.json")
+    assert complaint(lambda: read("m"), capsys).startswith(f"x.py: {says}")
+    if room == files:
+        with pytest.raises(PermissionError), weights.opened(model_folder / "model.safetensors"):
             pass
-    with monkeypatch.context() as refusing:
-        refusing.setattr(hashlib, "file_digest", broken)
-        hashed = lambda: files.file_hash("m/config.json")
-        assert complaint(hashed, capsys) == "x.py: m/config.json: Input/output error\n"
 
 
 def test_only_a_full_disk_asks_for_room():
@@ -231,12 +228,7 @@ def test_only_a_full_disk_asks_for_room():
 @pytest.mark.skipif(not hasattr(filelock, "UnixFileLock") or os.name == "nt", reason="no flock here")
 @pytest.mark.parametrize("message", [None, "another process runs it"])
 def test_a_file_system_without_locks_is_no_other_process(tmp_path, monkeypatch, message):
-    import fcntl
-
-    def none(*_):
-        raise OSError(errno.ENOLCK, "No locks available")
-
-    monkeypatch.setattr(fcntl, "flock", none)
+    monkeypatch.setattr("fcntl.flock", refusing(OSError(errno.ENOLCK, "No locks available")))
     with pytest.raises(ValueError, match=r"\.lock: No locks available; choose a folder"):
         files.locked(tmp_path / ".lock", message)
 
@@ -245,15 +237,8 @@ def test_a_file_system_without_locks_is_no_other_process(tmp_path, monkeypatch, 
 def test_folders_that_cannot_be_synced(tmp_path, monkeypatch, number):
     """SMB and VirtualBox sync files alone; a disk that fails is another matter."""
     (tmp_path / "file").touch()
-
-    def refuse(_):
-        raise OSError(number, "refused")
-
-    monkeypatch.setattr(os, "fsync", refuse)
-    if number == errno.EIO:
-        with pytest.raises(OSError, match="refused"):
-            files.sync(tmp_path)
-    else:
+    monkeypatch.setattr(os, "fsync", refusing(OSError(number, "refused")))
+    with pytest.raises(OSError, match="refused") if number == errno.EIO else contextlib.nullcontext():
         files.sync(tmp_path)
     with pytest.raises(OSError, match="refused"):
         files.sync(tmp_path / "file")

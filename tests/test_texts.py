@@ -51,12 +51,10 @@ def test_a_folder_is_a_corpus_named_by_what_it_holds(notes):
     assert prepare_path(notes, "bytes") != name and len(list(Path("data").glob("my-notes-*"))) == 2
 
 
-def test_a_mixture_may_name_files_and_a_long_one_reaches_validation(house):
-    Path("book.txt").write_text("".join(texts("new", 3000)))
+def test_a_mixture_may_name_files(house):
+    Path("book.txt").write_text("".join(texts("new", 300)))
     upstream, downstream = named_corpora("book.txt", "data/old=1,book.txt=2,new=3", "scratch")
-    assert downstream == f"old=1,{upstream}=2,new=3"
-    val, whole = Corpus(upstream).meta["val"]["tokens"], Path("book.txt").stat().st_size
-    assert 0.02 < val / whole < 0.25
+    assert downstream == f"old=1,{upstream}=2,new=3" and upstream.startswith("book-")
 
 
 def test_sides_without_a_name_get_one(house, capsys):
@@ -64,10 +62,8 @@ def test_sides_without_a_name_get_one(house, capsys):
     assert named_corpora("old", None) == ("old", "torch") and named_corpora(None, "a=1,b=2") == ("stdlib", "a=1,b=2")
     hub = "EleutherAI/pythia-70m"
     assert named_corpora(init=hub) == ("stdlib-neox", "torch-neox")
-    assert named_corpora("old", None, hub) == ("old", "torch-neox") and named_corpora(None, "new", hub) == (
-        "new",
-        "new",
-    )
+    assert named_corpora("old", None, hub) == ("old", "torch-neox")
+    assert named_corpora(None, "new", hub) == ("new", "new")
     Path("model").mkdir()
     assert named_corpora(init="model") == ("torch", "torch") and named_corpora(None, "new", "model") == ("new", "new")
     assert named_corpora("old", "new=1,old=2", "model") == ("old", "new=1,old=2")
@@ -148,15 +144,15 @@ def test_a_run_is_resumed_with_its_text_named_by_its_path(notes):
     refused(call("train.py", "--resume", "r", "--downstream", "new"), "--downstream")
 
 
-@pytest.mark.parametrize(
-    "given, says",
-    [
-        ("", "'' is no name"),
-        ("nots/", "nots: no such file or folder"),
-        ("a.md", "a.md: no such file"),
-        ("empty/", "empty: no .jsonl, .ndjson, .txt"),
-    ],
-)
+PATHS = {
+    "": "'' is no name",
+    "nots/": "nots: no such file or folder",
+    "a.md": "a.md: no such file",
+    "empty/": "empty: no .jsonl, .ndjson, .txt",
+}
+
+
+@pytest.mark.parametrize("given, says", PATHS.items(), ids=PATHS)
 def test_a_path_without_text_is_one_line(house, given, says):
     Path("empty").mkdir()
     refused(call("train.py", *BRIEF, "--downstream", given), says)
