@@ -9,10 +9,11 @@ import shutil
 from pathlib import Path
 
 from engine import processes
-from engine.files import blaming, file_hash, read_json, sync, to_json, value_of, write_file
+from engine.files import blaming, file_hash, read_json, sync, to_json, write_file
 from engine.weights import finite, opened, save_tensors
 
 STATE = "resume/state.json"
+IN_STATE = ("metrics_bytes", "adam_t", "scaler", "sha256")
 WEIGHTS, MOMENTS = "model.safetensors", "resume/moments"  # a safetensors file too, in spite of its name
 
 
@@ -88,15 +89,11 @@ def newest_state(out):
     folder = newest(out)
     if folder == out:
         return None, {"step": 0}
-    state = read_json(folder / STATE, way_out(folder))
-    with blaming(folder / STATE, way_out(folder)):
-        state["step"] = int(folder.name.removeprefix("step_"))
-        value_of(state, "metrics_bytes")
-        value_of(state, "adam_t")
-        hashes = value_of(state, "sha256", dict)
+    state = read_json(folder / STATE, way_out(folder), IN_STATE)
+    state["step"] = int(folder.name.removeprefix("step_"))
     for name in (WEIGHTS, MOMENTS) if processes.rank() == 0 else ():
         file = folder / name
-        if not file.exists() or file_hash(file) != hashes.get(name):
+        if not file.exists() or file_hash(file) != state["sha256"].get(name):
             raise ValueError(f"{file}: missing or damaged since it was saved; {way_out(folder)}")
     return folder, state
 
@@ -113,6 +110,6 @@ def load_optimizer(folder, state, model, optimizer, scaler):
                 moment = finite(moments.get_tensor(f"{kind}.{name}"), f"{kind} of {name}")
                 optimizer.state[parameter][kind] = processes.placed_as(parameter, moment)
     with blaming(folder / STATE, way_out(folder)):
-        scaler.load_state_dict(value_of(state, "scaler", dict))
+        scaler.load_state_dict(state["scaler"])
     for group in optimizer.param_groups:
         group["t"] = state["adam_t"]

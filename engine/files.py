@@ -55,12 +55,14 @@ def open_file(path):
     return file
 
 
-def read_json(path, way_out="restore it or choose another folder"):
-    """The object that a JSON file holds. ValueError or OSError names the file and the fault."""
+def read_json(path, way_out="restore it or choose another folder", names=()):
+    """The object that a JSON file holds, with these names in it. ValueError or OSError names the file and the fault."""
     with open_file(path) as file, blaming(path, way_out):
         content = json.loads(file.read().decode())
         if not isinstance(content, dict):
             raise ValueError("holds no JSON object")
+        if missing := [name for name in names if name not in content]:
+            raise ValueError(f"no {missing[0]}")
     return content
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 
 from engine import processes
-from engine.files import value_of, variable
+from engine.files import variable
 
 # The dtype of autocast, or None for plain fp32. Weights, moments and the loss are fp32 in every case.
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -75,11 +75,6 @@ class LossScaler(torch.amp.GradScaler):
     def __init__(self, device, enabled):
         super().__init__(device.type, growth_interval=1000, enabled=enabled)
         self.in_a_row = 0  # how many updates in a row overflowed
-
-    def load_state_dict(self, state):
-        if self.is_enabled():
-            scale, tracker = value_of(state, "scale", float, 1e-30, 1e30), value_of(state, "_growth_tracker")
-            super().load_state_dict(self.state_dict() | {"scale": scale, "_growth_tracker": tracker})
 
     def refuse_non_finite(self, loss, norm, update, lr):
         """Raises RuntimeError before a loss or a gradient norm that is not finite reaches the weights. An infinite norm
