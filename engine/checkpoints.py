@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 from engine import processes
+from engine.faults import saving
 from engine.files import blaming, file_hash, read_json, sync, to_json, write_file
 from engine.weights import finite, opened, save_tensors
 
@@ -47,9 +48,14 @@ def save(out, update, model, optimizer, tokenizer, state):
         weights[name] = processes.gathered(parameter.detach())
         for kind, moment in optimizer.state.get(parameter, {}).items():
             moments[f"{kind}.{name}"] = processes.gathered(moment)
-    if processes.rank():
-        return
-    final = folder_of(out, update)
+    if processes.rank() == 0:
+        state |= {"adam_t": optimizer.param_groups[0]["t"]}
+        with saving(out):
+            write(folder_of(out, update), model, weights, moments, tokenizer, state)
+
+
+def write(final, model, weights, moments, tokenizer, state):
+    """Writes the folder of a checkpoint."""
     partial = hidden(final)
     shutil.rmtree(partial, ignore_errors=True)
     (partial / STATE).parent.mkdir(parents=True)
@@ -57,7 +63,7 @@ def save(out, update, model, optimizer, tokenizer, state):
     tokenizer.save(partial)
     save_tensors(moments, partial / MOMENTS)
     hashes = {name: file_hash(partial / name) for name in (WEIGHTS, MOMENTS)}
-    write_file(partial / STATE, to_json(state | {"adam_t": optimizer.param_groups[0]["t"], "sha256": hashes}))
+    write_file(partial / STATE, to_json(state | {"sha256": hashes}))
     for path in (*partial.rglob("*"), partial):
         sync(path)
     if final.exists():  # left by a run that stopped later, on the way to which this one was resumed

@@ -8,6 +8,8 @@ import traceback
 from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from engine.files import printable, variable
 
 
@@ -23,10 +25,14 @@ def disk_full(fault):
     return getattr(fault, "errno", None) in numbers or any(f"os error {n})" in str(fault) for n in numbers)
 
 
-def saving_fault(fault, out):
-    """RuntimeError in place of what the system raised while the run in `out` was saved."""
-    way_out = f"{'make room, then' if disk_full(fault) else 'resume with'}: {resume_command(out)}"
-    return RuntimeError(f"could not save {out}: {one_line(fault)}; {way_out}")
+@contextmanager
+def saving(out):
+    """RuntimeError in place of what the system raises in a block that writes to the run in `out`."""
+    try:
+        yield
+    except (OSError, SafetensorError) as fault:
+        way_out = f"{'make room, then' if disk_full(fault) else 'resume with'}: {resume_command(out)}"
+        raise RuntimeError(f"could not save {out}: {one_line(fault)}; {way_out}") from None
 
 
 def resume_command(out):

@@ -10,18 +10,17 @@ import platform
 import re
 import shlex
 import shutil
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 
 from engine import VERSION, checkpoints, processes
-from engine.faults import resume_command, saving_fault
+from engine.faults import resume_command, saving
 from engine.figures import draw_curves
-from engine.files import blaming, locked, read_json, to_json, value_of, write_whole
+from engine.files import blaming, locked, read_json, to_json, write_whole
 from engine.flags import changed_flags, check_flags, flag_name
 from engine.log import RECORDS, SIDES, numbers_of, read_records, sides_of
 
@@ -38,7 +37,7 @@ def refuse_to_overwrite(out):
 
 def refuse_other_data(out, corpora, order):
     """Raises ValueError if the run in a folder began with other data than {name: corpus}, or in another order."""
-    began, hashes = read_record(out), {name: corpus.hashes for name, corpus in corpora.items()}
+    began, hashes = record_in(out), {name: corpus.hashes for name, corpus in corpora.items()}
     if (began.get("corpora"), began.get("data_order")) != (hashes, order):
         fault = "the corpora changed since the run began, or an earlier version began it"
         raise ValueError(f"{out}: {fault}; start a new run with --init")
@@ -46,32 +45,31 @@ def refuse_other_data(out, corpora, order):
 
 @contextmanager
 def opened(out, resumed):
-    """Makes the folder of a run, and keeps other processes out of it in the block. RuntimeError for what cannot be
-    saved there. What fails before config.json is written leaves no folder."""
-    with ExitStack() as cleanup:
-        if processes.rank() == 0:
-            new = not out.exists()
-            out.mkdir(parents=True, exist_ok=True)
-            cleanup.enter_context(locked(out / ".lock", f"{out}: another process runs it; choose another --out"))
-            if not resumed:
-                refuse_to_overwrite(out)  # another process may have come and gone since it was looked at
+    """Makes the folder of a run, and keeps other processes out of it in the block. What fails before config.json is
+    written leaves no folder."""
+    if processes.rank():
+        yield
+        return
+    new = not out.exists()
+    out.mkdir(parents=True, exist_ok=True)
+    with locked(out / ".lock", f"{out}: another process runs it; choose another --out"):
+        if not resumed:
+            refuse_to_overwrite(out)  # another process may have come and gone since it was looked at
         try:
             yield
-        except (OSError, SafetensorError) as fault:
-            raise saving_fault(fault, out) from None
         finally:
-            if processes.rank() == 0 and new and not holds_run(out):
+            if new and not holds_run(out):
                 shutil.rmtree(out)
 
 
 @contextmanager
 def one_at_a_time(out):
     """Lets processes that need one run wait here, so that the first makes it and the others find it."""
-    with ExitStack() as cleanup:
-        with processes.rank_0_first():
-            if processes.rank() == 0:
-                Path(out).parent.mkdir(parents=True, exist_ok=True)
-                cleanup.enter_context(locked(Path(out).parent / f".{Path(out).name}.lock"))
+    lock = Path(out).with_name(f".{Path(out).name}.lock")
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with processes.rank_0_first():
+        held = locked(lock) if processes.rank() == 0 else nullcontext()
+    with held:
         yield
 
 
@@ -79,21 +77,33 @@ def write_record(out, record):
     """Writes config.json: {"flags": every flag, "corpora": their hashes, "parameters", "pretraining_peak"}."""
     if processes.rank() == 0:
         versions = {"rewarm": VERSION, "python": platform.python_version(), "torch": torch.__version__}
-        write_whole(out / "config.json", to_json(record | {"versions": versions}))
+        with saving(out):
+            write_whole(out / "config.json", to_json(record | {"versions": versions}))
+
+
+def record_in(out):
+    """What config.json says of the run in a folder; None where it is missing or a model's, which has no flags."""
+    file = Path(out) / "config.json"
+    record = read_json(file) if file.is_file() else {}
+    return record if "flags" in record else None
 
 
 def holds_run(out):
-    """Whether a folder holds a run, just begun or finished; a model's config.json has no flags."""
-    file = Path(out) / "config.json"
-    return file.is_file() and isinstance(read_json(file).get("flags"), dict)
+    """Whether a folder holds a run, just begun or finished."""
+    return record_in(out) is not None
+
+
+def record_behind(path):
+    """What config.json says of the run whose folder or checkpoint a path is; None for any other path."""
+    return (record_in(path) or record_in(Path(path).parent.parent)) if Path(path).is_dir() else None
 
 
 def tokens_before(out, tokens):
     """The lengths that a run was planned for before it was resumed with a larger --tokens."""
-    record = read_record(out) if holds_run(out) else {"flags": {"tokens": tokens}}
-    with blaming(f"{out}/config.json"):
-        planned = [*record.get("tokens_before", []), record["flags"]["tokens"]]
-        return [length for length in planned if length < tokens]
+    if not holds_run(out):
+        return []
+    record = record_in(out)
+    return [length for length in (*record.get("tokens_before", []), record["flags"]["tokens"]) if length < tokens]
 
 
 def refuse_beside_resume(names, may_differ):
@@ -138,39 +148,20 @@ def name_from(words, flags, limit=150):
     return name
 
 
-def read_record(out):
-    """What config.json says of the run in a folder; ValueError for what is not a run's."""
-    if not holds_run(out):
-        raise ValueError(f"{out}: no run here (no config.json of one); give the folder of one that train.py wrote")
-    return read_json(Path(out) / "config.json")
-
-
-def record_behind(path):
-    """What config.json says of the run whose folder or checkpoint a path is; None for any other path."""
-    for out in (Path(path), Path(path).parent.parent) if Path(path).is_dir() else ():
-        if holds_run(out):
-            return read_record(out)
-    return None
-
-
 def read_run(folder):
     """A run's folder as {"folder", "flags", "parameters", "pretraining_peak", "versions"}, with the records of its log
     in the lists "train" and "eval". ValueError for what is not a run."""
-    return as_run(Path(folder), read_record(folder), read_records(Path(folder, "metrics.jsonl")))
+    if not holds_run(folder):
+        raise ValueError(f"{folder}: no run here (no config.json of one); give the folder of one that train.py wrote")
+    return as_run(Path(folder), record_in(folder), read_records(Path(folder, "metrics.jsonl")))
 
 
 def as_run(folder, config, records):
-    """What read_run() gives, from the contents of config.json and the records of the log. ValueError where a value that
-    figures and tables need is of another kind."""
+    """What read_run() gives, from the contents of config.json and the records of the log. ValueError where a flag that
+    figures and tables need is missing."""
     with blaming(f"{folder}/config.json"):
-        flags = value_of(config, "flags", dict)
-        for name in ("init", "schedule", *SIDES):
-            value_of(flags, name, str)
-        for name in ("tokens", "batch_size", "context", "warmup", "max_lr", "seed"):
-            value_of(flags, name, float, high=1e30)
-        for name, kind in (("corpora", dict), ("parameters", float), ("pretraining_peak", float)):
-            if config.get(name) is not None:
-                value_of(config, name, kind)
+        for name in ("init", "schedule", *SIDES, "tokens", "batch_size", "context", "warmup", "max_lr", "seed"):
+            config["flags"][name]
     if not records["eval"]:
         raise ValueError(f"{folder}: no evaluation yet; wait for the first, or --resume the run")
     return {"folder": folder, "parameters": None, "pretraining_peak": None, "versions": {}} | config | records

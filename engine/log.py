@@ -16,11 +16,12 @@ from statistics import fmean
 from tqdm import tqdm
 
 from engine import processes
+from engine.faults import saving
 from engine.files import blaming
 
 SIDES = ("upstream", "downstream")
-PLACE = ("step", "tokens", "lr", "time")
-RECORDS = {  # what a line of each kind must hold
+PLACE = ("step", "tokens", "lr")
+RECORDS = {  # what a line of each kind holds at least
     "train": (*PLACE, "loss"),
     "eval": (*PLACE, "upstream_loss", "upstream_perplexity", "downstream_loss", "downstream_perplexity"),
 }
@@ -47,16 +48,11 @@ def in_units(count):
     return f"{count:.3g}"
 
 
-def on_terminal():
-    """Whether errors go to a terminal that can show a line; one in a container may have no width."""
-    return sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).columns > 0
-
-
 def progress_bar(name, total, done=0):
     """One line on a terminal, with the time left; nothing in a file."""
     shape = "{desc} {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} [{elapsed}, left {remaining}{postfix}]"
     options = {"total": total, "initial": done, "desc": name, "bar_format": shape, "unit_scale": total > 10**5}
-    return tqdm(**options, disable=not on_terminal(), dynamic_ncols=True)
+    return tqdm(**options, disable=None, dynamic_ncols=True)
 
 
 def in_json(record):
@@ -101,18 +97,21 @@ class Log:
 
     def __exit__(self, *_):
         self.bar.close()
-        self.file.close()
+        with saving(self.path.parent):  # what a full disk refused before is tried once more
+            self.file.close()
 
     def write(self, record):
         """Appends a line."""
         record["time"] = round(self.earlier + time.perf_counter() - self.began, 3)
-        self.file.write((json_line(record) + "\n").encode())
-        self.file.flush()
+        with saving(self.path.parent):
+            self.file.write((json_line(record) + "\n").encode())
+            self.file.flush()
 
     def durable_size(self):
         """Bytes written so far, all of them on the disk."""
         if self.writes:
-            os.fsync(self.file.fileno())
+            with saving(self.path.parent):
+                os.fsync(self.file.fileno())
         return self.file.tell()
 
     def resume_clock(self):
@@ -163,16 +162,11 @@ class Log:
 
 
 def numbers_of(record, kind):
-    """The numbers of a record, NaN in place of null; ValueError for a record that lacks one, or holds anything else."""
-    numbers = {"time": math.nan}  # which earlier runs lack
-    for name, value in record.items():
-        numbers[name] = math.nan if value is None else value
-        if type(numbers[name]) not in (int, float):
-            raise ValueError(f"{name} is {value!r:.60}, not a number")
-    for name in RECORDS[kind]:
-        if name not in numbers:
-            raise ValueError(f"no {name}")
-    return numbers
+    """The numbers of a record, NaN in place of null."""
+    numbers = {name: math.nan if value is None else value for name, value in record.items()}
+    if missing := [name for name in RECORDS[kind] if name not in numbers]:
+        raise ValueError(f"no {missing[0]}")
+    return {"time": math.nan} | numbers  # earlier runs have no time
 
 
 def read_records(file):

@@ -285,6 +285,15 @@ def test_a_log_that_cannot_be_written_is_a_failure_on_the_way(start, monkeypatch
     same_run("whole", "r")
 
 
+def test_weights_that_cannot_be_read_are_named_and_not_the_run(start, monkeypatch):
+    def refuse(path, **_):
+        raise OSError(5, "Input/output error", str(path))
+
+    monkeypatch.setattr(weights, "safe_open", refuse)
+    refused(call("train.py", *MICRO, "--out", "r"), "start/model.safetensors: Input/output error")
+    assert not Path("r").exists()
+
+
 @pytest.mark.parametrize(
     "fault",
     [

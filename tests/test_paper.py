@@ -1,6 +1,5 @@
 """paper/: the plan of the experiments, their runs, figures, claims and packs."""
 
-import gzip
 import itertools
 import json
 import math
@@ -781,32 +780,3 @@ def test_a_pack_is_read_like_the_runs_in_it(house):
     refused(call("paper", "claims", "torn.jsonl"), f"torn.jsonl:{len(folders)}")
     Path("torn.jsonl.gz").write_bytes(Path("study.jsonl.gz").read_bytes()[:-50])
     refused(call("paper", "claims", "torn.jsonl.gz"), "torn.jsonl.gz", "restore")
-
-
-MISTYPED = [
-    ("flags", "tokens"),
-    ("flags", "upstream"),
-    ("flags", "init"),
-    ("flags", "seed"),
-    ("corpora",),
-    ("parameters",),
-]
-
-
-@pytest.mark.parametrize("keys", MISTYPED, ids=".".join)
-def test_a_mistyped_pack_is_one_line(tmp_path, keys):
-    lines = gzip.decompress((ROOT / "paper/results/far.jsonl.gz").read_bytes()).splitlines()[:3]
-    runs = [json.loads(line) for line in lines]
-    *path, last = keys
-    where = runs[1]["config"]
-    for key in path:
-        where = where[key]
-    where[last] = [1]
-    pack = tmp_path / "pack.jsonl"
-    pack.write_text("".join(json.dumps(run) + "\n" for run in runs))
-    for words in (
-        ["paper", "arms", pack],
-        ["paper", "claims", pack],
-        ["eval.py", "plot", pack, "--out", tmp_path / "x.png"],
-    ):
-        refused(call(*words), "pack.jsonl:2", last)

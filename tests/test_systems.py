@@ -218,11 +218,13 @@ def test_a_refusal_of_the_system_is_not_called_damage(model_folder, capsys, monk
 def test_only_a_full_disk_asks_for_room():
     safetensors = SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
     for fault in (OSError(errno.ENOSPC, "No space left"), OSError(errno.EDQUOT, "Quota exceeded"), safetensors):
-        told = str(faults.saving_fault(fault, "runs/a b"))
-        assert told.startswith("could not save runs/a b: ")
-        assert told.endswith("; make room, then: python train.py --resume 'runs/a b'")
-    told = str(faults.saving_fault(PermissionError(errno.EACCES, "Permission denied", "r/x"), "r"))
-    assert told == "could not save r: r/x: Permission denied; resume with: python train.py --resume r"
+        with pytest.raises(RuntimeError) as told, faults.saving("runs/a b"):
+            raise fault
+        assert str(told.value).startswith("could not save runs/a b: ")
+        assert str(told.value).endswith("; make room, then: python train.py --resume 'runs/a b'")
+    with pytest.raises(RuntimeError) as told, faults.saving("r"):
+        raise PermissionError(errno.EACCES, "Permission denied", "r/x")
+    assert str(told.value) == "could not save r: r/x: Permission denied; resume with: python train.py --resume r"
 
 
 @pytest.mark.skipif(not hasattr(filelock, "UnixFileLock") or os.name == "nt", reason="no flock here")
