@@ -19,12 +19,11 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from corpora.hub import DOMAINS, HUB, MIXTURES
-from corpora.prepare import COUNTS, EMBEDDED, SPLITS, corpus_folder, how_to_prepare, prepare, prepare_once
+from corpora.hub import DOMAINS, MIXTURES
+from corpora.prepare import COUNTS, EMBEDDED, SPLITS, command_line, corpus_folder, how_to_prepare, prepare, prepare_once
 from corpora.tokenizer import END, Tokenizer, load_tokenizer
 from engine.faults import one_line, run_command
-from engine.files import cores, printable, read_json, sample_hash, value_of
-from engine.flags import OneLineParser, whole_number
+from engine.files import printable, read_json, sample_hash, value_of
 
 # ---------------------------------------------------------------- a prepared corpus
 
@@ -269,31 +268,10 @@ def show(corpus: Corpus, context: int = 256):
 
 
 def main(argv=None):
-    parser = OneLineParser(description=__doc__)
-    add = parser.add_argument
-    known = f"{', '.join(EMBEDDED)} are embedded, {' and '.join(HUB)} on the hub"
-    add("name", metavar="NAME", help=f"corpus, written as data/NAME; {known}")
-    add("files", nargs="*", metavar="FILES", help=".jsonl, .txt and other text, also as .gz or .zst, and folders")
-    add("--train-tokens", type=whole_number, metavar="N", help="stop train.bin after the document that reaches N")
-    add("--val-tokens", type=whole_number, metavar="N", help="likewise for val.bin")
-    add("--val-share", type=float, help="of documents for validation (0.05; embedded corpora: 0.15)")
-    add("--tokenizer", metavar="T", help="neox, bytes, a tokenizer.json or its folder (neox; of embedded ones: bytes)")
-    add("--by-domain", action="store_true", help="one corpus NAME-DOMAIN for each domain that the rows name")
-    add("--processes", type=int, default=cores(), help="how many cores tokenize (all)")
-    add("--text-key", default="text", metavar="KEY", help="what rows of .jsonl keep their text under (text)")
-    add("--skip-bad-lines", action="store_true", help="count bad lines and texts instead of stopping at the first")
-    add("--show", action="store_true", help="print what the prepared corpus NAME is, and a few of its windows")
-    flags = parser.parse_args(argv)
-    if flags.val_share is not None and not 0 < flags.val_share < 1:
-        parser.error(f"--val-share {flags.val_share} is not between 0 and 1")
-    if flags.processes < 1 or 0 in (flags.train_tokens, flags.val_tokens):
-        parser.error("--processes, --train-tokens and --val-tokens start at 1")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
-    options = vars(flags)
+    options = command_line(argv, __doc__)
     if options.pop("show"):
-        if flags.files:
-            parser.error("--show takes no FILES; prepare them first")
-        return show(Corpus(flags.name))
+        return show(Corpus(options["name"]))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     for name in prepare(**options):
         print_counts(Corpus(name))
 

@@ -18,7 +18,8 @@ from tqdm import tqdm
 from corpora.hub import HUB, MIXTURES, VAL_TOKENS, hub_documents
 from corpora.readers import WAY_OUT, embedded_documents, hash_share, read_documents, source_files
 from corpora.tokenizer import load_tokenizer
-from engine.files import file_hash, locked, sample_hash, sync, to_json, write_file
+from engine.files import cores, file_hash, locked, sample_hash, sync, to_json, write_file
+from engine.flags import OneLineParser, whole_number
 
 ROOT = Path("data")
 # Real text that every machine with this program on it has, and the tokenizer it is for.
@@ -196,3 +197,29 @@ def how_to_prepare(name):
     words = next((f"{hub} --train-tokens 1e9" for hub in HUB if name.startswith(hub)), words)
     words += " --by-domain" if name.startswith("slimpajama-") else ""
     return f"prepare it with `python data.py {words}`, or name one of {', '.join(here)}"
+
+
+def command_line(argv, description):
+    """The options of prepare(), and whether to `show` a corpus instead, from the words after data.py."""
+    parser = OneLineParser(description=description)
+    add = parser.add_argument
+    known = f"{', '.join(EMBEDDED)} are embedded, {' and '.join(HUB)} on the hub"
+    add("name", metavar="NAME", help=f"corpus, written as data/NAME; {known}")
+    add("files", nargs="*", metavar="FILES", help=".jsonl, .txt and other text, also as .gz or .zst, and folders")
+    add("--train-tokens", type=whole_number, metavar="N", help="stop train.bin after the document that reaches N")
+    add("--val-tokens", type=whole_number, metavar="N", help="likewise for val.bin")
+    add("--val-share", type=float, help="of documents for validation (0.05; embedded corpora: 0.15)")
+    add("--tokenizer", metavar="T", help="neox, bytes, a tokenizer.json or its folder (neox; of embedded ones: bytes)")
+    add("--by-domain", action="store_true", help="one corpus NAME-DOMAIN for each domain that the rows name")
+    add("--processes", type=int, default=cores(), help="how many cores tokenize (all)")
+    add("--text-key", default="text", metavar="KEY", help="what rows of .jsonl keep their text under (text)")
+    add("--skip-bad-lines", action="store_true", help="count bad lines and texts instead of stopping at the first")
+    add("--show", action="store_true", help="print what the prepared corpus NAME is, and a few of its windows")
+    flags = parser.parse_args(argv)
+    if flags.val_share is not None and not 0 < flags.val_share < 1:
+        parser.error(f"--val-share {flags.val_share} is not between 0 and 1")
+    if flags.processes < 1 or 0 in (flags.train_tokens, flags.val_tokens):
+        parser.error("--processes, --train-tokens and --val-tokens start at 1")
+    if flags.show and flags.files:
+        parser.error("--show takes no FILES; prepare them first")
+    return vars(flags)
