@@ -11,7 +11,7 @@ from pathlib import Path
 from engine import processes
 from engine.faults import saving
 from engine.files import blaming, file_hash, read_json, sync, to_json, write_file
-from engine.weights import finite, opened, save_tensors
+from engine.weights import opened, save_tensors
 
 STATE = "resume/state.json"
 IN_STATE = ("metrics_bytes", "adam_t", "scaler", "sha256")
@@ -113,7 +113,7 @@ def load_optimizer(folder, state, model, optimizer, scaler):
     with opened(folder / MOMENTS, way_out(folder)) as moments:
         for name, parameter in model.named_parameters() if moments.keys() else ():  # none if fp16 skipped all
             for kind in ("exp_avg", "exp_avg_sq"):
-                moment = finite(moments.get_tensor(f"{kind}.{name}"), f"{kind} of {name}")
+                moment = moments.get_tensor(f"{kind}.{name}")
                 optimizer.state[parameter][kind] = processes.placed_as(parameter, moment)
     with blaming(folder / STATE, way_out(folder)):
         scaler.load_state_dict(state["scaler"])

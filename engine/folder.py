@@ -100,10 +100,9 @@ def record_behind(path):
 
 def tokens_before(out, tokens):
     """The lengths that a run was planned for before it was resumed with a larger --tokens."""
-    if not holds_run(out):
-        return []
     record = record_in(out)
-    return [length for length in (*record.get("tokens_before", []), record["flags"]["tokens"]) if length < tokens]
+    planned = [*record.get("tokens_before", []), record["flags"]["tokens"]] if record else []
+    return [length for length in planned if length < tokens]
 
 
 def refuse_beside_resume(names, may_differ):

@@ -48,11 +48,16 @@ def in_units(count):
     return f"{count:.3g}"
 
 
+def on_terminal():
+    """Whether errors go to a terminal that can show a line; one in a container may have no width."""
+    return sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).columns > 0
+
+
 def progress_bar(name, total, done=0):
     """One line on a terminal, with the time left; nothing in a file."""
     shape = "{desc} {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} [{elapsed}, left {remaining}{postfix}]"
     options = {"total": total, "initial": done, "desc": name, "bar_format": shape, "unit_scale": total > 10**5}
-    return tqdm(**options, disable=None, dynamic_ncols=True)
+    return tqdm(**options, disable=not on_terminal(), dynamic_ncols=True)
 
 
 def in_json(record):

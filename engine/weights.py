@@ -100,14 +100,10 @@ def check_tensors(folder, stored, parameters):
 def read_tensors(folder, skipped):
     """Yields (name, tensor) of each tensor in a model folder. ValueError for one that is not finite in fp32."""
     for path, name, file in open_tensors(folder, skipped):
-        yield name, finite(file.get_tensor(name), f"{path}: {name}")
-
-
-def finite(tensor, name):
-    """The tensor, if all of it is finite in fp32."""
-    if not torch.stack(tensor.aminmax()).float().isfinite().all():  # a NaN is its own minimum and maximum
-        raise ValueError(f"{name} holds numbers that are not finite; choose another revision or checkpoint")
-    return tensor
+        tensor = file.get_tensor(name)
+        if not torch.stack(tensor.aminmax()).float().isfinite().all():  # a NaN is its own minimum and maximum
+            raise ValueError(f"{path}: {name} holds numbers that are not finite; choose another revision or checkpoint")
+        yield name, tensor
 
 
 def save_tensors(tensors, path):

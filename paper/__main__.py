@@ -27,10 +27,10 @@ from paper.arms import CONSTANT, pick
 from paper.claims import draw_claims, print_claims, print_measures
 from paper.experiments import NAMES, PEAKS, Flags, run_experiment
 from paper.figures import FIGURES, OURS, draw_figure
+from paper.jobs import ROOT
 from paper.lengths import draw_lengths, print_lengths
 from paper.tables import print_arms
 
-ROOT = Path(__file__).parent.parent
 TABLES = {"claims": print_claims, "measures": print_measures, "lengths": print_lengths, "arms": print_arms}
 STUDIES = {"length": draw_lengths, "claims": draw_claims}  # figures of runs of several studies
 NUMBERS = (*FIGURES, *OURS, *STUDIES)

@@ -268,16 +268,15 @@ def test_folders_that_cannot_be_written(start):
 
 def test_a_log_that_cannot_be_written_is_a_failure_on_the_way(start, monkeypatch):
     train.main([*MICRO, "--out", "whole"])
-    real, calls = log.Log.write, itertools.count()
+    real, calls = log.json_line, itertools.count()
 
-    def write(self, record):
+    def json_line(record):
         if next(calls) == 4:
-            self.file.write(b'{"kind": "tr')  # as much as there was room for
             raise OSError(28, "No space left on device")
-        real(self, record)
+        return real(record)
 
     with monkeypatch.context() as full:
-        full.setattr(log.Log, "write", write)
+        full.setattr(log, "json_line", json_line)
         done = call("train.py", *MICRO, "--out", "r")
     assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, done.stderr
     assert "could not save r: No space left" in done.stderr and "--resume r" in done.stderr
@@ -410,17 +409,6 @@ def test_a_damaged_checkpoint_is_noticed_and_the_one_before_it_goes_on(start):
         shutil.rmtree("r")
 
 
-def test_moments_that_are_not_finite_are_refused(start):
-    train.main([*MICRO, "--out", "r"])
-    shutil.rmtree("r/checkpoints/step_00000008")
-    moments, state = Path(LAST, "resume/moments"), Path(LAST, "resume/state.json")
-    change_tensors(moments, lambda tensor: tensor.fill_(math.nan))
-    content = json.loads(state.read_text())
-    content["sha256"]["resume/moments"] = files.file_hash(moments)
-    state.write_text(json.dumps(content))
-    refused(call("train.py", "--resume", "r"), f"{LAST}/resume/moments: exp_avg_sq of ", "not finite", f"remove {LAST}")
-
-
 # ---------------------------------------------------------------- hostile files
 
 HOSTILE = [None, [], {}, "", "x", "../../x", "/dev/zero", "\x00", "\ud800", "$\\frac$", "1", True, -1, 0, 1.5, 7, 2**31]
@@ -495,7 +483,7 @@ OURS = ("r/config.json", "r/metrics.jsonl", f"{LAST}/resume/state.json")  # dama
 
 def mutated(rng, path, raw):
     name, by_kind = Path(path).name, mutated_bytes
-    if path.as_posix() not in OURS and rng.random() < 0.65:
+    if Path(path).as_posix() not in OURS and rng.random() < 0.65:
         kinds = {".json": mutated_json, ".safetensors": mutated_tensors, ".jsonl": mutated_lines}
         by_kind = kinds.get(Path(name).suffix, mutated_bytes)
         for suffix, module in ((".gz", gzip), (".zst", zstandard)):

@@ -33,7 +33,9 @@ def test_every_table_is_what_the_packs_say(page, monkeypatch):
 
 def test_every_difference_in_the_prose_is_in_a_table():
     pages = {page: (ROOT / page).read_text(encoding="utf-8") for page in WITH_TABLES}
-    tables = " ".join(found[3] for text in pages.values() for found in TABLE.finditer(text))
+    lines = [line for text in pages.values() for line in text.splitlines()]
+    tables = " ".join(line for line in lines if line.startswith("|"))  # those by hand are recomputed in test_paper.py
     for page, text in pages.items():
-        for number in re.findall(r"[+-]\d\.\d{3}", TABLE.sub("", text)):
+        prose = " ".join(line for line in text.splitlines() if not line.startswith("|"))
+        for number in re.findall(r"[+-]\d\.\d{3}", prose):
             assert number in tables, f"{page}: {number}"
