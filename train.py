@@ -37,9 +37,8 @@ from model import SIZES, GPTNeoX, GPTNeoXConfig, config_of, pretraining_peak, st
 EPS, WEIGHT_DECAY, CLIP = 1e-8, 0.1, 1.0  # Pythia's and the paper's, as the betas in Flags
 MIN_LR_SHARE = 0.1  # min = 0.1 x max
 SMALLEST = "nano"  # the model that a run without flags takes
-PRETRAINING_SEED = (
-    10**6
-)  # added to --seed; without it a continuation on the same text would repeat the pre-training's batches
+# Added to --seed: without it a continuation on the same text would repeat the pre-training's batches.
+PRETRAINING_SEED = 10**6
 # Where the paper stopped its runs, as shares of a schedule of 296.86B tokens: sections 4.1 and 4.5 after 50B, with the
 # rate still at 94 % of its peak; 4.2 and 4.3 after 240B. (4.4 stopped after 50B of a schedule of 411B.)
 PAPER_STOPS = {"50B": 50e9 / 296.86e9, "240B": 240e9 / 296.86e9}
@@ -250,6 +249,7 @@ def ready_to_train(flags: Flags, corpora: dict, device: torch.device):
     if folder.holds_run(flags.out):
         folder.refuse_other_data(Path(flags.out), corpora, data.ORDER)
         checkpoint, state = checkpoints.newest_state(flags.out)
+        checkpoints.prune(flags.out, state["step"], flags.keep, flags.warmup_updates)  # what a kill came before
     with processes.rank_0_first():  # it fetches what the others then find; placed() reads the weights
         model, weights, tokenizer = starting_model(flags, corpora[flags.upstream], checkpoint)
     model.activation_checkpointing = flags.activation_checkpointing
