@@ -10,7 +10,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from engine.files import printable
+from engine.files import printable, variable
 
 
 def hub_or_network(fault):
@@ -43,7 +43,10 @@ def resume_command(out):
 def one_line(fault):
     """An exception as one line."""
     if isinstance(fault, OSError) and fault.strerror:
-        return printable(f"{fault.filename}: {fault.strerror}" if fault.filename else fault.strerror)
+        file = fault.filename or ""
+        if isinstance(fault, FileNotFoundError) and not file and variable("SSL_CERT_FILE"):  # OpenSSL names no file
+            file = f"SSL_CERT_FILE={variable('SSL_CERT_FILE')}"
+        return printable(f"{file}: {fault.strerror}".lstrip(": "))
     return printable(" ".join(str(fault).split()) or type(fault).__name__)
 
 
