@@ -116,15 +116,16 @@ def draw_lengths(runs):
     for design in found:
         color = colors[design.batch]
         if best := mean_peak(design.fitted):
-            beside = {"linear to zero": 1.15, "held": 1 / 1.15}.get(design.kind, 1)  # not upon each other
-            place = 100 * beside * design.length
+            shift = {"linear to zero": 1.15, "held": 1 / 1.15}.get(design.kind, 1)  # not upon each other
+            place = 100 * shift * design.length
             panel.plot(place, best[0], MARKERS[design.kind], ms=5, color=color)
             panel.plot([place, place], best[1:], "-", lw=0.8, color=color)
         if design.kind == "cosine":
             ends = [*design.ends.values()]
             front.plot(*np.transpose(ends), "o-", mfc="w", ms=3, lw=1, color=color)
             front.plot(*design.ends[design.lowest], "o", ms=5, color=color)
-            front.text(*ends[-1], f"{100 * design.length:.3g} %  ", size=7, ha="right", color=color)
+            beside = "bottom" if design.batch == min(colors) else "top"  # two ends may lie close together
+            front.text(*ends[-1], f"{100 * design.length:.3g} %  ", size=7, ha="right", va=beside, color=color)
     panel.set(xscale="log", yscale="log", xlabel="tokens (% of pre-training)", ylabel="best peak (of pre-training's)")
     ticks = [0.025 * 2**power for power in range(7)]
     panel.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
@@ -135,6 +136,6 @@ def draw_lengths(runs):
     for kind, marker in MARKERS.items():
         panel.plot([], [], marker, color="0.4", ls="", label=kind)
     front.axhline(level_before(pick(runs, FREE), f"{OLD}_loss"), **BEFORE)
-    front.set(xlabel="new text, final loss (nats)", ylabel="old text, final loss (nats)", xmargin=0.12)
+    front.set(xlabel="new text, final loss (nats)", ylabel="old text, final loss (nats)", xmargin=0.15)
     figure.legend(loc="outside upper center", ncols=5)
     return figure
