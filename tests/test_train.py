@@ -1,6 +1,7 @@
 """train.py: a stopped run against one that was not, the files of a run, bad input."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -63,6 +64,9 @@ def test_the_files_of_a_run(house):
     assert sorted(p.name for p in Path(final, "resume").iterdir()) == ["moments", "state.json"]
     # Loaders of models, such as vLLM's, take every file of this kind in a folder, or below it, for weights.
     assert [p.name for p in final.rglob("*.safetensors")] == ["model.safetensors"]
+    mode = os.umask(0)
+    os.umask(mode)
+    assert {p.stat().st_mode & 0o777 for p in final.glob("*.*")} == {0o666 & ~mode}
     assert GPTNeoX.from_pretrained(final).config.vocab_size == 257
     assert Path("r/perplexity.png").stat().st_size > 10_000
     assert not list(Path(".").rglob("*.pkl")) + list(Path(".").rglob("*.pt")) + list(Path(".").rglob("*.bin.tmp"))
@@ -226,6 +230,15 @@ def test_a_resumed_run_equals_an_uninterrupted_one(house, extra):
 
 
 LONG = [*SHORT, "--tokens", str(80 * 128), "--save-every", "10"]
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_on_the_cpu(house, precision):
+    train.main([*SHORT, "--out", "full"])
+    train.main([*SHORT, "--out", "half", "--precision", precision])
+    losses = [metrics(out, "eval")[-1]["downstream_loss"] for out in ("full", "half")]
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)
+    assert load_file("half/checkpoints/step_00000020/model.safetensors")["embed_out.weight"].dtype == torch.float32
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
