@@ -249,7 +249,6 @@ def ready_to_train(flags: Flags, corpora: dict, device: torch.device):
     if folder.holds_run(flags.out):
         folder.refuse_other_data(Path(flags.out), corpora, data.ORDER)
         checkpoint, state = checkpoints.newest_state(flags.out)
-        checkpoints.prune(flags.out, state["step"], flags.keep, flags.warmup_updates)  # what a kill came before
     with processes.rank_0_first():  # it fetches what the others then find; placed() reads the weights
         model, weights, tokenizer = starting_model(flags, corpora[flags.upstream], checkpoint)
     model.activation_checkpointing = flags.activation_checkpointing
@@ -263,6 +262,7 @@ def ready_to_train(flags: Flags, corpora: dict, device: torch.device):
     scaler = machine.LossScaler(device, enabled=flags.precision == "fp16")
     if checkpoint:
         checkpoints.load_optimizer(checkpoint, state, model, optimizer, scaler)
+        checkpoints.prune(flags.out, state["step"], flags.keep, flags.warmup_updates)  # what a kill came before
     return model, wrapped, tokenizer, optimizer, scaler, state
 
 

@@ -14,7 +14,6 @@ from engine.files import blaming, file_hash, read_json, sync, to_json, write_fil
 from engine.weights import opened, save_tensors
 
 STATE = "resume/state.json"
-IN_STATE = ("metrics_bytes", "adam_t", "scaler", "sha256")
 WEIGHTS, MOMENTS = "model.safetensors", "resume/moments"  # a safetensors file too, in spite of its name
 
 
@@ -49,7 +48,7 @@ def save(out, update, model, optimizer, tokenizer, state):
         for kind, moment in optimizer.state.get(parameter, {}).items():
             moments[f"{kind}.{name}"] = processes.gathered(moment)
     if processes.rank() == 0:
-        state |= {"adam_t": optimizer.param_groups[0]["t"]}
+        state = state | {"adam_t": optimizer.param_groups[0]["t"]}
         with saving(out):
             write(folder_of(out, update), model, weights, moments, tokenizer, state)
 
@@ -79,10 +78,11 @@ def prune(out, update, keep, protected):
         return
     last, stays = folder_of(out, update), folder_of(out, protected)
     old = [folder for folder in all_of(out) if folder <= last and folder != stays]
-    for folder in old[:-keep] if keep else []:
-        os.replace(folder, hidden(folder))
-    for half in (Path(out) / "checkpoints").glob(".step_*.partial"):
-        shutil.rmtree(half)
+    with saving(out):
+        for folder in old[:-keep] if keep else []:
+            os.replace(folder, hidden(folder))
+        for half in (Path(out) / "checkpoints").glob(".step_*.partial"):
+            shutil.rmtree(half)
 
 
 def hidden(folder):
@@ -95,7 +95,7 @@ def newest_state(out):
     folder = newest(out)
     if folder == out:
         return None, {"step": 0}
-    state = read_json(folder / STATE, way_out(folder), IN_STATE)
+    state = read_json(folder / STATE, way_out(folder), ("metrics_bytes", "adam_t", "scaler", "sha256"))
     state["step"] = int(folder.name.removeprefix("step_"))
     for name in (WEIGHTS, MOMENTS) if processes.rank() == 0 else ():
         file = folder / name

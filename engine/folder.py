@@ -85,7 +85,7 @@ def record_in(out):
     """What config.json says of the run in a folder; None where it is missing or a model's, which has no flags."""
     file = Path(out) / "config.json"
     record = read_json(file) if file.is_file() else {}
-    return record if "flags" in record else None
+    return record if isinstance(record.get("flags"), dict) else None
 
 
 def holds_run(out):
@@ -150,9 +150,10 @@ def name_from(words, flags, limit=150):
 def read_run(folder):
     """A run's folder as {"folder", "flags", "parameters", "pretraining_peak", "versions"}, with the records of its log
     in the lists "train" and "eval". ValueError for what is not a run."""
-    if not holds_run(folder):
+    record = record_in(folder)
+    if record is None:
         raise ValueError(f"{folder}: no run here (no config.json of one); give the folder of one that train.py wrote")
-    return as_run(Path(folder), record_in(folder), read_records(Path(folder, "metrics.jsonl")))
+    return as_run(Path(folder), record, read_records(Path(folder, "metrics.jsonl")))
 
 
 def as_run(folder, config, records):
