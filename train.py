@@ -341,9 +341,7 @@ def complete(flags: Flags) -> Flags:
     wrong with them. Reads the model's config.json, and prepares the corpora that are given as paths."""
     check_flags(flags)
     out = flags.resume
-    if out:
-        refuse_beside_resume(changed_flags(flags), RESUMABLE_FLAGS)
-    else:
+    if not out:
         names = named_corpora(flags.upstream, flags.downstream, flags.init, flags.revision, dry_run=flags.dry_run)
         flags = replace(flags, upstream=names[0], downstream=names[1])
         refuse_unused(flags)

@@ -171,7 +171,7 @@ def run_experiment(name, seeds, given, at_once=None, launcher=None):
         return
     at_once = at_once or (cores() if machine.pick_device(device).type == "cpu" else 1)
     prepare_hub(names, max(tokens.values()))
-    with progress_bar(name, left) as bar:
+    with progress_bar(name, len(to_do)) as bar:
         for group in (before, after):  # what starts from a pre-training waits for it
             commands = {out: command_of(flags) for out, flags in group.items() if out in to_do}
             side_by_side(commands, at_once, launcher or [sys.executable], bar)

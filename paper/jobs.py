@@ -1,6 +1,5 @@
 """Commands side by side: each a process of its own with its share of the cores, so that small models fill them all."""
 
-import json
 import os
 import subprocess
 import sys
@@ -37,27 +36,16 @@ def side_by_side(commands, at_once, launcher, bar):
         if process.returncode:
             faults.append(f"{out}: {complaints[-1] if complaints else f'exit code {process.returncode}'}")
 
-    before = bar.n
     with held_signals() as signals, ThreadPoolExecutor(at_once) as pool:
         waiting = [pool.submit(work, number, out) for number, out in enumerate(commands, 1)]
         while waiting:
             done, waiting = wait(waiting, timeout=0.2)
             for future in done:
                 future.result()  # raises what went wrong here
-            bar.n = before + sum(map(tokens_done, commands))
+                bar.update()
             bar.refresh()
             if (faults or signals) and os.name == "posix":  # elsewhere Ctrl-C reaches all
                 for process in [*running]:
                     process.terminate()
     if faults and not signals:
         raise RuntimeError(f"{faults[0]}; the same command resumes")
-
-
-def tokens_done(out):
-    """How many tokens the log of a run has come to."""
-    try:
-        with open(Path(out, "metrics.jsonl"), "rb") as log:
-            log.seek(max(0, log.seek(0, os.SEEK_END) - 2**12))
-            return json.loads(log.read().splitlines()[-1])["tokens"]
-    except (OSError, ValueError, IndexError, KeyError, TypeError):  # not begun, or a line that is being written
-        return 0

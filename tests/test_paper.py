@@ -154,10 +154,9 @@ time.sleep(60)
 
 
 def run_jobs(scripts, at_once=2):
-    """Runs {name: script}, each script with its name; returns how many tokens the bar has counted."""
-    with progress_bar("", 1000) as bar:
+    """Runs {name: script}, each script with its name."""
+    with progress_bar("", len(scripts)) as bar:
         jobs.side_by_side({n: ("-c", script, n) for n, script in scripts.items()}, at_once, [sys.executable], bar)
-        return bar.n
 
 
 def test_jobs_run_side_by_side_to_their_ends(house, capsys):
@@ -175,7 +174,7 @@ def test_ctrl_c_stops_jobs_which_save(house):
         os.kill(os.getpid(), signal.SIGINT)
 
     threading.Thread(target=interrupt).start()
-    assert run_jobs(dict.fromkeys("abc", WAITS)) == 600  # as far as their logs had come
+    run_jobs(dict.fromkeys("abc", WAITS))
     assert Path("a/saved").exists() and Path("b/saved").exists() and not Path("c").exists()
 
 
@@ -196,9 +195,9 @@ def test_an_experiment_with_a_run_that_stopped_short_is_not_at_its_end(house, mo
 def test_a_real_command_runs_an_arm(house):
     flags = Flags(init="scratch", model="nano", upstream="old", downstream="new", device="cpu", context=32, tokens=512)
     command = experiments.command_of(replace(flags, out="an arm", batch_size=4, eval_tokens=64))
-    with progress_bar("", 512) as bar:
+    with progress_bar("", 1) as bar:
         jobs.side_by_side({"an arm": command}, 1, [sys.executable], bar)
-        assert checkpoints.reached("an arm", 4) and bar.n == 512
+        assert checkpoints.reached("an arm", 4)
         with pytest.raises(RuntimeError, match="nowhere: train.py: .*--nonsense"):
             jobs.side_by_side({"nowhere": (str(ROOT / "train.py"), "--nonsense")}, 1, [sys.executable], bar)
 
