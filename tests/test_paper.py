@@ -514,6 +514,16 @@ def test_the_fresh_seeds():
     assert {run["flags"]["seed"] for run in fresh} == {*range(8, 16)}
 
 
+def test_the_corner_of_the_sizes():
+    fresh, corner = (claims.verdicts(packed(name)) for name in ("fresh", "corner"))
+    found = []
+    for number, verdict in corner.items():
+        if verdict.decisive:
+            what = f"{verdict.decisive.words}: {verdict.found[verdict.decisive]}"
+            found.append([number, fresh[number].word, verdict.word, what])
+    assert found == table_of("**One corner of that plan has run**")
+
+
 def test_decayed_or_not():
     ends = {}
     for run in packed("decayed"):
