@@ -24,7 +24,7 @@ from engine.log import SIDES
 from eval import read_runs
 from model import SIZES, Size
 from paper import experiments, jobs
-from paper.arms import CONSTANT, pick
+from paper.arms import CONSTANT, nearest, pick
 from paper.tables import moments
 from train import Flags
 
@@ -175,8 +175,9 @@ def python_of_the_readme(first):
     return re.sub("^    ", "", block, flags=re.MULTILINE)
 
 
-def test_the_readme_is_short():
-    assert len(readme().splitlines()) <= 140
+@pytest.mark.parametrize("page, most", [("README.md", 140), ("exercises.md", 300), ("engine/README.md", 100)])
+def test_the_pages_are_short(page, most):
+    assert len((ROOT / page).read_text(encoding="utf-8").splitlines()) <= most
 
 
 def test_a_whole_run_from_python(tmp_path, monkeypatch, capsys):
@@ -239,3 +240,50 @@ def test_the_best_peaks_of_the_readme_are_those_of_the_study():
     fitted = re.findall(r"\d\.\d+\s\[[^]]*\]", readme())
     tables = (ROOT / "paper/README.md").read_text(encoding="utf-8")
     assert len(fitted) == 5 and all(" ".join(peak.split()) in tables for peak in fitted)
+
+
+OLD, NEW = SIDES
+ENDS = [(OLD, "highest"), (OLD, "end"), (NEW, "end")]
+CROSSINGS = [(NEW, 0.3), (NEW, 0.4), (OLD, 0.7), (OLD, 0.8)]
+EXERCISES = [  # those with eight seeds: the heading, the arm of each row, what its cells are
+    ("**4. Double", [{}, {"peak": 2.0}], ENDS),
+    ("**5. Skip", [{}, {"warmup": 0.0}], ENDS),
+    ("**7. Train", [{"replay": 1.0}, {"replay": 1.0} | CONSTANT], [(OLD, "highest"), (OLD, "at 17 %"), (OLD, "end")]),
+    ("**8. Replay", [{}, {"replay": 0.05}], [(OLD, "end"), (NEW, "end")]),
+    ("**10. Start", [{}, {"start": 183}], [(NEW, "before"), (NEW, "end"), (OLD, "end")]),
+]
+
+
+def cells_of(heading):
+    """The rows of the first table beneath a heading of the exercises, without their first cells."""
+    text = (ROOT / "exercises.md").read_text(encoding="utf-8").partition(heading)[2]
+    table = re.search(r"^\|---.*\n((?:\|.*\n)+)", text, re.MULTILINE)[1]
+    return [[cell.strip() for cell in line.split("|")[2:-1]] for line in table.splitlines()]
+
+
+def mean_perplexity(runs, side, moment):
+    """exp of the mean loss over runs at a key of moments(), or at a share of the run, as the exercises show it."""
+    if isinstance(moment, float):
+        losses = [nearest(run, moment * run["flags"]["tokens"])[f"{side}_loss"] for run in runs]
+    else:
+        losses = [moments(run, side)[moment] for run in runs]
+    return f"{math.exp(fmean(losses)):.2f}"
+
+
+def test_the_numbers_of_the_exercises():
+    study, more = (read_runs([ROOT / f"paper/results/{pack}.jsonl.gz"]) for pack in ("nano", "arms"))
+    for heading, arms, columns in EXERCISES:
+        groups = [pick(study, **arm) for arm in arms]
+        assert all(len(runs) == 8 for runs in groups), heading
+        expected = [[mean_perplexity(runs, *column) for column in columns] for runs in groups]
+        assert cells_of(heading)[: len(arms)] == expected, heading
+    base, low = pick(study), pick(study, **CONSTANT)
+    expected = [[mean_perplexity(base, side, moment) for side in SIDES] for moment in ("before", "highest", "end")]
+    assert cells_of("**The numbers**") == expected
+    expected = [[mean_perplexity(runs, *place) for runs in (low, base)] for place in CROSSINGS]
+    assert [row[1:] for row in cells_of("**6. Hold")] == expected
+    first_three = [run for run in base if run["flags"]["seed"] < 3]
+    expected = [
+        [mean_perplexity(runs, side, "end") for side in SIDES] for runs in (first_three, pick(more, replay=0.25))
+    ]
+    assert cells_of("**8. Replay")[2:] == expected
