@@ -44,18 +44,19 @@ class Corpus:
             self.vocab_size = value_of(self.meta, "vocab_size", high=2**16)
             self.tokenizer_sha256 = value_of(self.meta, "tokenizer_sha256", str)
             self.splits = {split: self.mapped(split) for split in SPLITS}
-        except (ValueError, FileNotFoundError, KeyError, AttributeError) as fault:  # no other fault of the system
+        except (ValueError, FileNotFoundError, KeyError, AttributeError) as fault:  # other OSErrors are no damage
             raise self.damaged(one_line(fault)) from None
 
     def mapped(self, split: str) -> np.ndarray:
         """The token ids of a split, (tokens,) uint16, read only where they are used."""
         file, meta = self.folder / f"{split}.bin", self.meta[split]
-        tokens = {name: value_of(meta, name, high=2**48) for name in COUNTS}["tokens"]
+        counts = {name: value_of(meta, name, high=2**48) for name in COUNTS}
+        tokens = counts["tokens"]
         if file.stat().st_size != 2 * tokens or not file.is_file():
             raise ValueError(f"{split}.bin has {file.stat().st_size} bytes, not 2 x {tokens} tokens")
         if sample_hash(file) != value_of(meta, "sample_sha256", str):
             raise ValueError(f"{split}.bin is not the file that was written")
-        value_of(meta, "sha256", str)
+        value_of(meta, "sha256", str)  # which `hashes` reads
         try:
             return np.memmap(file, "<u2", "r") if tokens else np.empty(0, "<u2")
         except OSError:  # some file systems map no files
@@ -126,7 +127,7 @@ def permute(index: int, size: int, key: int) -> int:
     them by (right, left XOR hash of right). Each such round can be undone, so no two indices get the same place among
     the base * base. A place of `size` or more does not exist: it is permuted again, until the place is below `size`.
 
-    Five windows have base 4, so 16 places. With key 7, index 2 goes to 9, which does not exist, and from there to 2:
+    Five windows have base 4, so 16 places. With key 7, index 2 goes to 9, which does not exist, and 9 to (by chance) 2:
 
     >>> [permute(index, 5, key=7) for index in range(5)]
     [3, 1, 2, 0, 4]
@@ -149,16 +150,16 @@ class Mixture:
     """A training stream drawn from several corpora in fixed shares.
 
     Position p holds one window of one corpus, computed from p, the seed and the shares alone: so a resumed run has no
-    state of the data to restore. No window of a corpus comes again before all of them have come.
+    state of the data to restore. In each epoch of a corpus every window comes once.
 
     By hand, for corpus A of five windows with weight 3, and B of two with weight 1. A takes three positions of four:
-    those at which 3/4 of the positions so far, plus a constant (here 0.59), reaches the next whole number. B takes what
-    is left. Each corpus gives its windows in a shuffled order, and shuffles them anew for each epoch:
+    before position p it has taken floor(0.75 p + 0.59), and it takes p if floor(0.75 (p + 1) + 0.59) is one more. The
+    offset 0.59 is a hash. B takes what is left. Each corpus gives its windows in a shuffled order, anew in each epoch:
 
         position   0   1   2   3   4   5   6   7   8   9
         corpus     A   A   B   A   A   A   B   A   A   A
-        number     0   1   0   2   3   4   1   5   6   7      how many windows this corpus has given before
-        window     4   2   1   3   1   0   0   2   1   0      permute(number % 5, 5, key of A and of epoch number // 5)
+        taken      0   1   0   2   3   4   1   5   6   7      how many windows this corpus has given before
+        window     4   2   1   3   1   0   0   2   1   0      A's: permute(taken % 5, 5, key of A and epoch taken // 5)
     """
 
     def __init__(self, shares: dict[Corpus, float], context: int, seed: int):
@@ -180,8 +181,8 @@ class Mixture:
     def locate(self, position: int) -> tuple[int, int]:
         """(number of the corpus, window of its train split) at a position of the stream."""
         for number, (key, threshold) in enumerate(zip(self.keys, self.thresholds, strict=True)):
-            # A constant of its own, so that corpora of equal share do not keep in step.
-            offset = hash64(key - 1) % 2**32 if threshold < 2**32 else 0
+            # Of its own, so that corpora of equal share do not keep in step. Epochs have key, key + 1, and so on.
+            offset = hash64(key - 1) % 2**32
             taken = (position * threshold + offset) >> 32  # how many positions before this one it took
             if ((position + 1) * threshold + offset) >> 32 > taken:
                 epoch, index = divmod(taken, self.sizes[number])
@@ -193,8 +194,8 @@ class Mixture:
         """Tokens (size / ranks, context + 1), int64, of an update counted from 1: the rank's part of `size` windows."""
         windows = []
         for position in range((update - 1) * size + rank, update * size, ranks):
-            corpus, window = self.locate(position)
-            windows.append(self.corpora[corpus].window("train", window, self.context))
+            number, index = self.locate(position)
+            windows.append(self.corpora[number].window("train", index, self.context))
         return as_tensor(windows)
 
 

@@ -67,9 +67,9 @@ def evaluate(
 ) -> dict[str, float]:  # fmt: skip
     """Validation losses in nats: "NAME_loss" of each corpus, "upstream_loss" and "downstream_loss".
 
-    windows: {corpus: token ids (N, context + 1)}; upstream: a corpus; distribution: {corpus: share} downstream, shares
-    summing to 1. The loss on a mixture is the share-weighted mean of the losses on its corpora; its perplexity is exp
-    of that. All processes must call this function: each computes its part of the windows."""
+    windows: {name of a corpus: token ids (N, context + 1)}; upstream: one of these names; distribution: {name: share}
+    of the downstream text, shares summing to 1. The loss on a mixture is the share-weighted mean of the losses on its
+    corpora; its perplexity is exp of that. All processes must call this: each computes a part, and gets all losses."""
     losses = {}
     for name, rows in windows.items():
         by_window = processes.in_parts(
@@ -78,7 +78,7 @@ def evaluate(
         losses[name] = fmean(by_window)
     downstream = sum(share * losses[name] for name, share in distribution.items())
     by_corpus = {f"{name}_loss": loss for name, loss in losses.items()}
-    # The sides come last, in case a corpus is called "upstream" or "downstream".
+    # The sides come last, so that they win over a corpus called "upstream" or "downstream".
     return by_corpus | {"upstream_loss": losses[upstream], "downstream_loss": downstream}
 
 
@@ -110,7 +110,8 @@ def perplexity(flags):
     folder, model = open_checkpoint(flags)
     record = record_behind(flags.checkpoint)
     longest = model.config.max_position_embeddings
-    context = min(flags.context or (record["flags"]["context"] if record else longest), longest)
+    trained_with = record["flags"]["context"] if record else longest
+    context = min(flags.context or trained_with, longest)
     corpora = [Corpus(name) for name in flags.data]
     width = 2 + max(map(len, ["corpus", *flags.data]))
     if not flags.json:
@@ -135,7 +136,7 @@ def perplexity(flags):
 
 
 def encode(text: str, tokenizer, model: GPTNeoX) -> list[int]:
-    """Token ids of a text, at least the end of text; ValueError if the model has no row for one of them."""
+    """Token ids of a text, of an empty one the end of text; ValueError if the model has no row for one of them."""
     ids = tokenizer.encode(text) or [tokenizer.eot]
     if max(ids) >= model.config.vocab_size:
         raise ValueError(f"the tokenizer gives id {max(ids)}, the model has {model.config.vocab_size} rows")
@@ -158,7 +159,7 @@ def lambada(flags):
         log_probability = model(tokens[:, :-1].to(device)).float().log_softmax(dim=-1).cpu()  # (B, T, V)
         for scores, (ids, start) in zip(log_probability, batch, strict=True):
             target = torch.tensor(ids[start:])
-            scores = scores[start - 1 : len(ids) - 1]
+            scores = scores[start - 1 : len(ids) - 1]  # row i scores token i + 1
             total += scores.gather(1, target[:, None]).sum().item()
             right += torch.equal(scores.argmax(dim=1), target)
     result = {"texts": len(rows), "perplexity": perplexity_of(-total / len(rows)), "accuracy": right / len(rows)}

@@ -26,7 +26,7 @@ from engine.config import read_config
 from engine.files import read_json, to_json
 from engine.weights import check_tensors, list_tensors, model_folder, read_tensors, save_tensors
 
-PYTHIA_IDS = 50277  # token ids of its tokenizer; its embedding has more rows
+PYTHIA_IDS = 50277  # token ids of Pythia's tokenizer; its models have more embedding rows
 
 
 class Size(NamedTuple):
@@ -34,12 +34,12 @@ class Size(NamedTuple):
     width: int
     heads: int
     peak: float  # the highest learning rate of its pre-training
-    rows: int = 50304  # of the embedding, for Pythia's tokenizer
+    rows: int = 50304  # of the embedding: PYTHIA_IDS, padded
     context: int = 2048
 
 
-# Pythia's sizes with its peaks, and three that a laptop trains in minutes, with the best of five peaks a factor of two
-# apart (paper/README.md).
+# Pythia's sizes with the peaks of their pre-training; and three that a laptop trains in minutes, each with the best of
+# five peaks that were tried (paper/README.md).
 SIZES = {
     "nano": Size(2, 64, 2, 8e-3, context=256),
     "micro": Size(3, 96, 3, 4e-3, context=256),
@@ -70,7 +70,7 @@ OLD_BUFFERS = re.compile(r"gpt_neox\.layers\.\d+\.attention\.(bias|masked_bias|r
 class GPTNeoXConfig:
     """The fields of the hub's config.json that change the computation. Defaults are transformers'.
 
-    extra: other entries to write; of a config.json that was read, the special token ids."""
+    extra: further entries for to_dict(), such as the special token ids of a config.json that was read."""
 
     vocab_size: int = 50432
     hidden_size: int = 6144
@@ -115,8 +115,7 @@ class GPTNeoXConfig:
 
 
 def config_of(size: str, vocab_size: int = PYTHIA_IDS) -> GPTNeoXConfig:
-    """GPTNeoXConfig of a key of SIZES, with an embedding row for each token id; for those of Pythia's own tokenizer
-    with its padded number of rows."""
+    """GPTNeoXConfig of a key of SIZES, with a row of the embedding for each token id; for Pythia's, Size.rows."""
     shape = SIZES[size]
     return GPTNeoXConfig(
         vocab_size=shape.rows if vocab_size == PYTHIA_IDS else vocab_size,
@@ -149,7 +148,7 @@ class Attention(nn.Module):
         self.query_key_value = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=config.attention_bias)
         self.dense = nn.Linear(config.hidden_size, config.hidden_size, bias=config.attention_bias)
 
-    def forward(self, x, cos, sin):  # (B, T, D), (T, R), (T, R) -> (B, T, D)
+    def forward(self, x, cos, sin):  # (B, T, D), (T, R), (T, R) -> (B, T, D); R: rotary_size
         B, T, D = x.shape
         # Careful: the rows of query_key_value are stored head by head, each head's q, k and v together.
         qkv = self.query_key_value(x).view(B, T, self.heads, 3 * D // self.heads)
@@ -248,10 +247,10 @@ class GPTNeoX(nn.Module):
     def forward(self, tokens: Tensor, targets: Tensor | None = None, per_token: bool = False) -> Tensor:
         """Logits (B, T, V) of token ids (B, T); with targets (B, T), their mean cross-entropy in nats, a scalar.
 
-        per_token=True gives the loss of each target instead, (B, T), for evaluation alone: it may have no gradient."""
+        per_token=True gives the loss of each target instead, (B, T), for evaluation: in chunks it has no gradient."""
         x = self.gpt_neox.embed_in(tokens)  # (B, T, D)
-        exact = torch.promote_types(x.dtype, torch.float32)
-        cos, sin = rotary_tables(tokens.shape[1], self.config, x.device, exact)  # (T, R)
+        at_least_fp32 = torch.promote_types(x.dtype, torch.float32)  # bf16 would round the angles
+        cos, sin = rotary_tables(tokens.shape[1], self.config, x.device, at_least_fp32)  # (T, R)
         for layer in self.gpt_neox.layers:
             if self.activation_checkpointing and self.training:
                 x = checkpoint(layer, x, cos, sin, use_reentrant=False)
@@ -314,7 +313,7 @@ class GPTNeoX(nn.Module):
         Raises ValueError or OSError, naming the file and the fault; for a hub id also huggingface_hub's errors."""
         folder = model_folder(id_or_folder, revision)
         config = GPTNeoXConfig.from_dict(read_json(folder / "config.json"), folder / "config.json")
-        # All shapes are checked before anything is allocated: a config.json can ask for terabytes.
+        # All shapes are checked before anything is allocated: a config.json can ask for terabytes, or a billion layers.
         stored = list_tensors(folder, OLD_BUFFERS)
         if config.num_hidden_layers > len(stored):
             raise ValueError(f"{folder}: {len(stored)} tensors; config.json asks for {config.num_hidden_layers} layers")

@@ -32,7 +32,8 @@ def learning_rate(update: int, updates: int, max_lr: float, min_lr: float, warmu
     As in the paper, warm-up starts from zero, not from the last rate of the pre-training. GPT-NeoX spends its first
     update at exactly zero; here the first update already moves, and update W, the last of the warm-up, has the peak.
     """
-    update, W = min(update, updates), warmup_updates(updates, warmup)  # after its end the rate stays
+    update = min(update, updates)  # after the end of the schedule the rate stays
+    W = warmup_updates(updates, warmup)
     if update <= W:
         return max_lr * update / W
     n = update - W
@@ -42,7 +43,8 @@ def learning_rate(update: int, updates: int, max_lr: float, min_lr: float, warmu
 
 
 # ---------------------------------------------------------------- the decays
-# n: updates since the end of the warm-up, from 1 to N; N: length of the decay in updates (of cosine_clipped: of all).
+# n: updates since the end of the warm-up, from 1 to N; N: length of the decay in updates (for cosine_clipped, of the
+# whole schedule, so n ends before N).
 
 
 def cosine(n, N, max_lr, min_lr):
@@ -82,8 +84,8 @@ def infinite_cosine(n, N, max_lr, min_lr):
 
 def infinite_rsqrt(n, N, max_lr, min_lr):
     """An infinite schedule that cools down along an inverse square root, steep at first."""
-    whole = 1 / math.sqrt(1 + RSQRT_TIMESCALE) - 1
-    return infinite(n, N, max_lr, min_lr, lambda t: (1 / math.sqrt(1 + RSQRT_TIMESCALE * t) - 1) / whole)
+    fallen = lambda t: 1 - 1 / math.sqrt(1 + RSQRT_TIMESCALE * t)
+    return infinite(n, N, max_lr, min_lr, lambda t: fallen(t) / fallen(1))
 
 
 def infinite(n, N, max_lr, min_lr, cooldown):
@@ -116,7 +118,7 @@ def main(argv=None):
     axes = Figure(figsize=(6, 3.2), layout="constrained").subplots()
     updates = range(1, 2001)
     for number, name in enumerate(SCHEDULES):
-        rates = [learning_rate(update, 2000, 3e-4, 3e-5, schedule=name) for update in updates]  # the 410M's
+        rates = [learning_rate(update, 2000, 3e-4, 3e-5, schedule=name) for update in updates]  # as the 410M
         axes.plot(updates, rates, ("-", "--", "-.", ":")[number % 4], label=name)
     axes.set(xlabel="update", ylabel="learning rate", xlim=(0, 2000), ylim=0)
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))

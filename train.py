@@ -48,7 +48,7 @@ PAPER_STOPS = {"50B": 50e9 / 296.86e9, "240B": 240e9 / 296.86e9}
 
 @dataclass
 class Flags:
-    """Every flag of train.py. None stands for a default that depends on other flags: complete() fills it in."""
+    """Every flag of train.py. complete() fills in a None that stands for a default which depends on other flags."""
 
     init: str = flag("upstream", "upstream (pre-train on it first), scratch, a hub id, a folder", group="Start")
     revision: str | None = flag(None, "branch or tag of a hub id, such as step10000")
@@ -73,7 +73,7 @@ class Flags:
     compile: bool = flag(False, "torch.compile the model")
     shard: bool = flag(False, "under torchrun, spread the model over the processes, if too big for one")
     activation_checkpointing: bool = flag(False, "recompute activations in the backward pass: less memory, more time")
-    eval_every: int | None = flag(None, "updates between evaluations (a tenth of the run); 0: ends", low=0, group="Run")
+    eval_every: int | None = flag(None, "updates between evaluations (a tenth); 0: the ends alone", low=0, group="Run")
     eval_tokens: int = flag(65_536, "validation tokens of each corpus")
     save_every: int | None = flag(None, "updates between checkpoints; default: a quarter of the run")
     keep: int | None = flag(None, "newest checkpoints to keep, besides that of the warm-up's end; default: all", low=0)
@@ -162,10 +162,10 @@ def run(flags: Flags, corpora, distribution, mixture, windows) -> int:
     checkpoint. Returns the number of its last update."""
     out, device, dtype = Path(flags.out), machine.pick_device(flags.device), machine.AUTOCAST[flags.precision]
     evaluations, saves = evaluation_updates(flags), checkpoint_updates(flags)
-    with folder.opened(out, flags.resume is not None), held_signals() as signals:
+    with folder.opened(out, flags.resume is not None), held_signals() as signals:  # Ctrl-C ends it after an update
         model, wrapped, tokenizer, optimizer, scaler, state = ready_to_train(flags, corpora, device)
         folder.write_record(out, record_of(flags, corpora, model.config))
-        start = update = state["step"]  # how many are done
+        start = update = state["step"]  # updates done; `update` is returned if none is left
         with Log(out, flags.stop, flags.tokens_per_update, sides_of(asdict(flags)), state) as log:
             if start == 0:
                 losses = evaluate(model, windows, flags.upstream, distribution, flags.micro_batch_size, dtype)
@@ -178,7 +178,7 @@ def run(flags: Flags, corpora, distribution, mixture, windows) -> int:
                 batch = mixture.batch(update, flags.batch_size, processes.rank(), processes.count())  # (B/ranks, T+1)
                 loss, micro_batches = 0.0, batch.to(device).split(flags.micro_batch_size)
                 for rows in micro_batches:
-                    processes.sync_gradients(wrapped, on=rows is micro_batches[-1])
+                    processes.sync_gradients(wrapped, on=rows is micro_batches[-1])  # once an update
                     with machine.autocast(device, dtype):
                         # Weighted by size, so that the gradients sum to that of the mean loss of the batch.
                         weighted = wrapped(rows[:, :-1], rows[:, 1:]) * (len(rows) / len(batch))
@@ -196,8 +196,9 @@ def run(flags: Flags, corpora, distribution, mixture, windows) -> int:
                 if update in evaluations:
                     losses = evaluate(model, windows, flags.upstream, distribution, flags.micro_batch_size, dtype)
                     log.evaluation(update, lr, losses)
-                stopping = processes.anywhere(signals)  # all processes stop after the same update
+                stopping = processes.anywhere(signals)  # Ctrl-C in one process stops all of them after this update
                 if update in saves or stopping:
+                    # A resumed run drops what the log got after these bytes.
                     state = {"metrics_bytes": log.durable_size(), "scaler": scaler.state_dict()}
                     checkpoints.save(out, update, model, optimizer, tokenizer, state)
                     checkpoints.prune(out, update, flags.keep, flags.warmup_updates)
@@ -223,8 +224,8 @@ def open_data(flags: Flags):
 
 
 def evaluation_updates(flags: Flags) -> set[int]:
-    """After which updates a run is evaluated: every --eval-every (0: none), at the end of the warm-up and of the run.
-    Runs of a hundred updates and more also at the powers of four before, and where the paper stopped its runs."""
+    """After which updates a run is evaluated: every --eval-every, the last of the warm-up and of the run (0: that of
+    the run alone). Schedules of 100 updates or more: also powers of four below --eval-every, and the paper's stops."""
     every, stop = flags.eval_every, flags.stop
     if every == 0:
         return {stop}
@@ -249,7 +250,7 @@ def ready_to_train(flags: Flags, corpora: dict, device: torch.device):
     if folder.holds_run(flags.out):
         folder.refuse_other_data(Path(flags.out), corpora, data.ORDER)
         checkpoint, state = checkpoints.newest_state(flags.out)
-    with processes.rank_0_first():  # it fetches what the others then find; placed() reads the weights
+    with processes.rank_0_first():  # it downloads what the others then find; placed() reads the weights
         model, weights, tokenizer = starting_model(flags, corpora[flags.upstream], checkpoint)
     model.activation_checkpointing = flags.activation_checkpointing
     machine.pick_threads(model.config.hidden_size)
@@ -262,7 +263,7 @@ def ready_to_train(flags: Flags, corpora: dict, device: torch.device):
     scaler = machine.LossScaler(device, enabled=flags.precision == "fp16")
     if checkpoint:
         checkpoints.load_optimizer(checkpoint, state, model, optimizer, scaler)
-        checkpoints.prune(flags.out, state["step"], flags.keep, flags.warmup_updates)  # what a kill came before
+        checkpoints.prune(flags.out, state["step"], flags.keep, flags.warmup_updates)  # if a kill left more
     return model, wrapped, tokenizer, optimizer, scaler, state
 
 
@@ -308,20 +309,20 @@ def train(flags: Flags) -> bool:
             print(*plan(flags), json.dumps(asdict(flags), indent=2), sep="\n")
             return False
         prepare_hub((flags.upstream, flags.downstream), max(flags.tokens, flags.upstream_tokens or 0))
-        opened = open_data(flags)  # what is wrong is said before minutes are spent on a pre-training
+        corpora, distribution, mixture, windows = open_data(flags)  # faults show before minutes of pre-training
     if flags.resume and checkpoints.reached(flags.out, flags.stop):
         print(f"{flags.out} is at update {flags.stop} already: nothing to do; a larger --tokens goes on")
-    print(*plan(flags, opened[0]), sep="\n")
+    print(*plan(flags, corpora), sep="\n")
     if flags.init == "upstream":
         before = pretraining_flags(flags)
         with folder.one_at_a_time(before.out):  # of several runs that need it one makes it
             if not checkpoints.reached(before.out, before.stop):
                 print(f"pre-training {before.model} on {before.upstream} (once; cached in {before.out})")
-                if not train(replace(before, resume="")):
+                if not train(replace(before, resume="")):  # begins it, or goes on with it
                     return False
-        folder.refuse_other_data(Path(before.out), {flags.upstream: opened[0][flags.upstream]}, data.ORDER)
+        folder.refuse_other_data(Path(before.out), {flags.upstream: corpora[flags.upstream]}, data.ORDER)
         flags = replace(flags, init=before.out)  # recorded, so that a resumed run goes straight to that folder
-    update = run(flags, *opened)
+    update = run(flags, corpora, distribution, mixture, windows)
     if processes.rank() == 0:
         folder.report(Path(flags.out), update, flags.stop)
     return update >= flags.stop
@@ -340,7 +341,7 @@ def complete(flags: Flags) -> Flags:
     """The flags with a value in place of every None that stands for one, checked. ValueError or OSError for what is
     wrong with them. Reads the model's config.json, and prepares the corpora that are given as paths."""
     check_flags(flags)
-    out = flags.resume
+    out = flags.resume  # None: a new run; a folder: its run; "": the run of these flags, begun already or not
     if not out:
         names = named_corpora(flags.upstream, flags.downstream, flags.init, flags.revision, dry_run=flags.dry_run)
         flags = replace(flags, upstream=names[0], downstream=names[1])
@@ -350,8 +351,8 @@ def complete(flags: Flags) -> Flags:
         flags = folder.flags_to_resume(flags, out, RESUMABLE_FLAGS)
     else:
         folder.refuse_to_overwrite(Path(out))
-        model = flags.model or SMALLEST if flags.init in ("upstream", "scratch") else None
-        tokens = flags.upstream_tokens or Flags.tokens if flags.init == "upstream" else None
+        model = (flags.model or SMALLEST) if flags.init in ("upstream", "scratch") else None
+        tokens = (flags.upstream_tokens or Flags.tokens) if flags.init == "upstream" else None
         flags = replace(flags, out=out, model=model, upstream_tokens=tokens)
         flags = with_rates(flags, starting_config(flags.init, flags.revision, flags.model))
     return with_intervals(machine.resolve(flags))
