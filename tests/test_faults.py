@@ -7,6 +7,7 @@ depends on its number alone, so that a failure, which names it, can be repeated.
 
 import contextlib
 import copy
+import functools
 import gzip
 import itertools
 import json
@@ -47,11 +48,11 @@ SOAK = int(os.environ.get("REWARM_SOAK", "1"))
 KILLS, MUTATIONS = 6 * SOAK, 450 * SOAK  # the shares below add up to 1.35
 
 
-def micro(folder, **changes):
+def micro(folder):
     """A model folder of 9,500 parameters, with the tokenizer of the corpora: what a case costs is the machinery."""
     shape = {"vocab_size": 257, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     shape |= {"intermediate_size": 32, "max_position_embeddings": 32}
-    GPTNeoX(GPTNeoXConfig(**(shape | changes)), seed=1).save_pretrained(folder)
+    GPTNeoX(GPTNeoXConfig(**shape), seed=1).save_pretrained(folder)
     load_tokenizer("bytes").save(folder)
 
 
@@ -70,6 +71,12 @@ def start(house, monkeypatch):
         monkeypatch.setattr(drawing, "draw_curves", lambda *_: None)
     monkeypatch.setattr(os, "fsync", lambda handle: None)  # a killed process, unlike a power cut, loses no page
     return house
+
+
+@pytest.fixture
+def whole(start):
+    """A run in whole/ that nothing disturbed."""
+    train.main([*MICRO, "--out", "whole"])
 
 
 def child(action):
@@ -94,11 +101,23 @@ def ended(pid):
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def go_on(words):
-    """What a person does after a crash: the same command if nothing began, --resume otherwise."""
-    out = words[words.index("--out") + 1]
-    done = call("train.py", *(["--resume", out] if Path(out, "config.json").exists() else words))
+def killed(action, lasted, rng):
+    """Whether the action, which takes so many seconds, was still at work when kill -9 came, at a random instant."""
+    pid = child(action)
+    time.sleep(rng.uniform(0, 1.2 * lasted))
+    os.kill(pid, signal.SIGKILL)
+    with bounded(20):
+        code = ended(pid)
+    assert code in (0, -signal.SIGKILL), Path("said").read_text()
+    return code != 0
+
+
+def goes_on(*words):
+    """What a person does after a crash: the same command if nothing began, --resume otherwise. All is as in whole/."""
+    done = call("train.py", *(["--resume", "r"] if Path("r/config.json").exists() else [*words, "--out", "r"]))
     assert done.returncode == 0, done.stderr
+    same_run("whole", "r")
+    shutil.rmtree("r")
 
 
 def same_run(a, b):
@@ -116,21 +135,17 @@ def dies_at(k, after):
 
     def wrap(function, half):
         def touched(*given, **named):
-            last = next(count) == k
-            if last and after == "before":
-                os._exit(9)
-            if last and after == "half":
+            if next(count) != k:
+                return function(*given, **named)
+            if after == "half":
                 half(function, *given, **named)
-                os._exit(9)
-            result = function(*given, **named)
-            if last:
-                os._exit(9)
-            return result
+            elif after == "after":
+                function(*given, **named)
+            os._exit(9)
 
         return touched
 
-    def not_at_all(function, *given, **named):
-        pass
+    not_at_all = lambda *_, **__: None
 
     def half_a_file(function, tensors, path, **named):
         function(tensors, path, **named)
@@ -162,26 +177,20 @@ def test_killed_at_every_touch_of_the_disk(start):
     words = [*MICRO, "--keep", "1"]
     train.main([*words, "--out", "whole"])
 
-    def counted():
-        count = dies_at(-1, "before")
-        train.main([*words, "--out", "counted"])
+    def dying(k, after="before"):
+        count = dies_at(k, after)
+        train.main([*words, "--out", "r"])
         os._exit(next(count))
 
-    touches = ended(child(counted))
+    touches = ended(child(lambda: dying(-1)))
+    shutil.rmtree("r")
     assert 60 < touches < 200
     moments = list(itertools.product(range(touches), ("before", "half", "after")))
     if SOAK < 17:
         moments = random.Random(0).sample(moments, 2 * KILLS)
-    for k, after in moments:
-
-        def killed(k=k, after=after):
-            dies_at(k, after)
-            train.main([*words, "--out", "cut"])
-
-        assert ended(child(killed)) == 9
-        go_on([*words, "--out", "cut"])
-        same_run("whole", "cut")
-        shutil.rmtree("cut")
+    for moment in moments:
+        assert ended(child(functools.partial(dying, *moment))) == 9
+        goes_on(*words)
 
 
 def test_killed_again_and_again_at_random_instants(start):
@@ -190,18 +199,13 @@ def test_killed_again_and_again_at_random_instants(start):
     train.main([*words, "--out", "whole"])
     lasted, rng, kills = time.perf_counter() - began, random.Random(1), 0
     while kills < KILLS:
-        alive = True
-        while alive and kills < KILLS:  # the same run, killed until it gets to its end between two kills
-            begun = Path("cut/config.json").exists()
-            pid = child(lambda begun=begun: train.main(["--resume", "cut"] if begun else [*words, "--out", "cut"]))
-            time.sleep(rng.uniform(0, 1.2 * lasted))
-            os.kill(pid, signal.SIGKILL)
-            code = ended(pid)
-            assert code in (0, -signal.SIGKILL), Path("said").read_text()
-            alive, kills = code != 0, kills + (code != 0)
-        go_on([*words, "--out", "cut"])
-        same_run("whole", "cut")
-        shutil.rmtree("cut")
+        begun = Path("r/config.json").exists()
+        alive = killed(
+            lambda begun=begun: train.main(["--resume", "r"] if begun else [*words, "--out", "r"]), lasted, rng
+        )
+        kills += alive
+        if not alive or kills == KILLS:  # the same run, killed until it gets to its end between two kills
+            goes_on(*words)
 
 
 def test_a_preparation_killed_again_and_again_at_random_instants(start):
@@ -213,13 +217,7 @@ def test_a_preparation_killed_again_and_again_at_random_instants(start):
     data.main(["again", *words])
     lasted, rng, kills = time.perf_counter() - began, random.Random(2), 0
     while kills < 2 * KILLS:
-        pid = child(lambda: data.main(["cut", *words]))
-        time.sleep(rng.uniform(0, 1.2 * lasted))
-        os.kill(pid, signal.SIGKILL)
-        with bounded(20):
-            code = ended(pid)
-        assert code in (0, -signal.SIGKILL), Path("said").read_text()
-        kills += code != 0
+        kills += killed(lambda: data.main(["cut", *words]), lasted, rng)
         if Path("data/cut").exists() or kills == 2 * KILLS:  # named, perhaps, but not told so
             done = call("data.py", "cut", *words)
             assert done.returncode == 0 or "exists already" in done.stderr, done.stderr
@@ -266,9 +264,7 @@ def test_folders_that_cannot_be_written(start):
     assert not Path("r").exists()
 
 
-def test_a_log_that_cannot_be_written_is_a_failure_on_the_way(start, monkeypatch):
-    train.main([*MICRO, "--out", "whole"])
-
+def test_a_log_that_cannot_be_written_is_a_failure_on_the_way(whole, monkeypatch):
     class Full:
         """A log on a disk that has room for some 600 bytes more."""
 
@@ -289,8 +285,7 @@ def test_a_log_that_cannot_be_written_is_a_failure_on_the_way(start, monkeypatch
         done = call("train.py", *MICRO, "--out", "r")
     assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, done.stderr
     assert "could not save r: No space left" in done.stderr and "--resume r" in done.stderr
-    go_on([*MICRO, "--out", "r"])
-    same_run("whole", "r")
+    goes_on(*MICRO)
 
 
 def test_weights_that_cannot_be_read_are_named_and_not_the_run(start, monkeypatch):
@@ -311,8 +306,7 @@ def test_weights_that_cannot_be_read_are_named_and_not_the_run(start, monkeypatc
     ],
     ids=lambda fault: type(fault).__name__,
 )
-def test_out_of_memory_is_one_line_and_keeps_the_last_checkpoint(start, monkeypatch, fault):
-    train.main([*MICRO, "--out", "whole"])
+def test_out_of_memory_is_one_line_and_keeps_the_last_checkpoint(whole, monkeypatch, fault):
     real, calls = GPTNeoX.forward, itertools.count()
 
     def forward(*given, **named):
@@ -326,8 +320,7 @@ def test_out_of_memory_is_one_line_and_keeps_the_last_checkpoint(start, monkeypa
     assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, done.stderr
     assert all(words in done.stderr for words in ("out of memory", "--micro-batch-size", "--activation-checkpointing"))
     assert checkpoints.newest_state("r")[0] is not None
-    go_on([*MICRO, "--out", "r"])
-    same_run("whole", "r")
+    goes_on(*MICRO)
 
 
 def test_memory_that_cannot_be_had_for_a_batch(start):
@@ -349,8 +342,7 @@ def test_memory_that_cannot_be_had_for_a_batch(start):
 
 
 @pytest.mark.parametrize("tick", [0, -3600, 1e9])
-def test_a_clock_that_jumps_or_stands_still(start, monkeypatch, tick):
-    train.main([*MICRO, "--out", "whole"])
+def test_a_clock_that_jumps_or_stands_still(whole, monkeypatch, tick):
     ticks = itertools.count()
     with monkeypatch.context() as jumping:
         for name in ("time", "perf_counter", "monotonic"):
@@ -375,8 +367,7 @@ def test_a_run_that_came_and_went_meanwhile_is_not_overwritten(start, monkeypatc
     same_run("theirs", "r")
 
 
-def test_two_at_once_on_one_new_folder(start):
-    train.main([*MICRO, "--out", "whole"])
+def test_two_at_once_on_one_new_folder(whole):
     both = [child(lambda: train.main([*MICRO, "--out", "r"])) for _ in range(2)]
     codes = sorted(ended(pid) for pid in both)
     assert codes == [0, 2], Path("said").read_text()
@@ -402,8 +393,7 @@ DAMAGES = {
 }
 
 
-def test_a_damaged_checkpoint_is_noticed_and_the_one_before_it_goes_on(start):
-    train.main([*MICRO, "--out", "whole"])
+def test_a_damaged_checkpoint_is_noticed_and_the_one_before_it_goes_on(whole):
     train.main([*MICRO, "--seed", "1", "--out", "other"])
     cases = [*itertools.product(("model.safetensors", "resume/moments"), DAMAGES.values())]
     for file, damage in [*cases, ("resume/state.json", DAMAGES["cut short"])]:
@@ -413,9 +403,7 @@ def test_a_damaged_checkpoint_is_noticed_and_the_one_before_it_goes_on(start):
         says = "" if "state" in file else f"{LAST}/{file}: missing or damaged"
         refused(call("train.py", "--resume", "r"), says, f"remove {LAST}")
         shutil.rmtree(LAST)
-        assert call("train.py", "--resume", "r").returncode == 0
-        same_run("whole", "r")
-        shutil.rmtree("r")
+        goes_on()
 
 
 # ---------------------------------------------------------------- hostile files
@@ -501,21 +489,17 @@ def mutated(rng, path, raw):
     return by_kind(rng, raw)
 
 
-class TooSlow(BaseException):
-    pass
-
-
 @contextlib.contextmanager
-def bounded(seconds=20, more_bytes=2**30):
+def bounded(seconds=20):
     """Raises in the block what takes too long; refuses it more than 1 GiB of addresses beyond what it has."""
 
     def too_slow(*_):
-        raise TooSlow
+        raise BaseException("too slow")  # which no program catches
 
     before = signal.signal(signal.SIGALRM, too_slow)
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     have = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (have + more_bytes, hard))
+    resource.setrlimit(resource.RLIMIT_AS, (have + 2**30, hard))
     signal.alarm(seconds)
     try:
         yield
