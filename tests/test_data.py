@@ -20,23 +20,23 @@ from corpora.prepare import COUNTS
 # ---------------------------------------------------------------- prepared corpora
 
 
+META = Path("data/old/meta.json")
+DAMAGES = {
+    "shorter": lambda file: os.truncate(file, file.stat().st_size - 2),
+    "longer": lambda file: file.write_bytes(file.read_bytes() + b"\0\0"),
+    "other": lambda file: file.write_bytes(bytes([file.read_bytes()[0] ^ 1]) + file.read_bytes()[1:]),
+    "missing": Path.unlink,
+    "meta": lambda _: os.truncate(META, META.stat().st_size - 20),
+    "meta gone": lambda _: META.unlink(),
+}
+
+
 @pytest.mark.parametrize("split", ["train", "val"])
-@pytest.mark.parametrize("damage", ["shorter", "longer", "other", "missing", "meta", "meta gone"])
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
 def test_damaged_corpora_are_noticed(house, split, damage):
-    file, meta = Path(f"data/old/{split}.bin"), Path("data/old/meta.json")
-    content = file.read_bytes()
-    if damage == "missing":
-        file.unlink()
-    elif damage == "meta gone":
-        meta.unlink()
-    elif damage == "meta":
-        meta.write_text(meta.read_text()[:-20])
-    else:
-        changed = bytes([content[0] ^ 1]) + content[1:]
-        file.write_bytes({"shorter": content[:-2], "longer": content + b"\0\0", "other": changed}[damage])
-    with pytest.raises(ValueError, match="prepare it again") as caught:
+    damage(Path(f"data/old/{split}.bin"))
+    with pytest.raises(ValueError, match="data/old.*prepare it again"):
         data.Corpus("old")
-    assert "data/old" in str(caught.value)
 
 
 ODD = [[], {}, "7", None, True, 7.5, -1, 1e3, math.nan, math.inf, 2**70, "x" * 100, {"a": [1]}]
@@ -44,15 +44,14 @@ ODD = [[], {}, "7", None, True, 7.5, -1, 1e3, math.nan, math.inf, 2**70, "x" * 1
 
 @pytest.mark.parametrize("odd", ODD, ids=lambda odd: str(odd)[:12])
 def test_a_meta_of_wrong_types_is_one_line(house, odd):
-    file = Path("data/old/meta.json")
-    meta = json.loads(file.read_text())
+    meta = json.loads(META.read_text())
     wrong = [odd, *(meta | {key: odd} for key in ("vocab_size", "train", "val"))]
     wrong += [meta | {"val": meta["val"] | {key: odd}} for key in COUNTS]
     if not isinstance(odd, str):
         wrong += [meta | {"tokenizer_sha256": odd}, meta | {"train": meta["train"] | {"sha256": odd}}]
         wrong += [meta | {"val": meta["val"] | {"sample_sha256": odd}}]
     for content in wrong:
-        file.write_text(json.dumps(content))
+        META.write_text(json.dumps(content))
         with pytest.raises(ValueError, match="data/old: damaged corpus .* prepare it again"):
             data.Corpus("old")
 
@@ -80,22 +79,13 @@ def test_a_token_id_without_a_row_is_named_before_it_meets_the_model(house):
     change_meta("new", vocab_size=9999)
     with pytest.raises(ValueError, match="data/new"):
         data.open_corpora(["old", "new"])
-
-
-@pytest.fixture(scope="module")
-def embedded(tmp_path_factory):
-    """A folder with the embedded corpora of bytes."""
-    folder = tmp_path_factory.mktemp("embedded")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        for name in ("stdlib", "torch", "headers"):
-            data.Corpus(name)
-    return folder
+    change_meta("old", vocab_size=300)  # more than its tokenizer has
+    with pytest.raises(ValueError, match="data/old: damaged corpus .*tokenizer.json"):
+        data.Corpus("old").tokenizer()
 
 
 @pytest.mark.parametrize("name, words", [("stdlib", "def import"), ("torch", "def import"), ("headers", "#include")])
-def test_embedded_corpora_are_real_text_of_many_files(embedded, name, words, monkeypatch):
-    monkeypatch.chdir(embedded)
+def test_embedded_corpora_are_real_text_of_many_files_and_prepared_once(empty, name, words):
     corpus = data.Corpus(name)
     text = corpus.tokenizer().decode(corpus.splits["train"][:100_000])
     assert all(word in text for word in words.split()) and "@generated" not in text
@@ -103,15 +93,9 @@ def test_embedded_corpora_are_real_text_of_many_files(embedded, name, words, mon
         longest = np.diff(np.flatnonzero(corpus.splits[split] == 256), prepend=-1).max()
         assert longest <= readers.EMBEDDED_FILE_BYTES + 1
     assert corpus.meta["train"]["tokens"] > 2e6 and corpus.window_count("val", 256) * 256 >= 131_072
-
-
-def test_an_embedded_corpus_is_prepared_once(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(readers, "EMBEDDED_BYTES", 200_000)
-    corpus = data.Corpus("headers")
-    written = Path("data/headers/val.bin").stat().st_mtime_ns
-    assert np.array_equal(data.Corpus("headers").splits["val"], corpus.splits["val"])
-    assert Path("data/headers/val.bin").stat().st_mtime_ns == written  # opened, not made anew
+    written = Path(f"data/{name}/val.bin").stat().st_mtime_ns
+    assert np.array_equal(data.Corpus(name).splits["val"], corpus.splits["val"])
+    assert Path(f"data/{name}/val.bin").stat().st_mtime_ns == written  # opened, not made anew
 
 
 def test_a_fault_of_the_system_is_no_damage(house, monkeypatch):
@@ -136,12 +120,6 @@ def test_a_pipe_in_place_of_a_token_file_is_not_waited_for(house):
     os.mkfifo("data/old/val.bin")
     with pytest.raises(ValueError, match="data/old: damaged corpus .* prepare it again"):
         data.Corpus("old")
-
-
-def test_a_corpus_of_more_ids_than_its_tokenizer_has_is_damaged(house):
-    change_meta("old", vocab_size=300)
-    with pytest.raises(ValueError, match="data/old: damaged corpus .*tokenizer.json"):
-        data.Corpus("old").tokenizer()
 
 
 def test_show_prints_what_training_sees(house):
@@ -214,16 +192,13 @@ def test_a_permutation(size):
         fixed = sum(i == j for i, j in enumerate(orders[0]))
         step = sum(j == i + 1 for i, j in zip(orders[0], orders[0][1:], strict=False))
         assert fixed < 10 and step < 10  # of a random permutation one is expected of each
-
-
-def test_any_position_without_a_list():
-    size = 145_000_000 * 1000  # far more windows than the paper's 297B tokens have
+    size *= 145_000_000  # far more windows than the paper's 297B tokens have: no list of them is made
     spread = [data.permute(i, size, 7) for i in range(2000)]
     assert len(set(spread)) == 2000 and max(spread) < size
     assert 0.45 < sum(spread) / 2000 / size < 0.55
 
 
-def test_each_window_once_an_epoch_and_ranks_are_disjoint(house):
+def test_each_window_and_target_once_an_epoch_and_ranks_are_disjoint(house):
     corpus = data.Corpus("old")
     windows = corpus.window_count("train", 32)
     stream = data.Mixture({corpus: 1}, 32, seed=3)
@@ -236,6 +211,9 @@ def test_each_window_once_an_epoch_and_ranks_are_disjoint(house):
     assert torch.equal(torch.stack(parts, dim=1).flatten(0, 1), whole)
     assert torch.equal(whole, data.Mixture({corpus: 1}, 32, seed=3).batch(6, 8))
     assert not torch.equal(whole, data.Mixture({corpus: 1}, 32, seed=4).batch(6, 8))
+    targets = np.concatenate([corpus.window("train", i, 32)[1:] for i in range(windows)])
+    assert np.array_equal(targets, corpus.splits["train"][1 : len(targets) + 1])
+    assert len(corpus.splits["train"]) - 1 - len(targets) < 32
 
 
 def test_no_two_keys_of_the_order_are_alike(house, monkeypatch):
@@ -253,32 +231,22 @@ def test_no_two_keys_of_the_order_are_alike(house, monkeypatch):
     assert len(set(orders.values())) == len(orders)
 
 
-class Windows:
-    """A corpus of so many windows."""
-
-    def __init__(self, name, count):
-        self.name, self.window_count = name, lambda split, context: count
-
-
 def test_the_examples_in_the_docstrings_are_what_the_code_does():
     assert doctest.testmod(data).failed == 0
     table = {}
     for line in data.Mixture.__doc__.splitlines():
         if words := re.match(r" +(position|corpus|number|window) +(\w( +\w)*)", line):
             table[words[1]] = words[2].split()[:10]
-    a, b = Windows("A", 5), Windows("B", 2)
-    stream = data.Mixture({a: 3, b: 1}, 32, seed=0)
+
+    class Windows:
+        def __init__(self, name, count):
+            self.name, self.window_count = name, lambda split, context: count
+
+    stream = data.Mixture({Windows("A", 5): 3, Windows("B", 2): 1}, 32, seed=0)
     places = [stream.locate(int(position)) for position in table["position"]]
     assert [stream.corpora[corpus].name for corpus, _ in places] == table["corpus"]
     assert [str(window) for _, window in places] == table["window"]
     assert table["number"] == [str(table["corpus"][:p].count(table["corpus"][p])) for p in range(10)]
-
-
-def test_windows_cover_every_target_once(house):
-    corpus = data.Corpus("old")
-    targets = np.concatenate([corpus.window("train", i, 32)[1:] for i in range(corpus.window_count("train", 32))])
-    assert np.array_equal(targets, corpus.splits["train"][1 : len(targets) + 1])
-    assert len(corpus.splits["train"]) - 1 - len(targets) < 32
 
 
 @pytest.mark.parametrize("weights", [[3, 1], [0.67, 0.15, 0.045, 0.045, 0.045, 0.025, 0.02], [1, 0.0001]])
@@ -298,13 +266,6 @@ def test_shares_are_exact_over_any_stretch_and_each_corpus_without_replacement(h
         size = stream.sizes[number]
         for epoch in range(len(windows) // size):
             assert sorted(windows[epoch * size : (epoch + 1) * size]) == list(range(size))
-
-
-def test_far_positions_of_a_mixture_are_arithmetic(house):
-    stream = data.Mixture({data.Corpus("old"): 0.95, data.Corpus("new"): 0.05}, 32, seed=1)
-    far = 10**11
-    share = sum(stream.locate(p)[0] for p in range(far, far + 10_000)) / 10_000
-    assert share == pytest.approx(0.05, abs=2e-4)
 
 
 def test_shares_as_written():
@@ -333,24 +294,24 @@ def test_validation_windows_are_fixed_and_spread(house):
         data.fixed_windows(corpus, 10**6, 320)
 
 
-def test_the_last_corpus_takes_every_position_that_is_left(house):
-    """With these weights a share computed from running differences falls short by a rounding."""
-    shares = {data.Corpus("old"): weight for weight in (25.187, 966.241, 628.238, 0.001)}
-    assert data.Mixture(shares, 32, seed=0).thresholds[-1] == 2**32
-
-
-def test_a_share_that_would_never_come_is_refused(house):
+def test_a_share_that_would_never_come_is_refused_and_every_position_has_a_corpus(house):
     old, new = data.Corpus("old"), data.Corpus("new")
     for shares in ({old: 1e8, new: 0.001}, {new: 1e-4, old: 9e8}):
         with pytest.raises(ValueError, match="the share of new is below 2\\^-32"):
             data.Mixture(shares, 32, seed=0)
     rare = data.Mixture({old: 1.0, new: 2**-31}, 32, seed=0)
     assert rare.thresholds == [2**32 - 2, 2**32]
+    # With these weights a share computed from running differences falls short by a rounding.
+    shares = {data.Corpus("old"): weight for weight in (25.187, 966.241, 628.238, 0.001)}
+    assert data.Mixture(shares, 32, seed=0).thresholds[-1] == 2**32
 
 
-def test_the_order_of_the_data_is_for_ever(house):
+def test_the_order_of_the_data_is_for_ever_and_far_positions_are_arithmetic(house):
     """Runs that began with these batches resume with them."""
     stream = data.Mixture({data.Corpus("old"): 0.75, data.Corpus("new"): 0.25}, 32, seed=7)
     assert [stream.locate(p) for p in (0, 1, 2, 3, 10**6, 10**12)] == [
         (1, 495), (0, 455), (0, 34), (0, 1082), (1, 1193), (1, 148)
     ]  # fmt: skip
+    stream, far = data.Mixture({data.Corpus("old"): 0.95, data.Corpus("new"): 0.05}, 32, seed=1), 10**11
+    share = sum(stream.locate(p)[0] for p in range(far, far + 10_000)) / 10_000
+    assert share == pytest.approx(0.05, abs=2e-4)
