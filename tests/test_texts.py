@@ -15,6 +15,7 @@ from model import GPTNeoX, config_of
 
 BRIEF = ["--context", "32", "--batch-size", "4", "--tokens", "512", "--eval-tokens", "64"]
 BRIEF += ["--device", "cpu", "--precision", "fp32"]
+SCRATCH = [*BRIEF, "--init", "scratch", "--upstream", "old", "--downstream"]
 
 
 @pytest.fixture
@@ -27,26 +28,29 @@ def notes(house):
     return "my notes/"
 
 
+def well(done):
+    """The finished command, which has to have succeeded."""
+    assert done.returncode == 0, done.stderr
+    return done
+
+
 def flags_of(done):
     """The resolved flags of a run that was only to be told."""
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout[done.stdout.index("{") :])
+    return json.loads(well(done).stdout[done.stdout.index("{") :])
 
 
 def test_a_folder_is_a_corpus_named_by_what_it_holds(notes):
-    words = [*BRIEF, "--init", "scratch", "--upstream", "old", "--downstream", notes]
-    named = flags_of(call("train.py", *words, "--dry-run"))["downstream"]
+    named = flags_of(call("train.py", *SCRATCH, notes, "--dry-run"))["downstream"]
     assert not list(Path("data").glob("*notes*"))  # a dry run writes nothing
-    done = call("train.py", *words)
-    assert done.returncode == 0, done.stderr
-    name = next(p.name for p in Path("data").glob("my-notes-*"))
+    done = well(call("train.py", *SCRATCH, notes))
+    (name,) = (path.name for path in Path("data").glob("my-notes-*"))
     assert f"my notes/ is data/{name}" in done.stderr and named == name
     assert next(Path("runs").iterdir()).name.startswith(f"old-to-{name}-init-scratch-")
     text = "".join(Corpus(name).tokenizer().decode(Corpus(name).splits[split]) for split in ("train", "val"))
     assert "not this" not in text and text.count("<|endoftext|>") > 40
-    written = (Path("data") / name / "train.bin").stat().st_mtime_ns
+    written = Path("data", name, "train.bin").stat().st_mtime_ns
     assert prepare_path(notes, "bytes") == name
-    assert (Path("data") / name / "train.bin").stat().st_mtime_ns == written  # found, not made again
+    assert Path("data", name, "train.bin").stat().st_mtime_ns == written  # found, not made again
     Path("my notes/0.md").write_text("something else")
     assert prepare_path(notes, "bytes") != name and len(list(Path("data").glob("my-notes-*"))) == 2
 
@@ -76,39 +80,34 @@ def test_the_tokens_are_the_models_own(notes):
     Path("t.json").write_text(json.dumps(small_spec()))
     tokenizer = load_tokenizer("t.json")
     GPTNeoX(config_of("nano", tokenizer.vocab_size)).save_pretrained("model")
-    refused(
-        call("train.py", *BRIEF, "--init", "model", "--downstream", notes, "--max-lr", "1e-3"),
-        "model/tokenizer.json: no such tokenizer",
-    )
+    words = ["train.py", *BRIEF, "--init", "model", "--downstream", notes]
+    refused(call(*words, "--max-lr", "1e-3"), "model/tokenizer.json: no such tokenizer")
     tokenizer.save(Path("model"))
-    done = call("train.py", *BRIEF, "--init", "model", "--downstream", notes)
-    assert done.returncode == 0, done.stderr
-    assert Corpus(next(p.name for p in Path("data").glob("my-notes-*"))).tokenizer_sha256 == tokenizer.sha256
+    well(call(*words))
+    assert Corpus(next(Path("data").glob("my-notes-*")).name).tokenizer_sha256 == tokenizer.sha256
 
 
 def test_a_bad_row_names_the_command_that_skips_it(house):
     Path("my notes").mkdir()
     Path("my notes/a.jsonl").write_text("{torn\n" + "".join(json.dumps({"text": t}) + "\n" for t in texts("new", 99)))
-    words = [*BRIEF, "--init", "scratch", "--upstream", "old", "--downstream", "my notes"]
-    done = call("train.py", *words)
+    done = call("train.py", *SCRATCH, "my notes")
     refused(done, "my notes/a.jsonl:1: damaged: ", "python data.py my-notes-")
-    assert call(*shlex.split(done.stderr.partition(": python ")[2])).returncode == 0
-    assert call("train.py", *words).returncode == 0  # the corpus that the command made is that of the folder
+    well(call(*shlex.split(done.stderr.partition(": python ")[2])))
+    well(call("train.py", *SCRATCH, "my notes"))  # the corpus that the command made is that of the folder
     assert len(list(Path("data").glob("my-notes-*"))) == 1
 
 
 def test_without_upstream_forgetting_is_not_measured(notes):
     GPTNeoX(config_of("nano", 257)).save_pretrained("model")
     load_tokenizer("bytes").save(Path("model"))
-    done = call("train.py", *BRIEF, "--init", "model", "--downstream", notes)
-    assert done.returncode == 0, done.stderr
+    done = well(call("train.py", *BRIEF, "--init", "model", "--downstream", notes))
     assert "upstream" not in done.stdout.partition("eval ")[2].replace("downstream", "")  # one text, the new one
     assert "without --upstream FILES forgetting cannot be measured" in done.stdout
     refused(call("train.py", *BRIEF, "--init", "nowhere"), "nowhere: no such folder")
 
 
 def test_a_run_knows_what_its_model_was_trained_on(house):
-    assert call("train.py", *SHORT, "--upstream", "new", "--out", "runs/before").returncode == 0
+    well(call("train.py", *SHORT, "--upstream", "new", "--out", "runs/before"))
     for init in ("runs/before", next(Path("runs/before/checkpoints").iterdir())):
         assert named_corpora(None, "old", str(init)) == ("new", "old")
 
@@ -137,22 +136,16 @@ def test_two_at_once_prepare_one_corpus(notes):
 
 
 def test_a_run_is_resumed_with_its_text_named_by_its_path(notes):
-    words = [*BRIEF, "--init", "scratch", "--upstream", "old", "--downstream", notes, "--out", "r"]
-    assert call("train.py", *words, "--stop-tokens", "256").returncode == 0
-    done = call("train.py", *words, "--stop-tokens", "512", "--resume")
-    assert done.returncode == 0, done.stderr
+    words = ["train.py", *SCRATCH, notes, "--out", "r", "--stop-tokens"]
+    well(call(*words, "256"))
+    well(call(*words, "512", "--resume"))
     refused(call("train.py", "--resume", "r", "--downstream", "new"), "--downstream")
 
 
-PATHS = {
-    "": "'' is no name",
-    "nots/": "nots: no such file or folder",
-    "a.md": "a.md: no such file",
-    "empty/": "empty: no .jsonl, .ndjson, .txt",
-}
-
-
-@pytest.mark.parametrize("given, says", PATHS.items(), ids=PATHS)
+@pytest.mark.parametrize("given, says", [
+    ("", "'' is no name"), ("nots/", "nots: no such file or folder"), ("a.md", "a.md: no such file"),
+    ("empty/", "empty: no .jsonl, .ndjson, .txt"),
+])  # fmt: skip
 def test_a_path_without_text_is_one_line(house, given, says):
     Path("empty").mkdir()
     refused(call("train.py", *BRIEF, "--downstream", given), says)
