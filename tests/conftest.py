@@ -150,9 +150,9 @@ def call(*words):
     return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
 
 
-def refused(done, *says):
-    """Bad input: one line, exit code 2, no traceback."""
-    assert done.returncode == 2, done.stderr
+def refused(done, *says, code=2):
+    """Bad input, or with code 1 a failure on the way: one line, that exit code, no traceback."""
+    assert done.returncode == code, done.stderr
     lines = [line for line in done.stderr.splitlines() if line.strip()]
     assert len(lines) == 1, done.stderr
     for words in says:
