@@ -235,7 +235,7 @@ def test_the_examples_in_the_docstrings_are_what_the_code_does():
     assert doctest.testmod(data).failed == 0
     table = {}
     for line in data.Mixture.__doc__.splitlines():
-        if words := re.match(r" +(position|corpus|number|window) +(\w( +\w)*)", line):
+        if words := re.match(r" +(position|corpus|taken|window) +(\w( +\w)*)", line):
             table[words[1]] = words[2].split()[:10]
 
     class Windows:
@@ -246,7 +246,7 @@ def test_the_examples_in_the_docstrings_are_what_the_code_does():
     places = [stream.locate(int(position)) for position in table["position"]]
     assert [stream.corpora[corpus].name for corpus, _ in places] == table["corpus"]
     assert [str(window) for _, window in places] == table["window"]
-    assert table["number"] == [str(table["corpus"][:p].count(table["corpus"][p])) for p in range(10)]
+    assert table["taken"] == [str(table["corpus"][:p].count(table["corpus"][p])) for p in range(10)]
 
 
 @pytest.mark.parametrize("weights", [[3, 1], [0.67, 0.15, 0.045, 0.045, 0.045, 0.025, 0.02], [1, 0.0001]])
