@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 import traceback
 from pathlib import Path
 
@@ -150,6 +151,13 @@ def call(*words):
     return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
 
 
+def printed(*words):
+    """What a program that ends well prints."""
+    done = call(*words)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def refused(done, *says, code=2):
     """Bad input, or with code 1 a failure on the way: one line, that exit code, no traceback."""
     assert done.returncode == code, done.stderr
@@ -157,6 +165,18 @@ def refused(done, *says, code=2):
     assert len(lines) == 1, done.stderr
     for words in says:
         assert words in lines[0], lines[0]
+
+
+def interrupted(words, how, out):
+    """A command that gets a signal as soon as its run has a checkpoint, finished."""
+    words = [str(w) for w in words]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    end = time.monotonic() + 120
+    while process.poll() is None and not list(Path(out, "checkpoints").glob("step_*")) and time.monotonic() < end:
+        time.sleep(0.01)
+    process.send_signal(how)
+    said = process.communicate(timeout=100)[0]
+    return subprocess.CompletedProcess(words, process.returncode, said)
 
 
 @contextlib.contextmanager

@@ -1,23 +1,22 @@
 """What crosses the files when a run computes: several processes, sharded models, fp16 that overflows, torch.compile."""
 
+import contextlib
 import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import FORKS, ROOT, SHORT, call, metrics
+from conftest import FORKS, ROOT, SHORT, call, interrupted, metrics, printed, refused, same_end
 from safetensors.torch import load_file
 
 import train
-from engine import checkpoints, machine, processes
+from engine import checkpoints, processes
 from engine.faults import run_command
-from model import config_of
 
 
 def worker(rank, ranks, port, folder, words, change):
@@ -143,20 +142,14 @@ def test_a_fault_of_one_process_ends_all(house):
     assert "Traceback" not in complained[0] + complained[1]
 
 
-@pytest.mark.parametrize("size", ["", "1"])
-def test_one_process_needs_no_launcher(monkeypatch, size):
-    monkeypatch.setenv("WORLD_SIZE", size)
-    with processes.joined():
-        assert processes.count() == 1
-
-
-@pytest.mark.parametrize("size", ["x", "2"])
-def test_an_environment_without_a_launcher_is_one_line(monkeypatch, size):
+@pytest.mark.parametrize("size, alone", [("", True), ("1", True), ("x", False), ("2", False)])
+def test_one_process_alone_needs_no_launcher(monkeypatch, size, alone):
     for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("WORLD_SIZE", size)
-    with pytest.raises(SystemExit, match="start it with torchrun"), processes.joined():
-        pass
+    refusal = contextlib.nullcontext() if alone else pytest.raises(SystemExit, match="start it with torchrun")
+    with refusal, processes.joined():
+        assert processes.count() == 1
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="no SIGHUP here")
@@ -181,12 +174,7 @@ def test_under_torchrun_a_signal_saves(house):
     words = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_addr=127.0.0.1"]
     words += ["--master_port=0", "--rdzv_endpoint=127.0.0.1:0", "--rdzv_backend=c10d", ROOT / "train.py", *SHORT]
     words += ["--tokens", str(400 * 128), "--eval-every", "100", "--save-every", "10", "--out", "r"]
-    process = subprocess.Popen([str(w) for w in words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    end = time.monotonic() + 120
-    while process.poll() is None and not list(Path("r/checkpoints").glob("step_*")) and time.monotonic() < end:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    said = process.communicate(timeout=100)[0]
+    said = interrupted(words, signal.SIGTERM, "r").stdout
     assert said.count("resume with: python train.py --resume r") == 1, said
     last = metrics("r")[-1]["step"]
     assert Path(f"r/checkpoints/step_{last:08d}").is_dir() and last < 400
@@ -197,21 +185,17 @@ def test_under_torchrun_a_signal_saves(house):
 
 def huge_scale(monkeypatch, scale, **changes):
     real = torch.amp.GradScaler.__init__
-
-    def set_up(self, device, **options):
-        real(self, device, init_scale=scale, **options | changes)
-
+    set_up = lambda self, device, **options: real(self, device, init_scale=scale, **options | changes)
     monkeypatch.setattr(torch.amp.GradScaler, "__init__", set_up)
 
 
 def test_fp16_overflows_are_skipped_and_resumed(house, monkeypatch):
     huge_scale(monkeypatch, 2.0**30)  # the first updates overflow until it has halved often enough
     words = [*SHORT, "--precision", "fp16", "--eval-every", "20", "--save-every", "3"]
-    done = call("train.py", *words, "--out", "whole")
-    assert done.returncode == 0, done.stderr
+    said = printed("train.py", *words, "--out", "whole")
     updates = metrics("whole", "train")
     skips = [r["grad_norm"] for r in updates].count(None)
-    assert 3 < skips < 20 and "| norm inf |" in done.stdout
+    assert 3 < skips < 20 and "| norm inf |" in said
     assert [r["grad_norm"] is None for r in updates] == [True] * skips + [False] * (20 - skips)
     states = [json.loads(Path(f"whole/checkpoints/step_000000{s}/resume/state.json").read_text()) for s in ("03", "20")]
     assert states[0]["scaler"]["scale"] == 2.0**27 and states[0]["adam_t"] == 0
@@ -220,20 +204,13 @@ def test_fp16_overflows_are_skipped_and_resumed(house, monkeypatch):
     for folder in sorted(Path("cut/checkpoints").iterdir())[1:]:
         shutil.rmtree(folder)
     train.main(["--resume", "cut"])  # from among the skipped updates
-    for a, b in zip(last_files("whole"), last_files("cut"), strict=True):
-        assert all(torch.equal(tensor, b[name]) for name, tensor in a.items())
-    assert [r["loss"] for r in metrics("cut", "train")] == [r["loss"] for r in updates]
+    same_end("whole", "cut")
 
 
 def test_fp16_that_always_overflows_stops_with_advice(house, monkeypatch):
     huge_scale(monkeypatch, 2.0**100)
     done = call("train.py", *SHORT, "--tokens", 40 * 128, "--precision", "fp16", "--eval-every", "40", "--out", "r")
-    assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
-    for words in ("20 in a row", "--precision bf16 or fp32", "--max-lr"):
-        assert words in done.stderr
-
-
-# ---------------------------------------------------------------- torch.compile
+    refused(done, "20 in a row", "--precision bf16 or fp32", "--max-lr", code=1)
 
 
 def test_where_compiling_fails_one_line_says_so(house, monkeypatch):
@@ -242,22 +219,5 @@ def test_where_compiling_fails_one_line_says_so(house, monkeypatch):
 
     monkeypatch.setattr(torch, "compile", lambda _: fails)
     done = call("train.py", *FEW, "--compile", "--out", "r")
-    assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
-    assert "--compile does not work here (no C++ compiler); leave it out" in done.stderr
+    refused(done, "--compile does not work here (no C++ compiler); leave it out", code=1)
     train.main([*FEW, "--out", "r"])
-
-
-# ---------------------------------------------------------------- the machine
-
-
-def test_a_small_model_takes_one_thread_unless_told_otherwise(monkeypatch):
-    """A second gains it little, and costs it most of its speed where another process takes the core."""
-    counts = []
-    monkeypatch.setattr(torch, "set_num_threads", counts.append)
-    monkeypatch.setattr(machine, "ALL_THREADS", 8)
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    machine.pick_threads(config_of("nano").hidden_size)
-    machine.pick_threads(config_of("70m").hidden_size)
-    monkeypatch.setenv("OMP_NUM_THREADS", "8")
-    machine.pick_threads(config_of("nano").hidden_size)
-    assert counts == [1, 8, 8]

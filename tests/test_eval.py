@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SHORT, call, metrics, refused
+from conftest import SHORT, call, metrics, printed, refused
 
 import data
 import eval as evaluation
@@ -34,12 +34,14 @@ def run(trained, empty):
     return "r"
 
 
-def test_perplexity_is_the_exp_of_the_mean_loss(run):
+@pytest.fixture
+def network(run):
+    return GPTNeoX.from_pretrained("r/checkpoints/step_00000020")
+
+
+def test_perplexity_is_the_exp_of_the_mean_loss(run, network):
     words = ["eval.py", "perplexity", run, "--data", "old", "new", "--context", "32", "--eval-tokens", "640", "--json"]
-    done = call(*words)
-    assert done.returncode == 0, done.stderr
-    rows = [json.loads(line) for line in done.stdout.splitlines()]
-    network = GPTNeoX.from_pretrained("r/checkpoints/step_00000020")
+    rows = [json.loads(line) for line in printed(*words).splitlines()]
     for row, name in zip(rows, ("old", "new"), strict=True):
         corpus = data.Corpus(name)
         windows = data.fixed_windows(corpus, 32, 640)
@@ -52,7 +54,7 @@ def test_perplexity_is_the_exp_of_the_mean_loss(run):
         text = corpus.meta["val"]
         bits = row["loss"] / math.log(2) * text["tokens"] / text["bytes_of_text"]
         assert row["bits_per_byte"] == pytest.approx(bits)
-    table = call(*words[:-1]).stdout
+    table = printed(*words[:-1])
     assert f"{rows[0]['perplexity']:.3f}" in table and "bits/byte" in table
 
 
@@ -62,18 +64,27 @@ def test_json_has_null_for_what_is_not_finite(run):
     meta["val"]["bytes_of_text"] = 0
     Path("data/old/meta.json").write_text(json.dumps(meta))
     words = ["eval.py", "perplexity", run, "--data", "old", "--context", "32", "--eval-tokens", "32"]
-    done = call(*words, "--json")
-    row = json.loads(done.stdout, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    row = json.loads(printed(*words, "--json"), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert row["bits_per_byte"] is None and row["standard_error"] is None and row["loss"] > 0
-    assert "nan" in call(*words).stdout  # in the table
+    assert "nan" in printed(*words)  # in the table
 
 
-def test_evaluation_leaves_the_model_training_and_without_gradients(run):
-    network = GPTNeoX.from_pretrained("r/checkpoints/step_00000020").train()
+def test_evaluation_leaves_the_model_training_and_without_gradients(network):
     windows = data.fixed_windows(data.Corpus("old"), 32, 320)
-    one, two = (evaluation.token_losses(network, windows, size).mean().item() for size in (1, 7))
+    one, two = (evaluation.token_losses(network.train(), windows, size).mean().item() for size in (1, 7))
     assert one == pytest.approx(two, rel=1e-6) and network.training
     assert all(p.grad is None for p in network.parameters())
+
+
+def test_an_evaluation_is_the_mean_of_the_windows_and_of_the_shares(network):
+    """Also where a corpus is called like a side."""
+    windows = {name: data.fixed_windows(data.Corpus(name), 32, 7 * 32) for name in ("old", "new")}
+    alone = evaluation.evaluate(network, windows, "old", {"old": 0.25, "new": 0.75}, 3)
+    losses = evaluation.token_losses(network, windows["old"], 3).double()
+    assert alone["upstream_loss"] == alone["old_loss"] == losses.mean(dim=1).mean().item()
+    assert alone["downstream_loss"] == pytest.approx(0.25 * alone["old_loss"] + 0.75 * alone["new_loss"])
+    named = evaluation.evaluate(network, {"x": windows["old"], "upstream": windows["new"]}, "x", {"upstream": 1.0}, 4)
+    assert named["upstream_loss"] == named["x_loss"] != named["downstream_loss"]
 
 
 def test_the_figure_draws_what_the_metrics_say(run, monkeypatch):
@@ -90,26 +101,26 @@ def test_the_figure_draws_what_the_metrics_say(run, monkeypatch):
     assert [y for _, y in rates.lines[0].get_xydata()] == [r["lr"] for r in metrics(run, "train")]
 
 
-@pytest.mark.parametrize("name", ["figure.png", "figure.pdf", "figure.svg"])
-def test_plot_writes_what_the_name_says(run, name):
-    assert call("eval.py", "plot", "r", "--out", name).returncode == 0
-    head = Path(name).read_bytes()[:100]
-    assert {"png": b"PNG", "pdf": b"%PDF", "svg": b"<?xml"}[name[-3:]] in head
+@pytest.mark.parametrize("kind, head", [("png", b"PNG"), ("pdf", b"%PDF"), ("svg", b"<?xml")])
+def test_plot_writes_what_the_name_says(run, kind, head):
+    printed("eval.py", "plot", "r", "--out", f"figure.{kind}")
+    assert head in Path(f"figure.{kind}").read_bytes()[:100]
 
 
 def test_sample(run):
     words = ["eval.py", "sample", "r", "--prompt", "the river", "--tokens", "20", "--temperature", "0"]
-    done = call(*words)
-    assert done.returncode == 0 and done.stdout.startswith("the river")
-    assert call(*words).stdout == done.stdout
-    seeds = [call(*words[:-2], "--seed", seed).stdout for seed in ("1", "1", "2")]
+    greedy = printed(*words)
+    assert greedy.startswith("the river") and printed(*words) == greedy
+    seeds = [printed(*words[:-2], "--seed", seed) for seed in ("1", "1", "2")]
     assert seeds[0] == seeds[1] != seeds[2]
 
 
 def test_bad_input(run):
     Path("empty").mkdir()
+    Path("one.jsonl").write_text('{"text": "single"}\n')
+    Path("none.jsonl").write_text("")
     Path("t.jsonl").write_text("".join(f'{{"text": "a {i}"}}\n' for i in range(30)))
-    assert call("data.py", "short", "t.jsonl", "--tokenizer", "bytes", "--val-share", "0.5").returncode == 0
+    printed("data.py", "short", "t.jsonl", "--tokenizer", "bytes", "--val-share", "0.5")
     shutil.copytree("r", "torn")
     lines = Path("torn/metrics.jsonl").read_bytes().splitlines(keepends=True)
     Path("torn/metrics.jsonl").write_bytes(b"".join([*lines[:3], b"{torn\n", *lines[3:]]))
@@ -127,15 +138,12 @@ def test_bad_input(run):
         (["sample", "r", "--temperature", "nan"], "--temperature nan"),
         (["perplexity", "r", "--data", "old", "--micro-batch-size", "0"], "--micro-batch-size: 0"),
         (["perplexity", "r", "--data", "short", "--context", "200"], "short"),
+        (["lambada", "r", "--file", "one.jsonl"], "one.jsonl: a text without a last word"),
+        (["lambada", "r", "--file", "none.jsonl"], "none.jsonl"),
+        (["lambada", "r", "--file", "gone.jsonl"], "gone.jsonl"),
         (["dance"], "dance"),
     ]:
         refused(call("eval.py", *words), says)
-
-
-def test_a_line_that_is_still_being_written_is_passed_over(run):
-    with open("r/metrics.jsonl", "ab") as file:
-        file.write(b'{"kind": "tra')
-    assert len(evaluation.read_run("r")["train"]) == 20
 
 
 def test_lambada_against_a_direct_computation_with_transformers(run):
@@ -143,9 +151,8 @@ def test_lambada_against_a_direct_computation_with_transformers(run):
     folder = "r/checkpoints/step_00000020"
     oracle = transformers.GPTNeoXForCausalLM.from_pretrained(folder).eval()
     tokenizer = data.load_tokenizer(folder)
-    texts = [
-        f"the river was {'long ' * (i % 5)}and the {word}" for i, word in enumerate("boat sky a grey down".split())
-    ]
+    words = "boat sky a grey down".split()
+    texts = [f"the river was {'long ' * (i % 5)}and the {word}" for i, word in enumerate(words)]
     texts.append("x" * 300 + " boat")  # longer than the model's 256
     Path("l.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
     total, right = 0.0, 0
@@ -156,15 +163,11 @@ def test_lambada_against_a_direct_computation_with_transformers(run):
         total += sum(scores[i, t].item() for i, t in enumerate(target))
         right += scores.argmax(dim=-1).tolist() == target
     for size in ("1", "4", "9"):
-        done = call("eval.py", "lambada", "r", "--file", "l.jsonl", "--json", "--micro-batch-size", size)
-        result = json.loads(done.stdout)
+        result = json.loads(
+            printed("eval.py", "lambada", "r", "--file", "l.jsonl", "--json", "--micro-batch-size", size)
+        )
         assert result["perplexity"] == pytest.approx(math.exp(-total / 6), rel=1e-4)
         assert result["accuracy"] == pytest.approx(right / 6) and result["texts"] == 6
-    Path("one.jsonl").write_text('{"text": "single"}\n')
-    Path("none.jsonl").write_text("")
-    refused(call("eval.py", "lambada", "r", "--file", "one.jsonl"), "one.jsonl", "last word")
-    refused(call("eval.py", "lambada", "r", "--file", "none.jsonl"), "none.jsonl")
-    refused(call("eval.py", "lambada", "r", "--file", "gone.jsonl"), "gone.jsonl")
 
 
 def test_the_losses_of_windows_that_earlier_versions_kept_are_ignored(run):
@@ -173,22 +176,6 @@ def test_the_losses_of_windows_that_earlier_versions_kept_are_ignored(run):
     Path("r/windows/step_00000020.json").write_text("{torn")
     last = evaluation.read_run("r")["eval"][-1]
     assert last["new_loss"] == last["downstream_loss"] and last["old_loss"] == last["upstream_loss"]
-
-
-def test_an_evaluation_is_the_mean_of_the_windows_and_of_the_shares(run):
-    network = GPTNeoX.from_pretrained("r/checkpoints/step_00000020")
-    windows = {name: data.fixed_windows(data.Corpus(name), 32, 7 * 32) for name in ("old", "new")}
-    alone = evaluation.evaluate(network, windows, "old", {"old": 0.25, "new": 0.75}, 3)
-    losses = evaluation.token_losses(network, windows["old"], 3).double()
-    assert alone["upstream_loss"] == alone["old_loss"] == losses.mean(dim=1).mean().item()
-    assert alone["downstream_loss"] == pytest.approx(0.25 * alone["old_loss"] + 0.75 * alone["new_loss"])
-
-
-def test_a_corpus_called_like_a_side(run):
-    network = GPTNeoX.from_pretrained("r/checkpoints/step_00000020")
-    windows = {name: data.fixed_windows(data.Corpus("old"), 32, 64 * n) for n, name in enumerate(("x", "upstream"), 1)}
-    losses = evaluation.evaluate(network, windows, "x", {"upstream": 1.0}, 4)
-    assert losses["upstream_loss"] == losses["x_loss"] != losses["downstream_loss"]
 
 
 def test_the_report_of_a_run(run, capsys):

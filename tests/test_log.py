@@ -1,6 +1,5 @@
 """engine/log.py: what metrics.jsonl holds, what a person sees, and a console or a disk that fails."""
 
-import json
 import math
 import os
 import sys
@@ -68,19 +67,13 @@ def test_what_is_not_finite_is_null_and_can_be_read(tmp_path):
     assert math.isnan(read["eval"][0]["upstream_perplexity"]) and math.isnan(read["train"][0]["grad_norm"])
 
 
-LINE = {"kind": "train", "step": 1, "tokens": 128, "lr": 0.002, "loss": 5.5, "grad_norm": None}
-LINE |= {"tokens_per_second": 9.5}
+BEGINNING = b'{"kind": "train", "step": 1, "tokens": 128, "lr": 0.002, "grad_norm": null, "tokens_per_second": 9.5'
+DAMAGED = [b"{torn", b"[]", b"3", b"\xff", b"[" * 5000, b"{}", b'{"kind": "odd"}', BEGINNING + b"}"]  # without a loss
 
 
-@pytest.mark.parametrize(
-    "line",
-    [
-        b"{torn", b"[]", b"3", b"\xff", b"[" * 5000, b"{}", b'{"kind": "odd"}',
-        json.dumps({name: LINE[name] for name in LINE if name != "loss"}).encode(),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("line", DAMAGED)
 def test_a_damaged_line_is_named(tmp_path, line):
-    whole = json.dumps(LINE).encode() + b"\n"
+    whole = BEGINNING + b', "loss": 5.5}\n'
     Path(tmp_path, "log").write_bytes(whole + line + b"\n" + whole)
     with pytest.raises(ValueError, match="log:2: .*remove this damaged line"):
         read_records(tmp_path / "log")
@@ -88,16 +81,21 @@ def test_a_damaged_line_is_named(tmp_path, line):
     assert len(read_records(tmp_path / "log")["train"]) == 1
 
 
-def test_on_resume_the_lines_after_the_checkpoint_are_dropped(tmp_path, capsys):
+def test_on_resume_the_lines_after_the_checkpoint_are_dropped_and_time_is_summed(tmp_path, clock, capsys):
     with Log(tmp_path, 4, 1000, SIDES, {"step": 0}) as log:
+        clock.now += 5
         log.evaluation(0, 0.0, LOSSES)
         log.update(1, 0.1, 3.0, 1.0)
         size = log.durable_size()
+        clock.now += 10
         log.update(2, 0.1, 3.0, 1.0)
+    clock.now += 1000
     with Log(tmp_path, 4, 1000, SIDES, {"step": 1, "metrics_bytes": size}) as log:
+        clock.now += 2
         log.update(2, 0.1, 2.5, 1.0)
         log.evaluation(2, 0.1, LOSSES | {"upstream_loss": 2.0})
     assert [(r["step"], r.get("loss")) for r in metrics(tmp_path)] == [(0, None), (1, 3.0), (2, 2.5), (2, None)]
+    assert [record["time"] for record in metrics(tmp_path)] == [5.0, 5.0, 7.0, 7.0]
     assert "upstream 7.39 (+171.8%)" in capsys.readouterr().out  # against the evaluation before the first update
     with pytest.raises(ValueError, match="not as at the checkpoint"):
         Log(tmp_path, 4, 1000, SIDES, {"step": 1, "metrics_bytes": size - 1}).__enter__()
@@ -109,19 +107,10 @@ def test_units():
     assert [in_units(count) for count in counts] == shown
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
-def test_a_full_disk_is_noticed(tmp_path):
-    with Log(tmp_path, 4, 1000, SIDES, {"step": 0}) as log:
-        log.file = open("/dev/full", "ab", buffering=0)
-        with pytest.raises(RuntimeError, match=r"could not save .*No space left.*make room, then: "):
-            log.update(1, 0.1, 3.0, 1.0)
-
-
 # ---------------------------------------------------------------- a console that is lost
 
 
 def run_with(stdout, main):
-    """In a new process: a command with a standard output that fails, and nothing but one line on standard error."""
     if stdout == "closed pipe":
         read, write = os.pipe()
         os.close(read)
@@ -133,6 +122,7 @@ def run_with(stdout, main):
 
 
 def exit_code_with(stdout, main):
+    """Of a command in a new process, whose standard output fails."""
     if stdout == "/dev/full" and not Path(stdout).exists():
         pytest.skip("no /dev/full")
     process = FORKS.Process(target=run_with, args=(stdout, main))
@@ -168,18 +158,6 @@ def test_the_shown_rate_forgets_a_pause(tmp_path, clock, capsys):
             log.update(step, 0.1, 3.0, 1.0)
     shown = capsys.readouterr().out.splitlines()
     assert "| 100 tok/s |" in shown[9] and "| 500 tok/s |" in shown[14]
-
-
-def test_time_is_summed_over_resumes(tmp_path, clock):
-    with Log(tmp_path, 4, 1000, SIDES, {"step": 0}) as log:
-        clock.now += 5
-        log.evaluation(0, 0.0, LOSSES)
-        size = log.durable_size()
-    clock.now += 1000
-    with Log(tmp_path, 4, 1000, SIDES, {"step": 0, "metrics_bytes": size}) as log:
-        clock.now += 2
-        log.update(1, 0.1, 3.0, 1.0)
-    assert [record["time"] for record in metrics(tmp_path)] == [5.0, 7.0]
 
 
 def test_a_terminal_without_width_is_a_file(monkeypatch):

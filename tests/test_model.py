@@ -93,8 +93,7 @@ def test_an_empty_model_loads_the_same_weights_tensor_by_tensor(tmp_path):
     for weights in (empty.initial_weights(3), stored_weights(tmp_path)):
         assert all(p.is_meta for p in empty.parameters())
         empty.load_weights(weights, stored_part=lambda parameter, tensor: tensor[: len(parameter)])
-        for one, two in zip(network.parameters(), empty.parameters(), strict=True):
-            assert torch.equal(one, two)
+        same_weights(network, empty)
         empty = GPTNeoX.from_pretrained(tmp_path, empty=True)
 
 
@@ -143,19 +142,31 @@ def test_generate():
     assert all(set(many[:, row].tolist()) <= set(allowed[row].tolist()) for row in range(2))
 
 
-def test_save_and_load(tmp_path):
+def same_weights(one, two):
+    for (name, a), (_, b) in zip(one.named_parameters(), two.named_parameters(), strict=True):
+        assert a.dtype == b.dtype and torch.equal(a, b), name
+
+
+@pytest.mark.parametrize("umask, mode", [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+def test_save_and_load(tmp_path, umask, mode):
+    """Files have the permissions of new files."""
     network = GPTNeoX(small(use_parallel_residual=False, hidden_act="relu", rotary_pct=0.5), seed=4)
     network.config.extra["pad_token_id"] = 1
-    network.save_pretrained(tmp_path / "m")
+    before = os.umask(umask)
+    try:
+        network.save_pretrained(tmp_path / "m")
+    finally:
+        os.umask(before)
+    for name in ("config.json", "model.safetensors"):
+        assert (tmp_path / "m" / name).stat().st_mode & 0o777 == mode
     loaded = GPTNeoX.from_pretrained(tmp_path / "m")
     assert replace(loaded.config, extra={}) == replace(network.config, extra={})
     assert loaded.config.extra["pad_token_id"] == 1
-    for (name, a), (_, b) in zip(network.named_parameters(), loaded.named_parameters(), strict=True):
-        assert torch.equal(a, b), name
+    same_weights(network, loaded)
 
 
-def saved(tmp_path, **changes):
-    network = GPTNeoX(small(**changes), seed=4)
+def saved(tmp_path):
+    network = GPTNeoX(small(), seed=4)
     network.save_pretrained(tmp_path)
     return network, load_file(tmp_path / "model.safetensors")
 
@@ -175,10 +186,7 @@ def test_loads_fp16_shards_and_skips_old_buffers(tmp_path):
         save_file({name: tensors[name] for name in part}, tmp_path / file)
     index = {"weight_map": {name: file for file, part in shards.items() for name in part}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-    loaded = GPTNeoX.from_pretrained(tmp_path)
-    for name, parameter in network.named_parameters():
-        got = loaded.get_parameter(name)
-        assert got.dtype == torch.float32 and torch.equal(got, parameter.half().float())
+    same_weights(network.half().float(), GPTNeoX.from_pretrained(tmp_path))
     (tmp_path / "model-00002-of-00002.safetensors").unlink()
     with pytest.raises(ValueError, match="model-00002-of-00002.safetensors"):
         GPTNeoX.from_pretrained(tmp_path)
@@ -208,34 +216,20 @@ def test_what_describes_the_input_is_not_written(tmp_path):
     assert json.loads((tmp_path / "config.json").read_text()) == hub | {"torch_dtype": "float32"}
 
 
-def test_files_have_the_permissions_of_new_files(tmp_path):
-    for umask, mode in ((0o022, 0o644), (0o002, 0o664), (0o077, 0o600)):
-        before = os.umask(umask)
-        try:
-            GPTNeoX(small()).save_pretrained(tmp_path / str(umask))
-        finally:
-            os.umask(before)
-        for name in ("config.json", "model.safetensors"):
-            assert (tmp_path / str(umask) / name).stat().st_mode & 0o777 == mode
-
-
-@pytest.mark.parametrize(
-    "change, says",
-    [
-        ({"model_type": "llama"}, "model_type"),
-        ({"hidden_act": "swish"}, "swish"),
-        ({"vocab_size": -1}, "vocab_size"),
-        ({"vocab_size": "9"}, "vocab_size"),
-        ({"hidden_size": 33}, "heads"),
-        ({"rotary_pct": 2}, "rotary_pct"),
-        ({"rotary_pct": float("nan")}, "rotary_pct"),
-        ({"tie_word_embeddings": True}, "tied"),
-        ({"rope_parameters": {"rope_type": "yarn"}}, "rotary"),
-        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rotary"),
-        ({"rope_scaling": 7}, "rope_scaling"),
-        ({"use_parallel_residual": "yes"}, "use_parallel_residual"),
-    ],
-)
+@pytest.mark.parametrize("change, says", [
+    ({"model_type": "llama"}, "model_type"),
+    ({"hidden_act": "swish"}, "swish"),
+    ({"vocab_size": -1}, "vocab_size"),
+    ({"vocab_size": "9"}, "vocab_size"),
+    ({"hidden_size": 33}, "heads"),
+    ({"rotary_pct": 2}, "rotary_pct"),
+    ({"rotary_pct": float("nan")}, "rotary_pct"),
+    ({"tie_word_embeddings": True}, "tied"),
+    ({"rope_parameters": {"rope_type": "yarn"}}, "rotary"),
+    ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rotary"),
+    ({"rope_scaling": 7}, "rope_scaling"),
+    ({"use_parallel_residual": "yes"}, "use_parallel_residual"),
+])  # fmt: skip
 def test_config_that_cannot_be(tmp_path, change, says):
     saved(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
@@ -247,21 +241,19 @@ def test_config_that_cannot_be(tmp_path, change, says):
 
 def test_tensors_that_do_not_fit(tmp_path):
     _, tensors = saved(tmp_path)
-    name, file = "gpt_neox.layers.1.mlp.dense_h_to_4h.bias", tmp_path / "model.safetensors"
-    beyond = "gpt_neox.layers.9.attention.dense.bias"
-
-    def refused(says):
+    name, beyond = "gpt_neox.layers.1.mlp.dense_h_to_4h.bias", "gpt_neox.layers.9.attention.dense.bias"
+    file, missing = tmp_path / "model.safetensors", {k: v for k, v in tensors.items() if k != name}
+    for kept, says in (
+        (missing, name),
+        (tensors | {beyond: torch.ones(3)}, beyond),
+        (missing | {name: torch.ones(3)}, name),
+    ):
+        save_file(kept, file)
         with pytest.raises(ValueError, match=says):
             GPTNeoX.from_pretrained(tmp_path)
-
-    save_file({k: v for k, v in tensors.items() if k != name}, file)
-    refused(name)
-    save_file(tensors | {beyond: torch.ones(3)}, file)
-    refused(beyond)
-    save_file(tensors | {name: torch.ones(3)}, file)
-    refused(name)
     file.write_bytes(file.read_bytes()[:-100])
-    refused("fetch or save it again")
+    with pytest.raises(ValueError, match="fetch or save it again"):
+        GPTNeoX.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
@@ -274,8 +266,7 @@ def test_weights_that_are_not_finite(tmp_path, value, dtype):
     save_file(tensors, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match=f"model.safetensors: {name} .*finite"):
         GPTNeoX.from_pretrained(tmp_path)
-    tensors[name][3, 7] = -60000  # the largest number of fp16, nearly, is fine
-    tensors[name][3, 8] = 60000
+    tensors[name][3, 7:9] = torch.tensor([-60000, 60000])  # the largest number of fp16, nearly, is fine
     save_file(tensors, tmp_path / "model.safetensors")
     GPTNeoX.from_pretrained(tmp_path)
     if dtype == torch.float64:
@@ -333,30 +324,20 @@ def test_what_transformers_saves_is_read(tmp_path):
     network, oracle = twin(small(), tmp_path / "ours")
     oracle.half().save_pretrained(tmp_path / "theirs", max_shard_size="20KB")
     assert (tmp_path / "theirs" / "model.safetensors.index.json").exists()
-    loaded = GPTNeoX.from_pretrained(tmp_path / "theirs")
-    for name, parameter in network.named_parameters():
-        assert torch.equal(loaded.get_parameter(name), parameter.half().float()), name
-
-
-def golden_from_transformers(folder):
-    golden = {}
-    for variant, changes in (
-        ("pythia", {}),
-        ("sequential_tanh", {"use_parallel_residual": False, "hidden_act": "gelu_pytorch_tanh"}),
-    ):
-        config = small(vocab_size=13, hidden_size=16, intermediate_size=40, num_attention_heads=2, **changes)
-        network, _ = twin(config, folder)
-        with_formula_weights(network).save_pretrained(folder)
-        oracle = pytest.importorskip("transformers").GPTNeoXForCausalLM.from_pretrained(folder)
-        tokens = torch.tensor([[1, 5, 12, 0, 7, 3], [2, 2, 9, 11, 4, 8]])
-        output = oracle(tokens, labels=tokens)
-        golden[variant] = {"config": config.to_dict(), "tokens": tokens.tolist(), "loss": output.loss.item()}
-        golden[variant]["logits"] = output.logits.detach().double().round(decimals=6).tolist()
-    return golden
+    same_weights(network.half().float(), GPTNeoX.from_pretrained(tmp_path / "theirs"))
 
 
 def test_the_fixture_is_what_transformers_gives(tmp_path):
-    made = golden_from_transformers(tmp_path)
+    made, other = {}, {"use_parallel_residual": False, "hidden_act": "gelu_pytorch_tanh"}
+    for variant, changes in (("pythia", {}), ("sequential_tanh", other)):
+        config = small(vocab_size=13, hidden_size=16, intermediate_size=40, num_attention_heads=2, **changes)
+        network, _ = twin(config, tmp_path)
+        with_formula_weights(network).save_pretrained(tmp_path)
+        oracle = pytest.importorskip("transformers").GPTNeoXForCausalLM.from_pretrained(tmp_path)
+        tokens = torch.tensor([[1, 5, 12, 0, 7, 3], [2, 2, 9, 11, 4, 8]])
+        output = oracle(tokens, labels=tokens)
+        made[variant] = {"config": config.to_dict(), "tokens": tokens.tolist(), "loss": output.loss.item()}
+        made[variant]["logits"] = output.logits.detach().double().round(decimals=6).tolist()
     if not GOLDEN.exists():  # delete the file to make it anew
         GOLDEN.write_text(json.dumps(made))
     kept = json.loads(GOLDEN.read_text())

@@ -7,14 +7,13 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, SHORT, WHEREVER, call, command, make_corpus, metrics, mounted, refused, same_end
+from conftest import SHORT, WHEREVER, call, command, interrupted, make_corpus, metrics, mounted, refused, same_end
 from safetensors.torch import load_file
 from test_model import small
 
@@ -31,13 +30,11 @@ EVAL_KEYS = {"kind", "step", "tokens", "lr", "old_loss", "new_loss", "time"}
 EVAL_KEYS |= {f"{side}_{what}" for side in ("upstream", "downstream") for what in ("loss", "perplexity")}
 
 
-# ---------------------------------------------------------------- the optimiser
-
-
 def test_only_matrices_decay():
-    decayed, plain = (group["params"] for group in train.parameter_groups(GPTNeoX(config_of("tiny", 9))))
+    network = GPTNeoX(config_of("tiny", 9))
+    decayed, plain = (group["params"] for group in train.parameter_groups(network))
     assert {p.ndim for p in decayed} == {2} and {p.ndim for p in plain} == {1}
-    assert len(decayed) + len(plain) == len(list(GPTNeoX(config_of("tiny", 9)).parameters()))
+    assert len(decayed) + len(plain) == len(list(network.parameters()))
 
 
 # ---------------------------------------------------------------- one run and its files
@@ -149,8 +146,7 @@ def test_a_checkpoint_of_transformers_is_continued_and_read_back(house):
     transformers = pytest.importorskip("transformers", reason="pip install -r requirements-dev.txt")
     config = small(vocab_size=260, num_attention_heads=2, intermediate_size=64, max_position_embeddings=64).to_dict()
     transformers.GPTNeoXForCausalLM(transformers.GPTNeoXConfig(**config)).save_pretrained("theirs")
-    done = call("train.py", *WHEREVER, "--init", "theirs", "--max-lr", "1e-2", "--out", "r")
-    assert done.returncode == 0, done.stderr
+    train.main([*WHEREVER, "--init", "theirs", "--max-lr", "1e-2", "--out", "r"])
     back = transformers.GPTNeoXForCausalLM.from_pretrained("r/checkpoints/step_00000020")
     tokens = torch.randint(0, 260, (2, 40))
     ours = GPTNeoX.from_pretrained("r/checkpoints/step_00000020")(tokens)
@@ -202,13 +198,8 @@ def test_half_precision_on_the_cpu(house, precision):
 @pytest.mark.parametrize("how", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_signals(house, how):
     train.main([*LONG, "--out", "whole"])
-    words = [sys.executable, ROOT / "train.py", *LONG, "--out", "cut"]
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    while process.poll() is None and not list(Path("cut/checkpoints").glob("step_*")):
-        time.sleep(0.01)
-    process.send_signal(how)
-    said = process.communicate(timeout=60)[0]
-    assert process.returncode == 0 and "--resume cut" in said and "Traceback" not in said, said
+    done = interrupted([sys.executable, train.__file__, *LONG, "--out", "cut"], how, "cut")
+    assert done.returncode == 0 and "--resume cut" in done.stdout and "Traceback" not in done.stdout, done.stdout
     last = metrics("cut")[-1]["step"]
     assert Path(f"cut/checkpoints/step_{last:08d}").is_dir() and last < 80
     train.main(["--resume", "cut"])
@@ -227,8 +218,8 @@ def test_resume_alone_begins_or_goes_on(house):
     train.main([*SHORT, "--out", "r", "--stop-tokens", "2560", "--resume"])
     same = [[(r["step"], r["lr"], r["loss"]) for r in metrics(out, "train")] for out in ("r", "whole")]
     assert same[0] == same[1] and len(same[0]) == 20
-    last = [load_file(f"{out}/checkpoints/step_00000020/model.safetensors") for out in ("whole", "r")]
-    assert all(torch.equal(last[0][name], last[1][name]) for name in last[0])
+    last = [Path(out, "checkpoints/step_00000020/model.safetensors").read_bytes() for out in ("whole", "r")]
+    assert last[0] == last[1]
 
 
 def test_a_finished_run_goes_on_longer_with_windows_that_it_has_not_read(house, monkeypatch):
@@ -530,17 +521,13 @@ def test_train_does_what_the_command_does(house):
     assert train.train(train.Flags(resume="mine"))
 
 
-# ---------------------------------------------------------------- against the Trainer of transformers
-
-
 @pytest.mark.slow
 def test_fifty_updates_have_the_losses_of_the_trainer(house):
     """From the same weights, fed the same windows and rates, in fp32."""
     transformers = pytest.importorskip("transformers", reason="pip install -r requirements-dev.txt")
     pytest.importorskip("accelerate", reason="pip install -r requirements-dev.txt")
     updates, batch, context = 50, 4, 32
-    config = config_of("nano", 257)
-    GPTNeoX(config, seed=1).save_pretrained("start")
+    GPTNeoX(config_of("nano", 257), seed=1).save_pretrained("start")
     words = [*WHEREVER, "--init", "start", "--tokens", str(updates * batch * context), "--max-lr", "1e-2"]
     train.main([*words, "--out", "r", "--eval-every", "0"])
 
