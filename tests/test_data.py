@@ -7,6 +7,7 @@ import math
 import os
 import re
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -100,16 +101,12 @@ def test_embedded_corpora_are_real_text_of_many_files_and_prepared_once(empty, n
 
 def test_a_fault_of_the_system_is_no_damage(house, monkeypatch):
     whole = data.Corpus("old").splits["val"].tolist()
-
-    def no_mapping(*_):
-        raise OSError(errno.ENODEV, "No such device")
-
-    monkeypatch.setattr(np, "memmap", no_mapping)  # as on some mounts
+    monkeypatch.setattr(np, "memmap", Mock(side_effect=OSError(errno.ENODEV, "No such device")))  # as on some mounts
     assert data.Corpus("old").splits["val"].tolist() == whole
     refuse = PermissionError(errno.EACCES, "Permission denied", "data/old/meta.json")
     for name in ("read_json", "sample_hash"):
         with monkeypatch.context() as patch, pytest.raises(PermissionError, match="data/old/meta.json"):
-            patch.setattr(data, name, lambda *_: (_ for _ in ()).throw(refuse))
+            patch.setattr(data, name, Mock(side_effect=refuse))
             data.Corpus("old")
 
 
