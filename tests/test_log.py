@@ -107,6 +107,14 @@ def test_units():
     assert [in_units(count) for count in counts] == shown
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_full_disk_is_noticed(tmp_path):
+    with Log(tmp_path, 4, 1000, SIDES, {"step": 0}) as log:
+        log.file = open("/dev/full", "ab", buffering=0)
+        with pytest.raises(RuntimeError, match=r"could not save .*No space left.*make room, then: "):
+            log.update(1, 0.1, 3.0, 1.0)
+
+
 # ---------------------------------------------------------------- a console that is lost
 
 
