@@ -509,6 +509,28 @@ def test_decayed_or_not():
     assert [row[1:] for row in table_of("## Decayed or not")] == [difference(*arms) for arms in compared]
 
 
+def test_decayed_or_not_after_a_longer_pre_training():
+    """The first row after 16M tokens of pre-training, and less what it is for the same seeds after 2M."""
+    ends = {}
+    for pack in ("decayed", "decayed-longer"):
+        for run in packed(pack):
+            flags = run["flags"]
+            if flags["schedule"] == "cosine" and flags["warmup"]:
+                shape = flags["init"].split("-")[1]
+                ends[pack, shape, flags["downstream"], flags["seed"]] = run["eval"][-1]
+
+    def gains(pack, text, side):
+        pairs = [[ends[pack, shape, text, seed] for shape in ("constant", "cosine")] for seed in (8, 9, 10)]
+        return [constant[f"{side}_loss"] - cosine[f"{side}_loss"] for constant, cosine in pairs]
+
+    rows = [[], []]
+    for text, side in itertools.product(("torch", "headers"), ("downstream", "upstream")):
+        longer, shorter = gains("decayed-longer", text, side), gains("decayed", text, side)
+        rows[0].append(str(estimate(longer)))
+        rows[1].append(str(estimate([a - b for a, b in zip(longer, shorter, strict=True)])))
+    assert [row[1:] for row in table_of("**After 16M tokens of pre-training**")] == rows
+
+
 def test_the_pairs_of_texts():
     """New text after the warm-up; until when the constant rate leads; what comes back on old text; double the peak."""
     found = []
