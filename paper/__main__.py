@@ -36,7 +36,7 @@ STUDIES = {"length": draw_lengths, "claims": draw_claims}  # figures of runs of 
 NUMBERS = (*FIGURES, *OURS, *STUDIES)
 # The packs from which figures of the pages are drawn; all others are drawn from `arms`.
 SOURCES = dict.fromkeys("1234", "nano") | {"length": "lengths", "claims": "nano far samples"}
-PAGES = ("exercises.md", "paper/README.md", "paper/tables.md")
+PAGES = ("paper/README.md", "paper/tables.md")
 TABLE = re.compile(r"(<!-- python -m paper ([^\n]*) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 

@@ -270,6 +270,29 @@ def mean_perplexity(runs, side, moment):
     return f"{math.exp(fmean(losses)):.2f}"
 
 
+def test_the_single_runs_of_the_exercises():
+    """Tables by name of the run; sentences by the numbers in them."""
+    runs = {run["folder"].name: run for run in read_runs([ROOT / "paper/results/exercises.jsonl.gz"])}
+
+    def cells(name, *columns):
+        return [mean_perplexity([runs[name]], *column) for column in columns]
+
+    start_and_end = [(OLD, "before"), (OLD, "end")]
+    assert cells_of("**9. Swap") == [cells(name, *start_and_end) for name in ("stdlib-to-torch", "torch-to-stdlib")]
+    both = [(OLD, "end"), (NEW, "end")]
+    before = cells("short", (OLD, "before"), (NEW, "before"))
+    assert cells_of("**11. A short") == [before, cells("short", *both), cells("short-low", *both)]
+    assert cells_of("**14. Clip") == [cells(name, *ENDS) for name in ("fp16", "fp16-not-unscaled")]
+    gap = [(OLD, "highest"), (OLD, 64 / 976), (OLD, "end")]
+    assert cells_of("**15. Keep") == [cells(name, *gap) for name in ("stdlib-to-torch", "kept")]
+    page = (ROOT / "exercises.md").read_text(encoding="utf-8")
+    base = cells("stdlib-to-torch", *both)
+    for number, name in ((12, "decay-all"), (13, "summed"), (16, "stdlib-to-torch-schedule-stable-then-root")):
+        answer = page.partition(f"**{number}. ")[2].partition("</details>")[0]
+        said = re.findall(r"\b[456]\.\d\d\b", answer)
+        assert set(said) == {*base, *cells(name, *both)}, number
+
+
 def test_the_numbers_of_the_exercises():
     study, more = (read_runs([ROOT / f"paper/results/{pack}.jsonl.gz"]) for pack in ("nano", "arms"))
     for heading, arms, columns in EXERCISES:
