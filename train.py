@@ -198,8 +198,7 @@ def run(flags: Flags, corpora, distribution, mixture, windows) -> int:
                     log.evaluation(update, lr, losses)
                 stopping = processes.anywhere(signals)  # Ctrl-C in one process stops all of them after this update
                 if update in saves or stopping:
-                    # A resumed run drops what the log got after these bytes.
-                    state = {"metrics_bytes": log.durable_size(), "scaler": scaler.state_dict()}
+                    state = {"metrics_bytes": log.durable_size(), "scaler": scaler.state_dict()}  # cut there on resume
                     checkpoints.save(out, update, model, optimizer, tokenizer, state)
                     checkpoints.prune(out, update, flags.keep, flags.warmup_updates)
                     log.resume_clock()  # the time of a checkpoint is not the time of an update
@@ -341,8 +340,10 @@ def complete(flags: Flags) -> Flags:
     """The flags with a value in place of every None that stands for one, checked. ValueError or OSError for what is
     wrong with them. Reads the model's config.json, and prepares the corpora that are given as paths."""
     check_flags(flags)
-    out = flags.resume  # None: a new run; a folder: its run; "": the run of these flags, begun already or not
-    if not out:
+    out = flags.resume  # None: a new run; a folder: its run; "": the run of these flags, begun or not
+    if out:
+        refuse_beside_resume(changed_flags(flags), RESUMABLE_FLAGS)
+    else:
         names = named_corpora(flags.upstream, flags.downstream, flags.init, flags.revision, dry_run=flags.dry_run)
         flags = replace(flags, upstream=names[0], downstream=names[1])
         refuse_unused(flags)

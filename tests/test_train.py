@@ -519,6 +519,8 @@ def test_train_does_what_the_command_does(house):
     assert start["upstream_loss"] == pytest.approx(end["upstream_loss"], rel=0.05)  # other windows, and more of them
     refused(call("train.py", *as_words(flags), "--out=mine"), "already holds a run")
     assert train.train(train.Flags(resume="mine"))
+    with pytest.raises(ValueError, match="leave --out out"):
+        train.train(train.Flags(resume="mine", out="elsewhere"))
 
 
 @pytest.mark.slow
