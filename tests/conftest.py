@@ -151,11 +151,26 @@ def call(*words):
     return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
 
 
+def well(done):
+    """The finished command, which has to have succeeded."""
+    assert done.returncode == 0, done.stderr
+    return done
+
+
 def printed(*words):
     """What a program that ends well prints."""
-    done = call(*words)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    return well(call(*words)).stdout
+
+
+def cells(lines):
+    """Lines of a Markdown table as lists of cells."""
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+
+
+def table_of(heading, page="paper/README.md"):
+    """The rows of the first table beneath a heading of a page, as lists of cells."""
+    text = (ROOT / page).read_text(encoding="utf-8").partition(heading)[2]
+    return cells(text[text.index("|---") :].partition("\n\n")[0].splitlines()[1:])
 
 
 def refused(done, *says, code=2):

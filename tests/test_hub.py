@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import torch
 import zstandard
-from conftest import FORKS, REAL, WHEREVER, call, command, refused, texts
+from conftest import FORKS, REAL, WHEREVER, call, command, refused, texts, well
 from test_corpora import small_spec, tokenizer_file
-from test_texts import flags_of, well
+from test_texts import flags_of
 from tqdm import tqdm
 
 import corpora.hub

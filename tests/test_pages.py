@@ -13,7 +13,7 @@ from statistics import fmean
 import pytest
 import torch
 import zstandard
-from conftest import ROOT, Forked, call, texts
+from conftest import ROOT, Forked, call, table_of, texts
 from matplotlib.figure import Figure
 
 import schedule
@@ -256,9 +256,7 @@ EXERCISES = [  # those with eight seeds: the heading, the arm of each row, what 
 
 def cells_of(heading):
     """The rows of the first table beneath a heading of the exercises, without their first cells."""
-    text = (ROOT / "exercises.md").read_text(encoding="utf-8").partition(heading)[2]
-    table = re.search(r"^\|---.*\n((?:\|.*\n)+)", text, re.MULTILINE)[1]
-    return [[cell.strip() for cell in line.split("|")[2:-1]] for line in table.splitlines()]
+    return [row[1:] for row in table_of(heading, "exercises.md")]
 
 
 def mean_perplexity(runs, side, moment):

@@ -15,7 +15,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Forked, call, refused
+from conftest import ROOT, Forked, call, cells, printed, refused, table_of
 
 import eval
 import train
@@ -34,9 +34,7 @@ OLD_TO_NEW = ["--upstream", "old", "--downstream", "new"]
 
 def paper(*words):
     """What `python -m paper` says, which has to succeed."""
-    done = call("paper", *words)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    return printed("paper", *words)
 
 
 def plan(*words):
@@ -423,16 +421,6 @@ def test_runs_on_different_text_are_different_studies():
 
 
 # ---------------------------------------------------------------- tables that the page has by hand
-
-
-def table_of(heading, page="paper/README.md"):
-    """The rows of the first table beneath a heading of a page, as lists of cells."""
-    text = (ROOT / page).read_text(encoding="utf-8").partition(heading)[2]
-    return cells(text[text.index("|---") :].partition("\n\n")[0].splitlines()[1:])
-
-
-def cells(lines):
-    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
 
 
 def packed(name):

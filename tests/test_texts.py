@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 
 import pytest
-from conftest import SHORT, call, refused, texts
+from conftest import SHORT, call, refused, texts, well
 from test_corpora import small_spec
 
 from corpora.texts import entries, is_path, named_corpora, prepare_path
@@ -26,12 +26,6 @@ def notes(house):
         (house / "my notes" / f"{number}.md").write_text("\n".join(texts("new", 5, seed=number)))
     (house / "my notes" / ".draft.md").write_text("not this")
     return "my notes/"
-
-
-def well(done):
-    """The finished command, which has to have succeeded."""
-    assert done.returncode == 0, done.stderr
-    return done
 
 
 def flags_of(done):
