@@ -1,14 +1,14 @@
-"""Token files in, batches out: prepared corpora, the order of the data, mixtures, validation windows.
+"""From token files to batches: prepared corpora, the order of the data, mixtures, validation windows.
 
     python data.py stdlib                                   the standard library's Python source, as bytes
     python data.py mine a.jsonl.zst b.txt.gz notes/ --tokenizer neox --val-tokens 5e6
-    python data.py mine a.jsonl.zst --tokenizer bytes       one's own text without any download
+    python data.py mine a.jsonl.zst --tokenizer bytes       your own text, without any download
     python data.py pile --train-tokens 1e9                  from the hub, as Pythia saw it
     python data.py slimpajama --train-tokens 1e9 --by-domain
 
 A prepared corpus is a folder data/NAME with train.bin and val.bin (token ids, uint16 little-endian, every document
-ended by <|endoftext|>, as the paper packs them), meta.json and the tokenizer.json that made the ids. The Pile's
-train.bin alone holds rows of 2,048 tokens cut from packed documents, as Pythia saw them (corpora/README.md).
+ended by <|endoftext|>, as the paper packs them), meta.json and the tokenizer.json that made the ids. Only the Pile's
+train.bin differs: rows of 2,048 tokens cut from packed documents, as Pythia saw them (corpora/README.md).
 
 Section 3 of "How to (re)warm your model?" (arXiv 2308.04014): datasets, packing, sampling weights.
 """
@@ -23,13 +23,13 @@ from corpora.hub import DOMAINS, MIXTURES
 from corpora.prepare import COUNTS, EMBEDDED, SPLITS, command_line, corpus_folder, how_to_prepare, prepare, prepare_once
 from corpora.tokenizer import END, Tokenizer, load_tokenizer
 from engine.faults import one_line, run_command
-from engine.files import printable, read_json, sample_hash, value_of
+from engine.files import printable, read_json, sample_hash
 
 # ---------------------------------------------------------------- a prepared corpus
 
 
 class Corpus:
-    """A prepared corpus: memory-mapped train and val token ids, checked when opened. Prepares an embedded one.
+    """A prepared corpus: memory-mapped train and val token ids, spot-checked when opened. Prepares an embedded one.
 
     Raises ValueError that names the file, the fault and the way out."""
 
@@ -41,26 +41,22 @@ class Corpus:
             raise ValueError(f"no corpus {name}; {how_to_prepare(name)}")
         try:
             self.meta = read_json(self.folder / "meta.json", "it is no longer what was written")
-            self.vocab_size = value_of(self.meta, "vocab_size", high=2**16)
-            self.tokenizer_sha256 = value_of(self.meta, "tokenizer_sha256", str)
-            self.splits = {split: self.mapped(split) for split in SPLITS}
-        except (ValueError, FileNotFoundError, KeyError, AttributeError) as fault:  # other OSErrors are no damage
+            self.vocab_size, self.tokenizer_sha256 = self.meta["vocab_size"], self.meta["tokenizer_sha256"]
+            self.splits = {split: self.open_split(split) for split in SPLITS}
+        except (ValueError, FileNotFoundError, LookupError, TypeError) as fault:  # other OSErrors are not damage
             raise self.damaged(one_line(fault)) from None
 
-    def mapped(self, split: str) -> np.ndarray:
-        """The token ids of a split, (tokens,) uint16, read only where they are used."""
+    def open_split(self, split: str) -> np.ndarray:
+        """The token ids of a split, (tokens,) uint16, memory-mapped: read only where they are used."""
         file, meta = self.folder / f"{split}.bin", self.meta[split]
-        counts = {name: value_of(meta, name, high=2**48) for name in COUNTS}
-        tokens = counts["tokens"]
-        if file.stat().st_size != 2 * tokens or not file.is_file():
-            raise ValueError(f"{split}.bin has {file.stat().st_size} bytes, not 2 x {tokens} tokens")
-        if sample_hash(file) != value_of(meta, "sample_sha256", str):
+        if missing := [name for name in (*COUNTS, "sha256", "sample_sha256") if name not in meta]:
+            raise ValueError(f"no {missing[0]} of {split}")
+        size, tokens = file.stat().st_size, meta["tokens"]
+        if size != 2 * tokens:
+            raise ValueError(f"{split}.bin has {size} bytes, not 2 x {tokens} tokens")
+        if sample_hash(file) != meta["sample_sha256"]:
             raise ValueError(f"{split}.bin is not the file that was written")
-        value_of(meta, "sha256", str)  # which `hashes` reads
-        try:
-            return np.memmap(file, "<u2", "r") if tokens else np.empty(0, "<u2")
-        except OSError:  # some file systems map no files
-            return np.fromfile(file, "<u2")
+        return np.memmap(file, "<u2", "r") if tokens else np.empty(0, "<u2")
 
     def damaged(self, fault):
         return ValueError(f"{self.folder}: damaged corpus ({fault}); remove the folder and prepare it again")
@@ -88,12 +84,12 @@ class Corpus:
 
     @property
     def hashes(self) -> dict[str, str]:
-        """SHA-256 of the token files: {split: in hexadecimal}."""
+        """SHA-256 of the token files: {split: hexadecimal}."""
         return {split: self.meta[split]["sha256"] for split in SPLITS}
 
     @property
     def bytes_per_token(self) -> float:
-        """Bytes of text that a token of the validation split stands for, on average."""
+        """Average bytes of text per token of the validation split."""
         size, tokens = self.meta["val"]["bytes_of_text"], self.meta["val"]["tokens"]
         return size / tokens if size and tokens else math.nan
 
@@ -103,13 +99,13 @@ def open_corpora(names: Iterable[str]) -> dict[str, Corpus]:
     corpora = {name: Corpus(name) for name in dict.fromkeys(names)}
     if len({(corpus.vocab_size, corpus.tokenizer_sha256) for corpus in corpora.values()}) > 1:
         folders = " and ".join(str(corpus.folder) for corpus in corpora.values())
-        raise ValueError(f"{folders} have different tokenizers; prepare them anew with one")
+        raise ValueError(f"{folders} have different tokenizers; prepare them again with one")
     return corpora
 
 
 # ---------------------------------------------------------------- the order of the data
 
-ORDER = 2  # version of the order: a run that began with another cannot be resumed
+ORDER = 2  # version of the order: a run that began with another version cannot be resumed
 
 
 def hash64(number: int) -> int:
@@ -121,13 +117,14 @@ def hash64(number: int) -> int:
 
 
 def permute(index: int, size: int, key: int) -> int:
-    """The place of `index` in a shuffled range(size); each key shuffles in another way. No list, no state.
+    """Element `index` of a shuffled range(size); each key gives another shuffle. No list, no state.
 
     A Feistel network. It writes the index as two digits, left and right, of `base` values each, and four times replaces
-    them by (right, left XOR hash of right). Each such round can be undone, so no two indices get the same place among
-    the base * base. A place of `size` or more does not exist: it is permuted again, until the place is below `size`.
+    them by (right, left XOR hash of right, key and round). Each round can be undone, so no two of the base * base
+    indices get the same result. A result of `size` or more is permuted again, until it is below `size`; at the latest
+    it comes back to `index`.
 
-    Five windows have base 4, so 16 places. With key 7, index 2 goes to 9, which does not exist, and 9 to (by chance) 2:
+    For size 5 the base is 4, so there are 16 results. With key 7, index 2 gives 9, which is too large, and 9 gives 2:
 
     >>> [permute(index, 5, key=7) for index in range(5)]
     [3, 1, 2, 0, 4]
@@ -136,8 +133,8 @@ def permute(index: int, size: int, key: int) -> int:
     base = 1 << bits
     while True:
         left, right = divmod(index, base)
-        for turn in range(4):
-            left, right = right, left ^ (hash64(right ^ hash64(key + turn)) % base)
+        for number in range(4):  # of the round
+            left, right = right, left ^ (hash64(right ^ hash64(key + number)) % base)
         index = left * base + right
         if index < size:
             return index
@@ -149,51 +146,46 @@ def permute(index: int, size: int, key: int) -> int:
 class Mixture:
     """A training stream drawn from several corpora in fixed shares.
 
-    Position p holds one window of one corpus, computed from p, the seed and the shares alone: so a resumed run has no
-    state of the data to restore. In each epoch of a corpus every window comes once.
+    Position p holds one window of one corpus, computed from p, the seed, the shares and the sizes alone, so a resumed
+    run has no state of the data to restore. Each epoch of a corpus has every window once.
 
-    By hand, for corpus A of five windows with weight 3, and B of two with weight 1. A takes three positions of four:
-    before position p it has taken floor(0.75 p + 0.59), and it takes p if floor(0.75 (p + 1) + 0.59) is one more. The
-    offset 0.59 is a hash. B takes what is left. Each corpus gives its windows in a shuffled order, anew in each epoch:
+    By hand, with seed 0, for corpus A of five windows with weight 3, and B of two with weight 1. A takes three of every
+    four positions: before position p it has taken floor(0.75 p + 0.59), and it takes p if floor(0.75 (p + 1) + 0.59) is
+    one more. The offset 0.59 is a hash of the seed. B takes what is left. Each corpus gives its windows in a shuffled
+    order, reshuffled in every epoch:
 
         position   0   1   2   3   4   5   6   7   8   9
         corpus     A   A   B   A   A   A   B   A   A   A
-        taken      0   1   0   2   3   4   1   5   6   7      how many windows this corpus has given before
-        window     4   2   1   3   1   0   0   2   1   0      A's: permute(taken % 5, 5, key of A and epoch taken // 5)
+        taken      0   1   0   2   3   4   1   5   6   7      windows this corpus has given before
+        window     4   2   1   3   1   0   0   2   1   0      A's: permute(taken % 5, 5, hash64(key + taken // 5))
     """
 
     def __init__(self, shares: dict[Corpus, float], context: int, seed: int):
-        """shares: {Corpus: positive weight}, of any sum. ValueError for a share below 2^-32."""
+        """shares: {Corpus: positive weight}, with any sum."""
         self.corpora, self.context = list(shares), context
         self.sizes = [corpus.window_count("train", context) for corpus in self.corpora]
         self.keys = [hash64(hash64(seed) + number) for number in range(len(shares))]
         weights = list(shares.values())
-        # Each corpus takes a share of the positions that those before it leave: of the weights 2, 1, 1 these are a
-        # half, a half and all. In units of 2^-32, as whole numbers, which are exact at any position.
-        self.thresholds = []
-        for number, (corpus, weight) in enumerate(shares.items()):
-            if weight / sum(weights) < 2**-32:
-                raise ValueError(
-                    f"the share of {corpus.name} is below 2^-32, too small for it ever to come; leave it out"
-                )
-            self.thresholds.append(round(2**32 * weight / sum(weights[number:])))
+        # Each corpus takes a fraction of the positions that those before it leave: with weights 2, 1, 1 a half, a half
+        # and all. As integers in units of 2^-32, which are exact at any position.
+        self.fractions = [round(2**32 * weight / sum(weights[n:])) for n, weight in enumerate(weights)]
 
     def locate(self, position: int) -> tuple[int, int]:
         """(number of the corpus, window of its train split) at a position of the stream."""
-        for number, (key, threshold) in enumerate(zip(self.keys, self.thresholds, strict=True)):
-            # Of its own, so that corpora of equal share do not keep in step. Epochs have key, key + 1, and so on.
+        for number, (key, fraction) in enumerate(zip(self.keys, self.fractions, strict=True)):
+            # One for each corpus, so that equal shares do not keep in step. Not key, key + 1, ...: epochs have these.
             offset = hash64(key - 1) % 2**32
-            taken = (position * threshold + offset) >> 32  # how many positions before this one it took
-            if ((position + 1) * threshold + offset) >> 32 > taken:
+            taken = (position * fraction + offset) >> 32  # how many earlier positions it took
+            if ((position + 1) * fraction + offset) >> 32 > taken:
                 epoch, index = divmod(taken, self.sizes[number])
                 return number, permute(index, self.sizes[number], hash64(key + epoch))
-            position -= taken  # its number among the positions that this corpus leaves
+            position -= taken  # its index among the positions that this corpus leaves
         raise AssertionError("the last corpus takes every position that is left")
 
-    def batch(self, update: int, size: int, rank: int = 0, ranks: int = 1):
-        """Tokens (size / ranks, context + 1), int64, of an update counted from 1: the rank's part of `size` windows."""
+    def batch(self, update: int, batch_size: int, rank: int = 0, ranks: int = 1):
+        """Tokens (batch_size / ranks, context + 1), int64, of update 1, 2, ...: this rank's part of the windows."""
         windows = []
-        for position in range((update - 1) * size + rank, update * size, ranks):
+        for position in range((update - 1) * batch_size + rank, update * batch_size, ranks):
             number, index = self.locate(position)
             windows.append(self.corpora[number].window("train", index, self.context))
         return as_tensor(windows)
@@ -204,12 +196,12 @@ def parse_shares(text: str) -> dict[str, float]:
 
     The shares sum to 1. ValueError for anything else."""
     if text in MIXTURES:
-        weights = {f"slimpajama-redpajama{d}": w for d, w in zip(DOMAINS, MIXTURES[text], strict=True)}
-        return blend(weights)
+        names = [f"slimpajama-redpajama{domain}" for domain in DOMAINS]
+        return blend(dict(zip(names, MIXTURES[text], strict=True)))
     weights = {}
     for entry in text.split(","):
         name, equals, weight = entry.strip().partition("=")
-        corpus_folder(name)  # ValueError for what is no name
+        corpus_folder(name)  # ValueError for a bad name
         if name in weights:
             raise ValueError(f"{text}: {name} is named twice")
         try:
@@ -222,7 +214,7 @@ def parse_shares(text: str) -> dict[str, float]:
 
 
 def blend(weights: dict[str, float], added: str | None = None, part: float = 0.0) -> dict[str, float]:
-    """Shares that sum to 1: the weights, scaled to 1 - part, and `part` for the corpus `added`, as replay needs it."""
+    """Shares that sum to 1: the weights scaled to 1 - part, plus `part` for the corpus `added` (replay)."""
     total = sum(weights.values())
     shares = {name: weight / total * (1 - part) for name, weight in weights.items()}
     if part:
@@ -242,7 +234,7 @@ def fixed_windows(corpus: Corpus, context: int, tokens: int):
 
 def as_tensor(windows: Iterable[np.ndarray]):
     """Windows of token ids, (context + 1,) each, as one tensor (N, context + 1) of int64."""
-    import torch  # late: whoever only prepares a corpus starts ten times as fast
+    import torch  # imported late: preparing a corpus starts ten times as fast without it
 
     return torch.from_numpy(np.stack(list(windows)).astype(np.int64))
 
@@ -258,9 +250,9 @@ def print_counts(corpus: Corpus):
 
 
 def show(corpus: Corpus, context: int = 256):
-    """Prints what a corpus is, and three windows of its training text as training sees them."""
+    """Prints what a corpus is, and three windows of its training text."""
     tokenizer, count = corpus.tokenizer(), corpus.window_count("train", context)
-    print(f"{corpus.folder}: {corpus.vocab_size:,} token ids, {corpus.bytes_per_token:.2f} bytes of text a token")
+    print(f"{corpus.folder}: {corpus.vocab_size:,} token ids, {corpus.bytes_per_token:.2f} bytes of text per token")
     print_counts(corpus)
     for index in sorted({0, count // 2, count - 1}):
         text = tokenizer.decode(corpus.window("train", index, context))
@@ -272,7 +264,7 @@ def main(argv=None):
     options = command_line(argv, __doc__)
     if options.pop("show"):
         return show(Corpus(options["name"]))
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C
     for name in prepare(**options):
         print_counts(Corpus(name))
 

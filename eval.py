@@ -1,12 +1,12 @@
-"""Evaluation: perplexity of a checkpoint, LAMBADA, samples, and the curves of runs.
+"""Evaluation: perplexity of a checkpoint, LAMBADA, samples, and plots of runs.
 
     python eval.py perplexity runs/NAME --data stdlib torch
     python eval.py lambada EleutherAI/pythia-410m-deduped      checks loader, tokenizer and model together
     python eval.py sample runs/NAME --prompt "def main("
-    python eval.py plot runs/A runs/B --out figure.png         (or .pdf, .svg); also packs of runs
+    python eval.py plot runs/A runs/B --out figure.png         (or .pdf, .svg)
 
 Section 4 of "How to (re)warm your model?" (arXiv 2308.04014): validation loss on the upstream and the downstream
-corpus against tokens. The metric is the mean cross-entropy of a token in nats; perplexity is exp of it.
+corpus against tokens. The metric is the mean cross-entropy per token in nats; perplexity is its exp.
 The paper's own figures, and its claims, are in paper/.
 """
 
@@ -36,7 +36,7 @@ from engine.machine import autocast, pick_device, pick_threads
 from engine.weights import model_folder
 from model import GPTNeoX
 
-PADDING_ROWS = 512  # that an embedding may have beyond its tokenizer's ids: Pythia's have 27 to 411
+PADDING_ROWS = 512  # that an embedding may have beyond the tokenizer's ids; Pythia's have 27 to 411
 
 # ---------------------------------------------------------------- measuring a checkpoint
 
@@ -78,12 +78,12 @@ def evaluate(
         losses[name] = fmean(by_window)
     downstream = sum(share * losses[name] for name, share in distribution.items())
     by_corpus = {f"{name}_loss": loss for name, loss in losses.items()}
-    # The sides come last, so that they win over a corpus called "upstream" or "downstream".
+    # The sides come last, to override a corpus named "upstream" or "downstream".
     return by_corpus | {"upstream_loss": losses[upstream], "downstream_loss": downstream}
 
 
 def open_checkpoint(flags):
-    """(folder, model ready to evaluate) of a command line's checkpoint, revision and device."""
+    """(folder, model ready to evaluate) from the flags checkpoint, revision and device."""
     device = pick_device(flags.device)
     folder = model_folder(newest(flags.checkpoint), flags.revision)
     model = GPTNeoX.from_pretrained(folder).to(device).eval()
@@ -92,8 +92,8 @@ def open_checkpoint(flags):
 
 
 def check_vocabulary(folder, model, corpus):
-    """ValueError if the checkpoint in a folder has another tokenizer than a corpus, or rows that do not fit its ids."""
-    way_out = f"prepare the corpus anew with data.py --tokenizer {folder}"
+    """ValueError if the checkpoint in a folder does not have the tokenizer of a corpus, or enough rows for it."""
+    way_out = f"prepare the corpus again with data.py --tokenizer {folder}"
     rows, ids = model.config.vocab_size, corpus.vocab_size
     has_tokenizer = (Path(folder) / "tokenizer.json").is_file()
     if has_tokenizer and load_tokenizer(folder).sha256 != corpus.tokenizer_sha256:
@@ -106,12 +106,12 @@ def check_vocabulary(folder, model, corpus):
 
 
 def perplexity(flags):
-    """Prints loss, perplexity and bits per byte of a checkpoint on the validation text of each corpus."""
+    """Prints loss, perplexity and bits per byte of a checkpoint, in fp32, on the validation text of each corpus."""
     folder, model = open_checkpoint(flags)
     record = record_behind(flags.checkpoint)
-    longest = model.config.max_position_embeddings
-    trained_with = record["flags"]["context"] if record else longest
-    context = min(flags.context or trained_with, longest)
+    max_context = model.config.max_position_embeddings
+    trained_with = record["flags"]["context"] if record else max_context
+    context = min(flags.context or trained_with, max_context)
     corpora = [Corpus(name) for name in flags.data]
     width = 2 + max(map(len, ["corpus", *flags.data]))
     if not flags.json:
@@ -122,7 +122,7 @@ def perplexity(flags):
         parts = tqdm(windows.split(flags.micro_batch_size), disable=None, desc=corpus.name, leave=False)
         by_window = torch.cat([window_losses(model, part, len(part)) for part in parts])  # (N,)
         loss = by_window.mean().item()
-        # Over windows, because the tokens of one are not independent; of a single window it is unknown.
+        # Over windows, because the tokens within one are not independent; unknown for a single window.
         error = by_window.std().item() / math.sqrt(len(windows)) if len(windows) > 1 else math.nan
         result = {
             "corpus": corpus.name, "tokens": len(windows) * context, "loss": loss, "standard_error": error,
@@ -136,7 +136,7 @@ def perplexity(flags):
 
 
 def encode(text: str, tokenizer, model: GPTNeoX) -> list[int]:
-    """Token ids of a text, of an empty one the end of text; ValueError if the model has no row for one of them."""
+    """Token ids of a text (of an empty one: end of text); ValueError if the model has no row for one of them."""
     ids = tokenizer.encode(text) or [tokenizer.eot]
     if max(ids) >= model.config.vocab_size:
         raise ValueError(f"the tokenizer gives id {max(ids)}, the model has {model.config.vocab_size} rows")
@@ -145,16 +145,16 @@ def encode(text: str, tokenizer, model: GPTNeoX) -> list[int]:
 
 @torch.no_grad()
 def lambada(flags):
-    """Perplexity and accuracy on LAMBADA (OpenAI's version), as published for Pythia by its authors' harness.
+    """Perplexity and accuracy on LAMBADA (OpenAI's version), as Pythia's authors report it.
 
     The context is all but the last word; the target is a space and the last word. Perplexity is exp(-mean of the
-    targets' log-probabilities); a target is right if each of its tokens is the likeliest."""
+    targets' log-probabilities); a target is right if each of its tokens is the most likely."""
     folder, model = open_checkpoint(flags)
     rows = lambada_rows(flags.file, load_tokenizer(flags.tokenizer or folder), model)
     device, total, right = next(model.parameters()).device, 0.0, 0
     for first in tqdm(range(0, len(rows), flags.micro_batch_size), disable=None, desc="lambada"):
         batch = rows[first : first + flags.micro_batch_size]
-        # Padded on the right: a causal model never looks there.
+        # Padded on the right, which a causal model never looks at.
         tokens = pad_sequence([torch.tensor(ids) for ids, _ in batch], batch_first=True)  # (B, T + 1)
         log_probability = model(tokens[:, :-1].to(device)).float().log_softmax(dim=-1).cpu()  # (B, T, V)
         for scores, (ids, start) in zip(log_probability, batch, strict=True):
@@ -167,15 +167,15 @@ def lambada(flags):
 
 
 def lambada_rows(file: str | None, tokenizer, model: GPTNeoX) -> list[tuple[list[int], int]]:
-    """[(token ids of a text, where its last word begins)], the longest first: texts of like length need little padding.
+    """[(token ids of a text, where its last word begins)], longest first, so that batches need little padding.
 
-    file: rows with a "text"; None fetches the set from the hub."""
+    file: its rows have a "text"; None fetches the set from the hub."""
     if file is None:
-        from huggingface_hub import hf_hub_download  # late: everything else here works without a network
+        from huggingface_hub import hf_hub_download  # imported late: only this needs a network
 
         try:
             file = hf_hub_download("EleutherAI/lambada_openai", "data/lambada_test_en.jsonl", repo_type="dataset")
-        except Exception as fault:  # whatever comes from beneath the client
+        except Exception as fault:  # the client lets through many kinds
             raise ValueError(f"cannot fetch LAMBADA ({one_line(fault)}); give --file FILE") from None
     rows = []
     for _, text in read_documents([Path(file)], tqdm(disable=True)):
@@ -183,7 +183,7 @@ def lambada_rows(file: str | None, tokenizer, model: GPTNeoX) -> list[tuple[list
         start = len(tokenizer.encode(text.rsplit(" ", 1)[0]))
         if not 0 < start < len(ids):
             raise ValueError(f"{file}: a text without a last word: {text[:40]!r}")
-        cut = max(0, len(ids) - 1 - model.config.max_position_embeddings)  # what does not fit goes, on the left
+        cut = max(0, len(ids) - 1 - model.config.max_position_embeddings)  # truncated on the left
         rows.append((ids[cut:], max(1, start - cut)))
     if not rows:
         raise ValueError(f"{file}: holds no text")
@@ -191,7 +191,7 @@ def lambada_rows(file: str | None, tokenizer, model: GPTNeoX) -> list[tuple[list
 
 
 def sample(flags):
-    """A checkpoint's continuation of a prompt."""
+    """Prints a checkpoint's continuation of a prompt."""
     folder, model = open_checkpoint(flags)
     tokenizer = load_tokenizer(flags.tokenizer or folder)
     ids = encode(flags.prompt, tokenizer, model)
@@ -208,7 +208,7 @@ def sample(flags):
 
 
 def plot(flags):
-    """The curves of one or more runs; the same arm with several seeds becomes one band."""
+    """Draws one or more runs; those that differ in nothing but the seed become one band."""
     draw_curves(read_runs(flags.runs), flags.out)
     print(flags.out)
 
@@ -232,21 +232,19 @@ def main(argv=None):
         command.add_argument("--tokenizer", help="a tokenizer.json, bytes or neox (the checkpoint's)")
     for command in (measuring, scoring):
         command.add_argument("--micro-batch-size", **count, default=8, help="windows or texts at a time (%(default)s)")
-        command.add_argument("--json", action="store_true", help="one JSON object a line")
+        command.add_argument("--json", action="store_true", help="one JSON object per line")
 
     measuring.add_argument("--data", nargs="+", required=True, metavar="NAME", help="prepared corpora (their val.bin)")
     measuring.add_argument("--eval-tokens", **count, default=1_000_000, help="tokens, in whole windows (%(default)s)")
-    measuring.add_argument(
-        "--context", **count, help="tokens of a window, at most the model's (that of its run, or the model's)"
-    )
+    measuring.add_argument("--context", **count, help="tokens per window (its run's, or the model's maximum)")
     scoring.add_argument("--file", help='rows with a "text" (fetched from the hub)')
     sampling.add_argument("--prompt", default="", help="text to continue")
     sampling.add_argument("--tokens", **count, default=100, help="how many to add (%(default)s)")
-    sampling.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest (%(default)s)")
-    sampling.add_argument("--top-k", **count, help="sample among the N likeliest (all)")
+    sampling.add_argument("--temperature", type=float, default=0.8, help="0 takes the most likely (%(default)s)")
+    sampling.add_argument("--top-k", **count, help="sample from the N most likely (all)")
     sampling.add_argument("--seed", type=whole_number, metavar="N", default=0, help="random seed (%(default)s)")
 
-    plotting = commands.add_parser("plot", help="the curves of runs; an arm with several seeds becomes one band")
+    plotting = commands.add_parser("plot", help="draw runs; those that differ in nothing but the seed become one band")
     plotting.add_argument("runs", nargs="+", metavar="RUNS", help="folders that train.py wrote, or packs of runs")
     plotting.add_argument("--out", default="perplexity.png", help=".png, .pdf or .svg (%(default)s)")
 

@@ -6,7 +6,7 @@
     loss = model(tokens, targets)       # mean cross-entropy in nats
     model.save_pretrained("folder")     # config.json + model.safetensors, as transformers reads them
 
-Section 3 of "How to (re)warm your model?" (arXiv 2308.04014): the study continues Pythia 410M.
+Section 3 of "How to (re)warm your model?" (arXiv 2308.04014): the study continues to train Pythia 410M.
 The parameters have the names they have on the hub, so loading and saving rename nothing.
 """
 
@@ -33,8 +33,8 @@ class Size(NamedTuple):
     layers: int
     width: int
     heads: int
-    peak: float  # the highest learning rate of its pre-training
-    rows: int = 50304  # of the embedding: PYTHIA_IDS, padded
+    peak: float  # learning rate of its pre-training
+    rows: int = 50304  # embedding rows: PYTHIA_IDS, padded
     context: int = 2048
 
 
@@ -56,11 +56,11 @@ SIZES = {
     "12b": Size(36, 5120, 40, 1.2e-4, rows=50688),
 }
 
-# Pythia was trained with tanh GELU; its config.json says "gelu", the erf form that everyone runs (at most 5e-4 apart).
+# Pythia was trained with tanh GELU; its config.json says "gelu", the erf form, which all use (at most 5e-4 apart).
 ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu}
 ACTIVATIONS |= dict.fromkeys(("gelu_new", "gelu_fast", "gelu_pytorch_tanh"), lambda x: F.gelu(x, approximate="tanh"))
 
-# Buffers that old checkpoints carry in each layer: the causal mask, its filler, the rotary frequencies.
+# Buffers that old checkpoints carry in each layer: the causal mask, its fill value, the rotary frequencies.
 OLD_BUFFERS = re.compile(r"gpt_neox\.layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)")
 
 # ---------------------------------------------------------------- the config
@@ -68,7 +68,7 @@ OLD_BUFFERS = re.compile(r"gpt_neox\.layers\.\d+\.attention\.(bias|masked_bias|r
 
 @dataclass
 class GPTNeoXConfig:
-    """The fields of the hub's config.json that change the computation. Defaults are transformers'.
+    """The fields of the hub's config.json that change the computation. Defaults as in transformers.
 
     extra: further entries for to_dict(), such as the special token ids of a config.json that was read."""
 
@@ -88,16 +88,16 @@ class GPTNeoXConfig:
 
     @classmethod
     def from_dict(cls, hub: dict, where="config.json") -> "GPTNeoXConfig":
-        """From the contents of a config.json, in the published or in the current spelling of the rotary fields.
+        """From the contents of a config.json, with the rotary fields as on the hub or as in current transformers.
 
-        Raises ValueError, naming `where`, for another architecture or a value that cannot be."""
+        Raises ValueError, naming `where`, for another architecture or an impossible value."""
         defaults = {each.name: each.default for each in fields(cls) if each.name != "extra"}
         return cls(**read_config(hub, where, defaults, ACTIVATIONS))
 
     def to_dict(self) -> dict:
-        """The published spelling, which every version of transformers reads."""
+        """For config.json, spelled as on the hub, which every version of transformers reads."""
         own = asdict(self)
-        ids = {"bos_token_id": 0, "eos_token_id": 0} | own.pop("extra")  # transformers' default eos is 2
+        ids = {"bos_token_id": 0, "eos_token_id": 0} | own.pop("extra")  # else transformers takes 2 for eos
         fixed = {"architectures": ["GPTNeoXForCausalLM"], "model_type": "gpt_neox", "tie_word_embeddings": False}
         return ids | own | fixed | {"attention_dropout": 0.0, "hidden_dropout": 0.0}  # none, as in the paper
 
@@ -115,7 +115,7 @@ class GPTNeoXConfig:
 
 
 def config_of(size: str, vocab_size: int = PYTHIA_IDS) -> GPTNeoXConfig:
-    """GPTNeoXConfig of a key of SIZES, with a row of the embedding for each token id; for Pythia's, Size.rows."""
+    """The config of a key of SIZES. vocab_size: embedding rows; that of Pythia's tokenizer is padded to Size.rows."""
     shape = SIZES[size]
     return GPTNeoXConfig(
         vocab_size=shape.rows if vocab_size == PYTHIA_IDS else vocab_size,
@@ -128,7 +128,7 @@ def config_of(size: str, vocab_size: int = PYTHIA_IDS) -> GPTNeoXConfig:
 
 
 def pretraining_peak(config: GPTNeoXConfig) -> float | None:
-    """The peak learning rate of the pre-training of this shape; None for one that is not in SIZES."""
+    """The peak learning rate of the pre-training of this shape; None if it is not in SIZES."""
     shape = (config.num_hidden_layers, config.hidden_size, config.num_attention_heads, config.max_position_embeddings)
     for size in SIZES.values():
         if (size.layers, size.width, size.heads, size.context) == shape:
@@ -159,14 +159,14 @@ class Attention(nn.Module):
 
 
 def attention(query, key, value):  # 3 x (B, H, T, D/H) -> (B, H, T, D/H)
-    """softmax(Q K^T / sqrt(D/H)) V, each token seeing itself and those before it."""
-    if query.is_cpu and query.dtype == torch.bfloat16:  # where torch's own is slow
+    """softmax(Q K^T / sqrt(D/H)) V with a causal mask."""
+    if query.is_cpu and query.dtype == torch.bfloat16:  # torch's own is slow there
         return kernels.attention(query, key, value)
     return F.scaled_dot_product_attention(query, key, value, is_causal=True)
 
 
 def rotary_tables(length, config, device, dtype=torch.float32):
-    """cos and sin of the rotary angles, each (T, R): position times base^(-2i/R), halves repeated."""
+    """cos and sin of the rotary angles, each (T, R): position times base^(-2i/R), the R/2 columns twice."""
     size = config.rotary_size
     frequency = config.rotary_emb_base ** -(torch.arange(0, size, 2, device=device, dtype=dtype) / size)  # (R/2,)
     angle = torch.outer(torch.arange(length, device=device, dtype=dtype), frequency).repeat(1, 2)
@@ -210,7 +210,7 @@ class Layer(nn.Module):
 
 
 def cross_entropy(hidden, weight, targets):  # (B, T, D), (V, D), (B, T) -> (), (B, T)
-    """-log softmax(W h) of each target in nats: the mean, and all of them."""
+    """-log softmax(W h) of each target in nats: their mean, and each."""
     if targets.numel() * len(weight) > kernels.LOGIT_CHUNK:  # all logits at once, (B, T, V), can be gigabytes
         return kernels.linear_cross_entropy(hidden, weight, targets)
     logits = F.linear(hidden, weight)  # (B, T, V)
@@ -222,7 +222,7 @@ def cross_entropy(hidden, weight, targets):  # (B, T, D), (V, D), (B, T) -> (), 
 
 
 class Body(nn.Module):
-    """What the hub's parameter names call `gpt_neox`."""
+    """All but the unembedding, called `gpt_neox` in the hub's parameter names. GPTNeoX.forward runs it."""
 
     def __init__(self, config):
         super().__init__()
@@ -232,7 +232,7 @@ class Body(nn.Module):
 
 
 class GPTNeoX(nn.Module):
-    """A GPT-NeoX language model with initial weights; with empty=True it has shapes alone, until load_weights()."""
+    """A GPT-NeoX language model with initial weights; with empty=True only shapes, until load_weights()."""
 
     def __init__(self, config: GPTNeoXConfig, seed: int = 0, empty: bool = False):
         super().__init__()
@@ -247,7 +247,7 @@ class GPTNeoX(nn.Module):
     def forward(self, tokens: Tensor, targets: Tensor | None = None, per_token: bool = False) -> Tensor:
         """Logits (B, T, V) of token ids (B, T); with targets (B, T), their mean cross-entropy in nats, a scalar.
 
-        per_token=True gives the loss of each target instead, (B, T), for evaluation: in chunks it has no gradient."""
+        per_token=True gives the loss of each target instead, (B, T), for evaluation: it may have no gradient."""
         x = self.gpt_neox.embed_in(tokens)  # (B, T, D)
         at_least_fp32 = torch.promote_types(x.dtype, torch.float32)  # bf16 would round the angles
         cos, sin = rotary_tables(tokens.shape[1], self.config, x.device, at_least_fp32)  # (T, R)
@@ -263,7 +263,7 @@ class GPTNeoX(nn.Module):
         return losses if per_token else mean
 
     def initial_weights(self, seed: int = 0):
-        """Yields (name, tensor) of Pythia's initial weights: "small init" into each branch, "Wang init" out of it."""
+        """Yields (name, tensor) of Pythia's initial weights: "Wang init" out of each branch, "small init" elsewhere."""
         width, layers = self.config.hidden_size, self.config.num_hidden_layers
         generator = torch.Generator().manual_seed(seed)
         for name, parameter in self.named_parameters():
@@ -278,9 +278,9 @@ class GPTNeoX(nn.Module):
 
     @torch.no_grad()
     def load_weights(self, weights, device="cpu", stored_part=lambda parameter, tensor: tensor) -> None:
-        """Allocates an empty model on a device and copies into it `weights`, (name, tensor) of each parameter.
+        """Allocates an empty model on a device and copies `weights`, pairs (name, tensor), into it.
 
-        stored_part(parameter, tensor): of a whole tensor what this process stores, for a sharded model."""
+        stored_part(parameter, tensor): the part of a tensor that this process stores, if the model is sharded."""
         self.to_empty(device=device)
         parameters = dict(self.named_parameters())
         for name, tensor in weights:  # one at a time; fp16 on the hub, fp32 master weights here
@@ -290,8 +290,8 @@ class GPTNeoX(nn.Module):
     def generate(
         self, tokens: Tensor, max_new_tokens: int, temperature: float = 1.0, top_k: int | None = None, generator=None
     ) -> Tensor:
-        """Continues token ids (B, T) to (B, T + max_new_tokens). temperature 0 takes the likeliest token;
-        top_k samples among the k likeliest. The model sees the last max_position_embeddings tokens."""
+        """Continues token ids (B, T) to (B, T + max_new_tokens). temperature 0 takes the most likely token;
+        top_k samples from the k most likely. The model sees the last max_position_embeddings tokens."""
         for _ in range(max_new_tokens):
             logits = self(tokens[:, -self.config.max_position_embeddings :])[:, -1].float()  # (B, V)
             if temperature == 0:
@@ -313,7 +313,7 @@ class GPTNeoX(nn.Module):
         Raises ValueError or OSError, naming the file and the fault; for a hub id also huggingface_hub's errors."""
         folder = model_folder(id_or_folder, revision)
         config = GPTNeoXConfig.from_dict(read_json(folder / "config.json"), folder / "config.json")
-        # All shapes are checked before anything is allocated: a config.json can ask for terabytes, or a billion layers.
+        # All shapes are checked before anything is allocated: a bad config.json can ask for terabytes.
         stored = list_tensors(folder, OLD_BUFFERS)
         if config.num_hidden_layers > len(stored):
             raise ValueError(f"{folder}: {len(stored)} tensors; config.json asks for {config.num_hidden_layers} layers")
@@ -324,9 +324,9 @@ class GPTNeoX(nn.Module):
         return model
 
     def save_pretrained(self, folder: str | Path, weights: dict[str, Tensor] | None = None) -> None:
-        """Writes config.json and model.safetensors, which transformers reads, into a folder that exists or not.
+        """Writes config.json and model.safetensors, which transformers reads; creates the folder if needed.
 
-        weights: {name: tensor} to write in place of the model's own, where those are spread over processes."""
+        weights: {name: tensor} to write instead of the model's own, if those are sharded."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         weights = weights or {name: parameter.detach() for name, parameter in self.named_parameters()}
@@ -337,5 +337,5 @@ class GPTNeoX(nn.Module):
 
 
 def stored_weights(folder: str | Path):
-    """Yields (name, tensor) of the weights in a model folder, one at a time. ValueError for one that is not finite."""
+    """Yields (name, tensor) of the weights in a model folder, one at a time. ValueError if one is not finite."""
     return read_tensors(Path(folder), OLD_BUFFERS)

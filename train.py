@@ -1,6 +1,6 @@
-"""Continue to pre-train a model on new text, and watch both perplexities.
+"""Continue to pre-train a model on new text, and measure perplexity on new and old text.
 
-    python train.py                                  a tiny model on a laptop's CPU, in two minutes, without network
+    python train.py                                  the nano model on a laptop's CPU, in two minutes, without network
     python train.py --max-lr 8e-4 --schedule constant --warmup 0         the paper's baseline: a tenth of the peak
     python train.py --init EleutherAI/pythia-410m-deduped --upstream old/ --downstream new/ --tokens 20e6 --max-lr 6e-5
     python train.py --resume runs/NAME               resume an interrupted run
@@ -15,6 +15,7 @@ The paper's experiments, each a set of such runs, are in paper/.
 import json
 import math
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -34,9 +35,9 @@ from engine.weights import is_hub_id, model_folder
 from eval import check_vocabulary, evaluate
 from model import SIZES, GPTNeoX, GPTNeoXConfig, config_of, pretraining_peak, stored_weights
 
-EPS, WEIGHT_DECAY, CLIP = 1e-8, 0.1, 1.0  # Pythia's and the paper's, as the betas in Flags
-MIN_LR_SHARE = 0.1  # min = 0.1 x max
-SMALLEST = "nano"  # the model that a run without flags takes
+EPS, WEIGHT_DECAY, CLIP = 1e-8, 0.1, 1.0  # Pythia's and the paper's
+MIN_LR_SHARE = 0.1
+SMALLEST = "nano"  # the default size
 # Added to --seed: without it a continuation on the same text would repeat the pre-training's batches.
 PRETRAINING_SEED = 10**6
 # Where the paper stopped its runs, as shares of a schedule of 296.86B tokens: sections 4.1 and 4.5 after 50B, with the
@@ -48,7 +49,7 @@ PAPER_STOPS = {"50B": 50e9 / 296.86e9, "240B": 240e9 / 296.86e9}
 
 @dataclass
 class Flags:
-    """Every flag of train.py. complete() fills in a None that stands for a default which depends on other flags."""
+    """Every flag of train.py. None is a default that depends on other flags: complete() fills it in."""
 
     init: str = flag("upstream", "upstream (pre-train on it first), scratch, a hub id, a folder", group="Start")
     revision: str | None = flag(None, "branch or tag of a hub id, such as step10000")
@@ -56,32 +57,30 @@ class Flags:
     upstream_tokens: int | None = flag(None, "length of the pre-training that --init upstream does (2000000)")
     upstream: str | None = flag(None, "old text: a NAME, file or folder (stdlib, or that of --init)", group="Data")
     downstream: str | None = flag(None, "new text: as --upstream, or a mixture NAME=WEIGHT,NAME=WEIGHT (torch)")
-    replay: float = flag(0.0, "share of upstream text in what is trained on, in place of new text", low=0, high=1)
+    replay: float = flag(0.0, "share of upstream text in what is trained on", low=0, high=1)
     schedule: str = flag("cosine", "shape of the decay", choices=lr_schedule.SCHEDULES, group="Learning rate")
-    max_lr: float | None = flag(None, "peak; default: that of its size's pre-training", low=1e-30, high=1e9)
+    max_lr: float | None = flag(None, "peak; default: the peak of the pre-training", low=1e-30, high=1e9)
     min_lr: float | None = flag(None, "end of the decay; default: a tenth of the peak", low=0, high=1e9)
     weight_decay: float = flag(WEIGHT_DECAY, "decoupled weight decay, multiplied by the learning rate", low=0, high=1e9)
-    beta2: float = flag(0.95, "AdamW's second beta; small batches want a larger one", low=0, high=0.99999)
+    beta2: float = flag(0.95, "AdamW's second beta; small batches need a larger one", low=0, high=0.99999)
     warmup: float = flag(0.01, "share of --tokens over which the rate rises from zero", low=0, high=1)
     tokens: int = flag(2_000_000, "length of the schedule")
     stop_tokens: int | None = flag(None, "stop earlier, on the same schedule; default: --tokens")
-    batch_size: int = flag(8, "sequences an update, all devices together", high=2**16, group="Batch")
-    micro_batch_size: int | None = flag(None, "sequences at a time on a device; default: its part, at most 8")
+    batch_size: int = flag(8, "sequences per update, over all devices", high=2**16, group="Batch")
+    micro_batch_size: int | None = flag(None, "sequences per device at a time; default: its part, at most 8")
     context: int | None = flag(None, "tokens of a sequence; default: the model's own")
     device: str = flag("auto", "auto, cpu, cuda, cuda:1, mps", group="Machine")
-    precision: str = flag("auto", "bf16 where the hardware gains by it, else fp32", choices=("auto", *machine.AUTOCAST))
+    precision: str = flag("auto", "bf16 where the hardware computes it, else fp32", choices=("auto", *machine.AUTOCAST))
     compile: bool = flag(False, "torch.compile the model")
     shard: bool = flag(False, "under torchrun, spread the model over the processes, if too big for one")
     activation_checkpointing: bool = flag(False, "recompute activations in the backward pass: less memory, more time")
-    eval_every: int | None = flag(None, "updates between evaluations (a tenth); 0: the ends alone", low=0, group="Run")
+    eval_every: int | None = flag(None, "updates between evaluations (a tenth); 0: start and end", low=0, group="Run")
     eval_tokens: int = flag(65_536, "validation tokens of each corpus")
     save_every: int | None = flag(None, "updates between checkpoints; default: a quarter of the run")
-    keep: int | None = flag(None, "newest checkpoints to keep, besides that of the warm-up's end; default: all", low=0)
-    seed: int = flag(0, "of the order of the data, random weights and the pre-training behind --init", low=0)
+    keep: int | None = flag(None, "newest checkpoints to keep, besides the one after the warm-up; default: all", low=0)
+    seed: int = flag(0, "of the order of the data, random weights and the pre-training", low=0)
     out: str | None = flag(None, "folder of the run; default: runs/ and a name made from the flags")
-    resume: str | None = flag(
-        None, "go on with the run in FOLDER; without one, begin or go on with the run of the flags"
-    )
+    resume: str | None = flag(None, "resume the run in FOLDER; alone, begin or resume the run of the other flags")
     dry_run: bool = flag(False, "print the plan and the complete flags, and stop")
 
     @property
@@ -93,7 +92,7 @@ class Flags:
         return max(1, self.tokens // self.tokens_per_update)
 
     @property
-    def warmup_updates(self) -> int:  # the last of these has the highest learning rate
+    def warmup_updates(self) -> int:  # the last has the peak rate
         return lr_schedule.warmup_updates(self.updates, self.warmup)
 
     @property
@@ -104,7 +103,7 @@ class Flags:
         return lr_schedule.learning_rate(update, self.updates, self.max_lr, self.min_lr, self.warmup, self.schedule)
 
 
-# What may differ when a run is resumed: how it computes; where it stops and what it keeps.
+# What may change on resuming: how the run computes, what it keeps, its length (with --tokens also the schedule).
 MACHINE_FLAGS = ("device", "compile", "shard", "micro_batch_size", "activation_checkpointing")
 RESUMABLE_FLAGS = (*MACHINE_FLAGS, "save_every", "keep", "tokens", "stop_tokens", "dry_run")
 
@@ -112,12 +111,12 @@ RESUMABLE_FLAGS = (*MACHINE_FLAGS, "save_every", "keep", "tokens", "stop_tokens"
 
 
 class AdamW(torch.optim.Optimizer):
-    """AdamW (Loshchilov & Hutter, arXiv 1711.05101), written with foreach: one call for many tensors.
+    """AdamW (Loshchilov & Hutter, arXiv 1711.05101), written by hand, to be read; foreach: one call for many tensors.
 
         m <- beta1 m + (1 - beta1) g            v <- beta2 v + (1 - beta2) g^2
         p <- p - lr wd p - lr m_hat / (sqrt(v_hat) + eps)       m_hat = m / (1 - beta1^t), v_hat = v / (1 - beta2^t)
 
-    Decoupled decay: lr wd p is taken off the weight, not added to its gradient."""
+    Decoupled decay: lr wd p is subtracted from the weight, not added to its gradient."""
 
     def __init__(self, params, lr, betas=(0.9, 0.95), eps=EPS, weight_decay=WEIGHT_DECAY):
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "t": 0})
@@ -147,7 +146,7 @@ class AdamW(torch.optim.Optimizer):
 
 
 def parameter_groups(model: torch.nn.Module) -> list[dict]:
-    """Weight matrices decay; biases and LayerNorms, all the one-dimensional parameters, do not."""
+    """Matrices decay, embeddings too; one-dimensional parameters (biases, LayerNorms) do not."""
     matrices = [p for p in model.parameters() if p.ndim > 1]
     vectors = [p for p in model.parameters() if p.ndim == 1]
     return [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
@@ -158,29 +157,29 @@ def parameter_groups(model: torch.nn.Module) -> list[dict]:
 
 @explained()
 def run(flags: Flags, corpora, distribution, mixture, windows) -> int:
-    """One run of complete flags on what open_data() returns, from its first update, or from the one after its newest
-    checkpoint. Returns the number of its last update."""
+    """Trains with complete flags on what open_data() returns, from update 1 or from the one after the newest
+    checkpoint. Returns the number of the last update."""
     out, device, dtype = Path(flags.out), machine.pick_device(flags.device), machine.AUTOCAST[flags.precision]
     evaluations, saves = evaluation_updates(flags), checkpoint_updates(flags)
-    with folder.opened(out, flags.resume is not None), held_signals() as signals:  # Ctrl-C ends it after an update
+    with folder.opened(out, flags.resume is not None), held_signals() as signals:  # Ctrl-C ends the run after an update
         model, wrapped, tokenizer, optimizer, scaler, state = ready_to_train(flags, corpora, device)
         folder.write_record(out, record_of(flags, corpora, model.config))
-        start = update = state["step"]  # updates done; `update` is returned if none is left
+        measure = partial(evaluate, model, windows, flags.upstream, distribution, flags.micro_batch_size, dtype)
+        done = state["step"]  # updates
         with Log(out, flags.stop, flags.tokens_per_update, sides_of(asdict(flags)), state) as log:
-            if start == 0:
-                losses = evaluate(model, windows, flags.upstream, distribution, flags.micro_batch_size, dtype)
-                log.evaluation(0, 0.0, losses)
+            if done == 0:
+                log.evaluation(0, 0.0, measure())
                 log.say(time_to_go(flags, windows, evaluations, log.paused))
-            for update in range(start + 1, flags.stop + 1):
+            for update in range(done + 1, flags.stop + 1):
                 lr = flags.learning_rate(update)
                 for group in optimizer.param_groups:
                     group["lr"] = lr
                 batch = mixture.batch(update, flags.batch_size, processes.rank(), processes.count())  # (B/ranks, T+1)
                 loss, micro_batches = 0.0, batch.to(device).split(flags.micro_batch_size)
                 for rows in micro_batches:
-                    processes.sync_gradients(wrapped, on=rows is micro_batches[-1])  # once an update
+                    processes.sync_gradients(wrapped, on=rows is micro_batches[-1])  # only on the last
                     with machine.autocast(device, dtype):
-                        # Weighted by size, so that the gradients sum to that of the mean loss of the batch.
+                        # Weighted by size: the gradients add up to that of the batch's mean loss.
                         weighted = wrapped(rows[:, :-1], rows[:, 1:]) * (len(rows) / len(batch))
                     scaler.scale(weighted).backward()
                     loss += weighted.detach()
@@ -194,14 +193,14 @@ def run(flags: Flags, corpora, distribution, mixture, windows) -> int:
 
                 log.update(update, lr, loss, norm)
                 if update in evaluations:
-                    losses = evaluate(model, windows, flags.upstream, distribution, flags.micro_batch_size, dtype)
-                    log.evaluation(update, lr, losses)
+                    log.evaluation(update, lr, measure())
                 stopping = processes.anywhere(signals)  # Ctrl-C in one process stops all of them after this update
                 if update in saves or stopping:
-                    state = {"metrics_bytes": log.durable_size(), "scaler": scaler.state_dict()}  # cut there on resume
+                    # A resumed run cuts the log to this size.
+                    state = {"metrics_bytes": log.durable_size(), "scaler": scaler.state_dict()}
                     checkpoints.save(out, update, model, optimizer, tokenizer, state)
                     checkpoints.prune(out, update, flags.keep, flags.warmup_updates)
-                    log.resume_clock()  # the time of a checkpoint is not the time of an update
+                    log.restart_clock()  # the time of a checkpoint is not that of an update
                 if stopping:
                     break
     return update
@@ -211,11 +210,11 @@ def run(flags: Flags, corpora, distribution, mixture, windows) -> int:
 
 
 def open_data(flags: Flags):
-    """({name: corpus} of both sides, {name: its share of the downstream distribution}, the mixture to train on, {name:
-    validation windows (N, T + 1)})."""
+    """The corpora by name, the downstream shares by name, the mixture to train on, and validation windows (N, T + 1) by
+    name."""
     distribution = data.parse_shares(flags.downstream)
     corpora = data.open_corpora([flags.upstream, *distribution])
-    # Replay changes what is trained on, not what downstream is, which is evaluated.
+    # Replay changes what is trained on, not the downstream text that is evaluated.
     trained_on = data.blend(distribution, flags.upstream, flags.replay)
     mixture = data.Mixture({corpora[name]: share for name, share in trained_on.items()}, flags.context, flags.seed)
     windows = {name: data.fixed_windows(corpus, flags.context, flags.eval_tokens) for name, corpus in corpora.items()}
@@ -223,12 +222,12 @@ def open_data(flags: Flags):
 
 
 def evaluation_updates(flags: Flags) -> set[int]:
-    """After which updates a run is evaluated: every --eval-every, the last of the warm-up and of the run (0: that of
-    the run alone). Schedules of 100 updates or more: also powers of four below --eval-every, and the paper's stops."""
+    """The updates after which to evaluate: every --eval-every, the last of the warm-up and of the run (0: that of the
+    run alone). In schedules of 100 updates or more also powers of four below --eval-every, and the paper's stops."""
     every, stop = flags.eval_every, flags.stop
     if every == 0:
         return {stop}
-    updates = {flags.warmup_updates, stop, *range(every, stop - every // 4, every)}  # none just before the end
+    updates = {flags.warmup_updates, stop, *range(every, stop - every // 4, every)}  # none close to the end
     if flags.updates >= 100:
         updates.update(4**k for k in range(16) if 4**k < every)
         updates.update(round(flags.updates * share) for share in PAPER_STOPS.values())
@@ -236,25 +235,25 @@ def evaluation_updates(flags: Flags) -> set[int]:
 
 
 def checkpoint_updates(flags: Flags) -> set[int]:
-    """After which updates a checkpoint is saved."""
+    """The updates after which to save a checkpoint."""
     return {flags.warmup_updates, flags.stop, *range(flags.save_every, flags.stop, flags.save_every)}
 
 
 def ready_to_train(flags: Flags, corpora: dict, device: torch.device):
-    """(model, the same inside DDP or FSDP where there are several processes, tokenizer, optimizer, fp16's loss scaler,
-    state): as --init says, or of the newest checkpoint of a run to resume. state["step"]: how many updates are done.
+    """(model, the same inside DDP or FSDP if there are several processes, tokenizer, optimizer, fp16's loss scaler,
+    state) from --init, or from the newest checkpoint of a run to resume. state["step"]: how many updates are done.
 
     The weights are fp32 in every precision: small updates would vanish in 16 bits."""
     checkpoint, state = None, {"step": 0}
     if folder.holds_run(flags.out):
         folder.refuse_other_data(Path(flags.out), corpora, data.ORDER)
         checkpoint, state = checkpoints.newest_state(flags.out)
-    with processes.rank_0_first():  # it downloads what the others then find; placed() reads the weights
+    with processes.rank_0_first():  # rank 0 downloads; placed() reads the weights
         model, weights, tokenizer = starting_model(flags, corpora[flags.upstream], checkpoint)
     model.activation_checkpointing = flags.activation_checkpointing
     machine.pick_threads(model.config.hidden_size)
     if flags.compile:
-        for layer in model.gpt_neox.layers:  # alike, so they share one graph; what spreads them stays outside it
+        for layer in model.gpt_neox.layers:  # one graph for all; DDP and FSDP stay outside it
             layer.forward = torch.compile(layer.forward)
     wrapped = processes.placed(model, model.gpt_neox.layers, weights, device, flags.shard)
     betas = (0.9, flags.beta2)
@@ -262,20 +261,20 @@ def ready_to_train(flags: Flags, corpora: dict, device: torch.device):
     scaler = machine.LossScaler(device, enabled=flags.precision == "fp16")
     if checkpoint:
         checkpoints.load_optimizer(checkpoint, state, model, optimizer, scaler)
-        checkpoints.prune(flags.out, state["step"], flags.keep, flags.warmup_updates)  # if a kill left more
+        checkpoints.prune(flags.out, state["step"], flags.keep, flags.warmup_updates)  # a kill may have left more
     return model, wrapped, tokenizer, optimizer, scaler, state
 
 
 def starting_model(flags: Flags, corpus: data.Corpus, checkpoint: Path | None):
-    """(a model of shapes, its weights as (name, tensor) one at a time, its tokenizer): of a checkpoint of the run, else
-    of --init."""
+    """(an empty model, its weights as pairs (name, tensor) one at a time, its tokenizer) from a checkpoint of the run,
+    else from --init."""
     tokenizer = corpus.tokenizer()
     if checkpoint is None and flags.init == "scratch":
         model = GPTNeoX(config_of(flags.model, tokenizer.vocab_size), empty=True)
         weights = model.initial_weights(flags.seed)
     else:
         source = checkpoint or model_folder(checkpoints.newest(flags.init), flags.revision)
-        tokenizer.start = source  # its settings, such as a chat template, are saved with each checkpoint
+        tokenizer.settings_from = source  # such as a chat template, which each checkpoint keeps
         model, weights = GPTNeoX.from_pretrained(source, empty=True), stored_weights(source)
         check_vocabulary(source, model, corpus)
     model.config.extra |= {"bos_token_id": tokenizer.eot, "eos_token_id": tokenizer.eot}
@@ -283,14 +282,14 @@ def starting_model(flags: Flags, corpus: data.Corpus, checkpoint: Path | None):
 
 
 def record_of(flags: Flags, corpora: dict, config: GPTNeoXConfig) -> dict:
-    """What config.json says of the run, besides versions."""
+    """What the run's config.json holds, besides versions."""
     return {
         "flags": asdict(replace(flags, resume=None)),
         "tokens_before": folder.tokens_before(flags.out, flags.tokens),
         "data_order": data.ORDER,
         "corpora": {name: corpus.hashes for name, corpus in corpora.items()},
         "parameters": config.parameters,
-        "pretraining_peak": pretraining_peak(config) or flags.max_lr,  # for paper/, whose arms are multiples of it
+        "pretraining_peak": pretraining_peak(config) or flags.max_lr,  # paper/ uses multiples of it
     }
 
 
@@ -300,24 +299,25 @@ def record_of(flags: Flags, corpora: dict, config: GPTNeoXConfig) -> dict:
 def train(flags: Flags) -> bool:
     """What the command does: completes the flags, prepares the texts, pre-trains for --init upstream, then run().
 
-    Returns whether the run got to its end. Raises ValueError or OSError for bad input, before the run's folder is
-    written; RuntimeError for a failure on the way."""
+    Returns whether the run got to its end. Raises ValueError or OSError for bad input, and leaves no folder then;
+    RuntimeError for a failure on the way."""
     with processes.rank_0_first():
         flags = complete(flags)
         if flags.dry_run:
             print(*plan(flags), json.dumps(asdict(flags), indent=2), sep="\n")
             return False
         prepare_hub((flags.upstream, flags.downstream), max(flags.tokens, flags.upstream_tokens or 0))
-        corpora, distribution, mixture, windows = open_data(flags)  # faults show before minutes of pre-training
+        corpora, distribution, mixture, windows = open_data(flags)  # faults show before the pre-training
     if flags.resume and checkpoints.reached(flags.out, flags.stop):
         print(f"{flags.out} is at update {flags.stop} already: nothing to do; a larger --tokens goes on")
+        return True
     print(*plan(flags, corpora), sep="\n")
     if flags.init == "upstream":
         before = pretraining_flags(flags)
-        with folder.one_at_a_time(before.out):  # of several runs that need it one makes it
+        with folder.one_at_a_time(before.out):  # one of several runs makes it
             if not checkpoints.reached(before.out, before.stop):
                 print(f"pre-training {before.model} on {before.upstream} (once; cached in {before.out})")
-                if not train(replace(before, resume="")):  # begins it, or goes on with it
+                if not train(replace(before, resume="")):  # begins or resumes it
                     return False
         folder.refuse_other_data(Path(before.out), {flags.upstream: corpora[flags.upstream]}, data.ORDER)
         flags = replace(flags, init=before.out)  # recorded, so that a resumed run goes straight to that folder
@@ -328,7 +328,7 @@ def train(flags: Flags) -> bool:
 
 
 def plan(flags: Flags, corpora: dict | None = None) -> list[str]:
-    """What a run of complete flags will do, in words; with corpora, also its size and how often it reads the text."""
+    """What a run of complete flags will do, in words; with corpora, also its size and epochs."""
     config = starting_config(flags.init, flags.revision, flags.model)
     before = pretraining_flags(flags) if flags.init == "upstream" else folder.flags_behind(Flags, flags.init)
     machine.pick_threads(config.hidden_size)
@@ -337,24 +337,24 @@ def plan(flags: Flags, corpora: dict | None = None) -> list[str]:
 
 
 def complete(flags: Flags) -> Flags:
-    """The flags with a value in place of every None that stands for one, checked. ValueError or OSError for what is
-    wrong with them. Reads the model's config.json, and prepares the corpora that are given as paths."""
+    """The flags, checked, with every default filled in. ValueError or OSError if they are wrong. Reads the model's
+    config.json, and prepares the corpora that are given as paths."""
     check_flags(flags)
-    out = flags.resume  # None: a new run; a folder: its run; "": the run of these flags, begun or not
-    if out:
+    if flags.resume:  # a folder
         refuse_beside_resume(changed_flags(flags), RESUMABLE_FLAGS)
     else:
         names = named_corpora(flags.upstream, flags.downstream, flags.init, flags.revision, dry_run=flags.dry_run)
         flags = replace(flags, upstream=names[0], downstream=names[1])
         refuse_unused(flags)
-        out = flags.out or run_name(flags)
-    if flags.resume or (flags.resume == "" and folder.holds_run(out)):
+        flags = replace(flags, out=flags.out or run_name(flags))
+    out = flags.resume or flags.out
+    if flags.resume or (flags.resume == "" and folder.holds_run(out)):  # "": --resume alone
         flags = folder.flags_to_resume(flags, out, RESUMABLE_FLAGS)
     else:
         folder.refuse_to_overwrite(Path(out))
         model = (flags.model or SMALLEST) if flags.init in ("upstream", "scratch") else None
         tokens = (flags.upstream_tokens or Flags.tokens) if flags.init == "upstream" else None
-        flags = replace(flags, out=out, model=model, upstream_tokens=tokens)
+        flags = replace(flags, model=model, upstream_tokens=tokens)
         flags = with_rates(flags, starting_config(flags.init, flags.revision, flags.model))
     return with_intervals(machine.resolve(flags))
 
@@ -374,13 +374,13 @@ def refuse_unused(flags: Flags) -> None:
 
 
 def with_rates(flags: Flags, config: GPTNeoXConfig) -> Flags:
-    """The flags with the context and the learning rates of a model."""
+    """The flags with a model's context and learning rates."""
     context = flags.context or config.max_position_embeddings
     if context > config.max_position_embeddings:
         raise ValueError(f"--context {context} is more than the model's {config.max_position_embeddings}")
     max_lr = flags.max_lr or pretraining_peak(config)
     if max_lr is None:
-        raise ValueError(f"{flags.init} has none of Pythia's sizes, so its pre-training peak is unknown; give --max-lr")
+        raise ValueError(f"{flags.init} has no shape of SIZES, so its pre-training peak is unknown; give --max-lr")
     min_lr = max_lr * MIN_LR_SHARE if flags.min_lr is None else flags.min_lr
     if min_lr > max_lr:
         raise ValueError(f"--min-lr {min_lr} is above --max-lr {max_lr}")
@@ -388,16 +388,16 @@ def with_rates(flags: Flags, config: GPTNeoXConfig) -> Flags:
 
 
 def with_intervals(flags: Flags) -> Flags:
-    """The flags with what depends on where the run stops."""
+    """The flags with the intervals of evaluations and checkpoints."""
     if flags.stop_tokens and flags.stop_tokens > flags.tokens:
-        raise ValueError(f"--stop-tokens {flags.stop_tokens} is beyond --tokens {flags.tokens}, where the run ends")
+        raise ValueError(f"--stop-tokens {flags.stop_tokens} is beyond --tokens {flags.tokens}, the schedule's end")
     eval_every = max(1, flags.stop // 10) if flags.eval_every is None else flags.eval_every
     save_every = flags.save_every or max(1, flags.stop // 4)
     return replace(flags, eval_every=eval_every, save_every=save_every)
 
 
 def starting_config(init: str, revision: str | None, size: str | None) -> GPTNeoXConfig:
-    """The config of the model that a run starts from; of a random one the vocabulary is open."""
+    """The config of the model that a run starts from; the vocabulary of a random one is not final."""
     if init in ("upstream", "scratch"):
         return config_of(size)
     file = model_folder(checkpoints.newest(init), revision, ["config.json"]) / "config.json"
@@ -405,7 +405,7 @@ def starting_config(init: str, revision: str | None, size: str | None) -> GPTNeo
 
 
 def run_name(flags: Flags) -> str:
-    """A folder made of the flags that decide the result and are not the defaults."""
+    """A folder named after the flags that decide the result and are not the defaults."""
     sides = dict.fromkeys((flags.upstream or DEFAULTS[0], flags.downstream or DEFAULTS[1]))  # one, if both are the same
     unnamed = {*RESUMABLE_FLAGS, *SIDES, "resume", "out"} - {"tokens"}
     changed = {name: value for name, value in changed_flags(flags).items() if name not in unnamed}
@@ -413,8 +413,8 @@ def run_name(flags: Flags) -> str:
 
 
 def pretraining_flags(flags: Flags) -> Flags:
-    """The flags of the pre-training behind --init upstream: an ordinary run from scratch, cached under runs/. Each seed
-    has its own; all checkpoints are kept, because section 4.5 starts from earlier ones."""
+    """The flags of the pre-training behind --init upstream: a run from scratch with the default batch and schedule,
+    cached under runs/, one per seed. It keeps all checkpoints: section 4.5 of the paper starts from earlier ones."""
     size, text, tokens = flags.model or SMALLEST, flags.upstream or DEFAULTS[0], flags.upstream_tokens or Flags.tokens
     precision = machine.pick_precision(flags.precision, machine.pick_device(flags.device))
     name = f"upstream-{size}-{text}"
@@ -427,7 +427,7 @@ def pretraining_flags(flags: Flags) -> Flags:
     before = Flags(
         init="scratch", model=size, upstream=text, downstream=text, tokens=tokens, context=SIZES[size].context,
         seed=PRETRAINING_SEED + flags.seed, precision=flags.precision, out=f"runs/{name}",
-        eval_tokens=min(flags.eval_tokens, 2**14),  # a rough look: the continuation begins with a full one
+        eval_tokens=min(flags.eval_tokens, 2**14),  # coarse: the continuation begins with a full evaluation
         **{name: getattr(flags, name) for name in MACHINE_FLAGS},
     )  # fmt: skip
     return replace(before, eval_every=max(1, before.updates // 5), save_every=max(1, before.updates // 16))
@@ -439,12 +439,12 @@ def pretraining_flags(flags: Flags) -> Flags:
 def main(argv=None):
     parser = OneLineParser(description=__doc__ or "")
     add_flags(parser, Flags)
-    given = given_flags(parser.parse_args(argv), Flags)  # in every process: a bad flag ends them all
+    given = given_flags(parser.parse_args(argv), Flags)  # in every process, so a bad flag ends all
     if given.get("resume"):
-        refuse_beside_resume(given, RESUMABLE_FLAGS)  # also one that is set to its default
+        refuse_beside_resume(given, RESUMABLE_FLAGS)  # also flags set to their defaults
     train(Flags(**given))
 
 
 if __name__ == "__main__":
-    with processes.joined():
+    with processes.joined():  # of several processes one prints
         run_command(main)

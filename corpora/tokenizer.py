@@ -28,7 +28,7 @@ class Tokenizer:
     def __init__(self, spec):
         """Raises ValueError for a tokenizer that encode() would get wrong, KeyError and such for other contents."""
         refuse_other_kinds(spec)
-        self.start = None  # the folder of the model that a run began with
+        self.settings_from = None  # the folder of the model that a run began with
         self.spec, self.normalize = spec, spec.get("normalizer") is not None
         vocab, entries = spec["model"]["vocab"], [entry for entry in spec["added_tokens"] if entry["content"]]
         self.added = {entry["content"]: entry["id"] for entry in entries}
@@ -79,12 +79,12 @@ class Tokenizer:
         settings["pad_token"] = PADDING if PADDING in self.added else END
         settings["model_input_names"] = ["input_ids", "attention_mask"]
         write_file(Path(folder) / "tokenizer.json", self.to_json())
-        if self.start:
-            for file in (Path(self.start) / name for name in KEPT_FILES):
+        if self.settings_from:
+            for file in (Path(self.settings_from) / name for name in KEPT_FILES):
                 if file.is_file():
                     write_file(Path(folder) / file.name, file.read_bytes())
-            if (Path(self.start) / "tokenizer_config.json").is_file():
-                settings |= read_json(Path(self.start) / "tokenizer_config.json")
+            if (Path(self.settings_from) / "tokenizer_config.json").is_file():
+                settings |= read_json(Path(self.settings_from) / "tokenizer_config.json")
         # Takes tokenizer.json as it is; the class of the model's type adds NFC, and tokens without a row in the model.
         settings["tokenizer_class"] = "PreTrainedTokenizerFast"
         settings.pop("auto_map", None)  # code of its own, which would come in place of the class

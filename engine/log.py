@@ -119,7 +119,7 @@ class Log:
                 os.fsync(self.file.fileno())
         return self.file.tell()
 
-    def resume_clock(self):
+    def restart_clock(self):
         """Leaves the time of an evaluation or a checkpoint out of the rate."""
         now = time.perf_counter()
         self.paused, self.clock = self.paused + now - self.clock, now
@@ -156,7 +156,7 @@ class Log:
             now, before = record[f"{side}_perplexity"], self.first_evaluation[f"{side}_perplexity"]
             shown.append(f"{side} {now:.2f} ({now / before - 1:+.1%})")
         self.say(f"eval {self.place(update)} | {' | '.join(shown)} | {in_units(tokens)} tokens")
-        self.resume_clock()
+        self.restart_clock()
 
     def place(self, update):
         return f"{update:>6}/{self.stop} ({update / self.stop:6.1%})"

@@ -245,14 +245,14 @@ def test_what_the_start_models_tokenizer_files_say_is_kept(tmp_path):
     (start / "tokenizer_config.json").write_text(json.dumps(config))
     (start / "chat_template.jinja").write_text("{{ messages }}")
     tokenizer = Tokenizer(spec)
-    tokenizer.start = start
+    tokenizer.settings_from = start
     tokenizer.save(folder)
     kept = json.loads((folder / "tokenizer_config.json").read_text())
     assert (kept["pad_token"], kept["model_max_length"], kept["unk_token"]) == ("[PAD]", 2048, "<|endoftext|>")
     assert kept["tokenizer_class"] == "PreTrainedTokenizerFast" and "auto_map" not in kept
     for name in ("tokenizer.json", "chat_template.jinja"):
         assert (folder / name).read_bytes() == (start / name).read_bytes()
-    tokenizer.start = tmp_path  # without any
+    tokenizer.settings_from = tmp_path  # without any
     tokenizer.save(tmp_path / "out")
     assert json.loads((folder / "tokenizer_config.json").read_text())["pad_token"] == "<|endoftext|>"
 

@@ -33,7 +33,7 @@ def test_rates_leave_evaluations_and_checkpoints_out(tmp_path, clock, capsys):
             clock.now += 2
             log.update(step, 0.1, 3.0, 1.0)
         clock.now += 30  # a checkpoint
-        log.resume_clock()
+        log.restart_clock()
         clock.now += 2
         log.update(3, 0.1, 3.0, 1.0)
         clock.now += 70
