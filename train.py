@@ -1,6 +1,6 @@
 """Continue to pre-train a model on new text, and measure perplexity on new and old text.
 
-    python train.py                                  the nano model on a laptop's CPU, in two minutes, without network
+    python train.py                                  the nano model on a laptop's CPU, in minutes, without network
     python train.py --max-lr 8e-4 --schedule constant --warmup 0         the paper's baseline: a tenth of the peak
     python train.py --init EleutherAI/pythia-410m-deduped --upstream old/ --downstream new/ --tokens 20e6 --max-lr 6e-5
     python train.py --resume runs/NAME               resume an interrupted run

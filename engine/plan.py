@@ -59,7 +59,7 @@ def plan_of(flags, config, corpora, before, saves):
         f"new text    {text}; {beside}",
         f"rate        {rate} of {flags.tokens_per_update:,} tokens, {then}{stop}",
         f"machine     {flags.device}, {flags.precision}{threads}; {count} checkpoints, {room}B in all",
-        *(f"mind        {surprise}; {ADVICE}" for surprise in surprises(flags, before, tokens, epochs)),
+        *(f"note        {surprise}; {ADVICE}" for surprise in surprises(flags, before, tokens, epochs)),
     ]
 
 

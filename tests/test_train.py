@@ -458,10 +458,10 @@ def test_a_model_without_tokenizer_is_refused_unless_its_rows_say_that_it_fits(h
 PLANS = [
     ([], ["0 to 0.001 in 2 of 20 updates of 128 tokens, then cosine to 0.0001", "old text old, evaluated beside it"]),
     (["--warmup", "0"], ["0.001 from the first of 20 updates"]),
-    (["--warmup", "0.01"], ["mind", "--warmup 0.01", "the first update has the whole rate"]),
+    (["--warmup", "0.01"], ["note", "--warmup 0.01", "the first update has the whole rate"]),
     (["--schedule", "constant", "--stop-tokens", "1280"], ["held, stopped after 10"]),
-    (["--tokens", "1e6"], ["mind", "epochs"]),
-    (["--downstream", "old"], ["no old text", "mind", "without --upstream FILES forgetting cannot be measured"]),
+    (["--tokens", "1e6"], ["note", "epochs"]),
+    (["--downstream", "old"], ["no old text", "note", "without --upstream FILES forgetting cannot be measured"]),
     (["--keep", "1"], ["2 checkpoints, "]),
 ]
 
@@ -476,7 +476,7 @@ def test_the_plan_says_what_will_be_done_and_what_may_surprise(house, words, say
     lines = "\n".join(train.plan(flags, train.open_data(flags)[0]))
     for each in says:
         assert each in lines, lines
-    assert ("mind" in lines) == ("mind" in says), lines
+    assert ("note" in lines) == ("note" in says), lines
     assert "mine, 0.133M" in lines or "mine, 133k parameters" in lines, lines
 
 
