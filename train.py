@@ -64,7 +64,7 @@ class Flags:
     weight_decay: float = flag(WEIGHT_DECAY, "decoupled weight decay, multiplied by the learning rate", low=0, high=1e9)
     beta2: float = flag(0.95, "AdamW's second beta; small batches need a larger one", low=0, high=0.99999)
     warmup: float = flag(0.01, "share of --tokens over which the rate rises from zero", low=0, high=1)
-    tokens: int = flag(2_000_000, "length of the schedule")
+    tokens: int = flag(2_000_000, "tokens to train on: the length of the schedule")
     stop_tokens: int | None = flag(None, "stop earlier, on the same schedule; default: --tokens")
     batch_size: int = flag(8, "sequences per update, over all devices", high=2**16, group="Batch")
     micro_batch_size: int | None = flag(None, "sequences per device at a time; default: its part, at most 8")
