@@ -74,7 +74,7 @@ class Tokenizer:
         return json.dumps(self.spec, ensure_ascii=False).encode()
 
     def save(self, folder):
-        """Writes what AutoTokenizer needs into a model folder. The settings of the model in `start` are kept."""
+        """Writes what AutoTokenizer needs into a model folder. The settings of `settings_from` are kept."""
         settings = dict.fromkeys(("bos_token", "eos_token", "unk_token"), END) | {"clean_up_tokenization_spaces": False}
         settings["pad_token"] = PADDING if PADDING in self.added else END
         settings["model_input_names"] = ["input_ids", "attention_mask"]
