@@ -180,6 +180,14 @@ def test_the_pages_are_short(page, most):
     assert len((ROOT / page).read_text(encoding="utf-8").splitlines()) <= most
 
 
+def test_the_study_is_short():
+    """What is written by hand: neither blank, nor a row of a table that a command or a test makes."""
+    page = re.sub(r"<!-- python.*?<!-- end -->", "", (ROOT / "paper/README.md").read_text(encoding="utf-8"), flags=re.S)
+    by_hand, _, setup = page.partition("## The set-up")
+    lines = [line for line in by_hand.splitlines() if line.strip() and not line.startswith("|")]
+    assert len(lines) + len(list(filter(None, setup.splitlines()))) <= 200
+
+
 def test_a_whole_run_from_python(tmp_path, monkeypatch, capsys):
     """From the pre-training, not from random weights."""
     monkeypatch.chdir(tmp_path)

@@ -451,29 +451,19 @@ def test_which_verdicts_hang_on_a_seed_or_a_moment(monkeypatch):
     assert found == table_of('Which verdicts hang on a single seed, or on the moment that is called "early"?')
 
 
-def test_the_fresh_seeds():
+def test_the_fresh_seeds_and_sizes():
     """Their verdicts beside the old ones, and how many of their means are outside the old prediction intervals."""
-    runs = packed("fresh")
-    old, fresh = claims.verdicts(packed("nano")), claims.verdicts(runs)
-    rows = table_of("### Eight fresh seeds")
-    assert [[row[0], *row[2:]] for row in rows] == [[n, old[n].word, fresh[n].word] for n in old]
+    old, fresh, micro, corner = (claims.verdicts(packed(name)) for name in ("nano", "fresh", "sizes", "corner"))
+    rows = table_of("### Eight fresh seeds, and other sizes")
+    words = [[n, *(each[n].word for each in (old, fresh, micro, corner))] for n in old]
+    assert [[row[0], *row[2:]] for row in rows] == [["-" if w == claims.NOT_RUN else w for w in row] for row in words]
     committed = table_of("**The claims, put to a test.**", "paper/fixed-beforehand.md")
     assert [row[1] for row in rows] == [row[1] for row in committed]
     pairs = [(n, old[n].found[measure], fresh[n].found[measure]) for n in old for measure in old[n].found]
     limit = student_quantile(0.025, 7) * math.sqrt(2)
     outside = [n for n, before, after in pairs if abs(after.mean - before.mean) > limit * before.error]
     assert (len(pairs), outside) == (51, ["1", "2"])
-    assert {run["flags"]["seed"] for run in runs} == {*range(8, 16)}
-
-
-def test_the_corner_of_the_sizes():
-    fresh, corner = (claims.verdicts(packed(name)) for name in ("fresh", "corner"))
-    found = []
-    for number, verdict in corner.items():
-        if verdict.decisive:
-            what = f"{verdict.decisive.words}: {verdict.found[verdict.decisive]}"
-            found.append([number, fresh[number].word, verdict.word, what])
-    assert found == table_of("**One corner of that plan has run**")
+    assert {run["flags"]["seed"] for name in ("fresh", "sizes") for run in packed(name)} == {*range(8, 16)}
 
 
 def test_decayed_or_not():
