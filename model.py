@@ -38,8 +38,8 @@ class Size(NamedTuple):
     context: int = 2048
 
 
-# Pythia's sizes with the peaks of their pre-training; and three that a laptop trains in minutes, with the best peak of a
-# sweep (paper/README.md).
+# Pythia's sizes with the peaks of their pre-training; and three that a laptop trains in minutes, with the best peak
+# of a sweep (paper/README.md).
 SIZES = {
     "nano": Size(2, 64, 2, 8e-3, context=256),
     "micro": Size(3, 96, 3, 4.6e-3, context=256),
