@@ -43,7 +43,7 @@ class Size(NamedTuple):
 SIZES = {
     "nano": Size(2, 64, 2, 8e-3, context=256),
     "micro": Size(3, 96, 3, 4.6e-3, context=256),
-    "tiny": Size(4, 128, 4, 4e-3, context=256),
+    "tiny": Size(4, 128, 4, 4.3e-3, context=256),
     "14m": Size(6, 128, 4, 1e-3),
     "31m": Size(6, 256, 8, 1e-3),
     "70m": Size(6, 512, 8, 1e-3),
