@@ -165,7 +165,7 @@ def run(flags: Flags, corpora, distribution, mixture, windows) -> int:
         model, wrapped, tokenizer, optimizer, scaler, state = ready_to_train(flags, corpora, device)
         folder.write_record(out, record_of(flags, corpora, model.config))
         measure = partial(evaluate, model, windows, flags.upstream, distribution, flags.micro_batch_size, dtype)
-        done = state["step"]  # updates
+        done = update = state["step"]  # updates; `update` is returned if none is left
         with Log(out, flags.stop, flags.tokens_per_update, sides_of(asdict(flags)), state) as log:
             if done == 0:
                 log.evaluation(0, 0.0, measure())
@@ -299,8 +299,8 @@ def record_of(flags: Flags, corpora: dict, config: GPTNeoXConfig) -> dict:
 def train(flags: Flags) -> bool:
     """What the command does: completes the flags, prepares the texts, pre-trains for --init upstream, then run().
 
-    Returns whether the run got to its end. Raises ValueError or OSError for bad input, and leaves no folder then;
-    RuntimeError for a failure on the way."""
+    Returns whether the run got to its end. Raises ValueError or OSError for bad input, and leaves no folder of
+    the run then; RuntimeError for a failure on the way."""
     with processes.rank_0_first():
         flags = complete(flags)
         if flags.dry_run:
@@ -310,7 +310,6 @@ def train(flags: Flags) -> bool:
         corpora, distribution, mixture, windows = open_data(flags)  # faults show before the pre-training
     if flags.resume and checkpoints.reached(flags.out, flags.stop):
         print(f"{flags.out} is at update {flags.stop} already: nothing to do; a larger --tokens goes on")
-        return True
     print(*plan(flags, corpora), sep="\n")
     if flags.init == "upstream":
         before = pretraining_flags(flags)
@@ -322,7 +321,7 @@ def train(flags: Flags) -> bool:
         folder.refuse_other_data(Path(before.out), {flags.upstream: corpora[flags.upstream]}, data.ORDER)
         flags = replace(flags, init=before.out)  # recorded, so that a resumed run goes straight to that folder
     update = run(flags, corpora, distribution, mixture, windows)
-    if processes.rank() == 0:
+    if processes.rank() == 0:  # also if nothing was left to do: a kill may have come before the figure
         folder.report(Path(flags.out), update, flags.stop)
     return update >= flags.stop
 

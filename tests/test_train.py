@@ -212,7 +212,10 @@ def test_resume_alone_begins_or_goes_on(house):
     train.main([*SHORT, "--out", "r", "--stop-tokens", "1280", "--resume"])
     assert metrics("r", "eval")[-1]["step"] == 10
     before = Path("r/metrics.jsonl").read_bytes()
+    Path("r/perplexity.png").unlink()  # as if killed after the last checkpoint, before the figure and the clearing up
+    Path("r/checkpoints/.step_00000004.partial").mkdir()
     assert "nothing to do" in call("train.py", "--resume", "r", "--stop-tokens", "1280").stdout
+    assert Path("r/perplexity.png").exists() and not list(Path("r/checkpoints").glob(".*"))
     refused(call("train.py", *SHORT, "--out", "r", "--max-lr", "0.5", "--resume"), "--max-lr", "r")
     assert Path("r/metrics.jsonl").read_bytes() == before
     train.main([*SHORT, "--out", "r", "--stop-tokens", "2560", "--resume"])
