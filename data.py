@@ -23,7 +23,7 @@ from corpora.hub import DOMAINS, MIXTURES
 from corpora.prepare import COUNTS, EMBEDDED, SPLITS, command_line, corpus_folder, how_to_prepare, prepare, prepare_once
 from corpora.tokenizer import END, Tokenizer, load_tokenizer
 from engine.faults import one_line, run_command
-from engine.files import printable, read_json, sample_hash
+from engine.files import blaming, printable, read_json, sample_hash
 
 # ---------------------------------------------------------------- a prepared corpus
 
@@ -56,7 +56,8 @@ class Corpus:
             raise ValueError(f"{split}.bin has {size} bytes, not 2 x {tokens} tokens")
         if sample_hash(file) != meta["sample_sha256"]:
             raise ValueError(f"{split}.bin is not the file that was written")
-        return np.memmap(file, "<u2", "r") if tokens else np.empty(0, "<u2")
+        with blaming(file):
+            return np.memmap(file, "<u2", "r") if tokens else np.empty(0, "<u2")
 
     def damaged(self, fault):
         return ValueError(f"{self.folder}: damaged corpus ({fault}); remove the folder and prepare it again")

@@ -81,6 +81,9 @@ def test_embedded_corpora_are_real_text_of_many_files_and_prepared_once(empty, n
 
 
 def test_a_fault_of_the_system_is_no_damage(house, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="data/old/train.bin"):
+        patch.setattr(np, "memmap", Mock(side_effect=OSError(errno.ENODEV, "No such device")))  # as on some mounts
+        data.Corpus("old")
     refuse = PermissionError(errno.EACCES, "Permission denied", "data/old/meta.json")
     for name in ("read_json", "sample_hash"):
         with monkeypatch.context() as patch, pytest.raises(PermissionError, match="data/old/meta.json"):
