@@ -1,4 +1,4 @@
-"""From token files to batches: prepared corpora, the order of the data, mixtures, validation windows.
+"""From token files to batches: the order of the data, mixtures, validation windows; and prepared corpora.
 
     python data.py stdlib                                   the standard library's Python source, as bytes
     python data.py mine a.jsonl.zst b.txt.gz notes/ --tokenizer neox --val-tokens 5e6
@@ -9,6 +9,9 @@
 A prepared corpus is a folder data/NAME with train.bin and val.bin (token ids, uint16 little-endian, every document
 ended by <|endoftext|>, as the paper packs them), meta.json and the tokenizer.json that made the ids. Only the Pile's
 train.bin differs: rows of 2,048 tokens cut from packed documents, as Pythia saw them (corpora/README.md).
+
+Training reads windows of context + 1 tokens, the last of which is only a target: window i begins at token i * context.
+Their order, mixtures and validation windows are the lesson; the sections after these may wait.
 
 Section 3 of "How to (re)warm your model?" (arXiv 2308.04014): datasets, packing, sampling weights.
 """
@@ -24,85 +27,6 @@ from corpora.prepare import COUNTS, EMBEDDED, SPLITS, command_line, corpus_folde
 from corpora.tokenizer import END, Tokenizer, load_tokenizer
 from engine.faults import one_line, run_command
 from engine.files import blaming, printable, read_json, sample_hash
-
-# ---------------------------------------------------------------- a prepared corpus
-
-
-class Corpus:
-    """A prepared corpus: memory-mapped train and val token ids, spot-checked when opened. Prepares an embedded one.
-
-    Raises ValueError that names the file, the fault and the way out."""
-
-    def __init__(self, name: str):
-        self.name, self.folder = name, corpus_folder(name)
-        if name in EMBEDDED:
-            prepare_once(name)
-        if not self.folder.is_dir():
-            raise ValueError(f"no corpus {name}; {how_to_prepare(name)}")
-        try:
-            self.meta = read_json(self.folder / "meta.json", "it is no longer what was written")
-            self.vocab_size, self.tokenizer_sha256 = self.meta["vocab_size"], self.meta["tokenizer_sha256"]
-            self.splits = {split: self.open_split(split) for split in SPLITS}
-        except (ValueError, FileNotFoundError, LookupError, TypeError) as fault:  # other OSErrors are not damage
-            raise self.damaged(one_line(fault)) from None
-
-    def open_split(self, split: str) -> np.ndarray:
-        """The token ids of a split, (tokens,) uint16, memory-mapped: read only where they are used."""
-        file, meta = self.folder / f"{split}.bin", self.meta[split]
-        if missing := [name for name in (*COUNTS, "sha256", "sample_sha256") if name not in meta]:
-            raise ValueError(f"no {missing[0]} of {split}")
-        size, tokens = file.stat().st_size, meta["tokens"]
-        if size != 2 * tokens:
-            raise ValueError(f"{split}.bin has {size} bytes, not 2 x {tokens} tokens")
-        if sample_hash(file) != meta["sample_sha256"]:
-            raise ValueError(f"{split}.bin is not the file that was written")
-        with blaming(file):
-            return np.memmap(file, "<u2", "r") if tokens else np.empty(0, "<u2")
-
-    def damaged(self, fault):
-        return ValueError(f"{self.folder}: damaged corpus ({fault}); remove the folder and prepare it again")
-
-    def tokenizer(self) -> Tokenizer:
-        """The Tokenizer that made the ids."""
-        tokenizer = load_tokenizer(self.folder)
-        if (tokenizer.sha256, tokenizer.vocab_size) != (self.tokenizer_sha256, self.vocab_size):
-            raise self.damaged("tokenizer.json is not the one that made the ids")
-        return tokenizer
-
-    def window_count(self, split: str, context: int) -> int:
-        """How many windows of context + 1 tokens a split has, each beginning with the last token of the one before."""
-        count = (len(self.splits[split]) - 1) // context
-        if count < 1:
-            raise ValueError(f"{self.folder}/{split}.bin is shorter than one window of {context + 1} tokens; add text")
-        return count
-
-    def window(self, split: str, index: int, context: int) -> np.ndarray:
-        """Window number `index`, (context + 1,) token ids: all but the last are inputs, all but the first targets."""
-        tokens = self.splits[split][index * context : (index + 1) * context + 1]
-        if tokens.max() >= self.vocab_size:  # an id out of range crashes a GPU with an obscure error
-            raise self.damaged(f"{split}.bin holds token id {tokens.max()}, of {self.vocab_size}")
-        return tokens
-
-    @property
-    def hashes(self) -> dict[str, str]:
-        """SHA-256 of the token files: {split: hexadecimal}."""
-        return {split: self.meta[split]["sha256"] for split in SPLITS}
-
-    @property
-    def bytes_per_token(self) -> float:
-        """Average bytes of text per token of the validation split."""
-        size, tokens = self.meta["val"]["bytes_of_text"], self.meta["val"]["tokens"]
-        return size / tokens if size and tokens else math.nan
-
-
-def open_corpora(names: Iterable[str]) -> dict[str, Corpus]:
-    """{name: Corpus}; ValueError if they were made with different tokenizers."""
-    corpora = {name: Corpus(name) for name in dict.fromkeys(names)}
-    if len({(corpus.vocab_size, corpus.tokenizer_sha256) for corpus in corpora.values()}) > 1:
-        folders = " and ".join(str(corpus.folder) for corpus in corpora.values())
-        raise ValueError(f"{folders} have different tokenizers; prepare them again with one")
-    return corpora
-
 
 # ---------------------------------------------------------------- the order of the data
 
@@ -161,7 +85,7 @@ class Mixture:
         window     4   2   1   3   1   0   0   2   1   0      A's: permute(taken % 5, 5, hash64(key + taken // 5))
     """
 
-    def __init__(self, shares: dict[Corpus, float], context: int, seed: int):
+    def __init__(self, shares: dict["Corpus", float], context: int, seed: int):
         """shares: {Corpus: positive weight}, with any sum."""
         self.corpora, self.context = list(shares), context
         self.sizes = [corpus.window_count("train", context) for corpus in self.corpora]
@@ -223,10 +147,10 @@ def blend(weights: dict[str, float], added: str | None = None, part: float = 0.0
     return {name: share for name, share in shares.items() if share > 0}
 
 
-# ---------------------------------------------------------------- windows
+# ---------------------------------------------------------------- validation windows
 
 
-def fixed_windows(corpus: Corpus, context: int, tokens: int):
+def fixed_windows(corpus: "Corpus", context: int, tokens: int):
     """Evenly spread validation windows, (N, context + 1) int64: the same ones at every evaluation of every run."""
     available = corpus.window_count("val", context)
     count = min(available, max(1, round(tokens / context)))
@@ -238,6 +162,85 @@ def as_tensor(windows: Iterable[np.ndarray]):
     import torch  # imported late: preparing a corpus starts ten times as fast without it
 
     return torch.from_numpy(np.stack(list(windows)).astype(np.int64))
+
+
+# ---------------------------------------------------------------- a prepared corpus
+
+
+class Corpus:
+    """A prepared corpus: memory-mapped train and val token ids, spot-checked when opened. Prepares an embedded one.
+
+    Raises ValueError that names the file, the fault and the way out."""
+
+    def __init__(self, name: str):
+        self.name, self.folder = name, corpus_folder(name)
+        if name in EMBEDDED:
+            prepare_once(name)
+        if not self.folder.is_dir():
+            raise ValueError(f"no corpus {name}; {how_to_prepare(name)}")
+        try:
+            self.meta = read_json(self.folder / "meta.json", "it is no longer what was written")
+            self.vocab_size, self.tokenizer_sha256 = self.meta["vocab_size"], self.meta["tokenizer_sha256"]
+            self.splits = {split: self.open_split(split) for split in SPLITS}
+        except (ValueError, FileNotFoundError, LookupError, TypeError) as fault:  # other OSErrors are not damage
+            raise self.damaged(one_line(fault)) from None
+
+    def window_count(self, split: str, context: int) -> int:
+        """How many windows of context + 1 tokens a split has, each beginning with the last token of the one before."""
+        count = (len(self.splits[split]) - 1) // context
+        if count < 1:
+            raise ValueError(f"{self.folder}/{split}.bin is shorter than one window of {context + 1} tokens; add text")
+        return count
+
+    def window(self, split: str, index: int, context: int) -> np.ndarray:
+        """Window number `index`, (context + 1,) token ids: all but the last are inputs, all but the first targets."""
+        tokens = self.splits[split][index * context : (index + 1) * context + 1]
+        if tokens.max() >= self.vocab_size:  # an id out of range crashes a GPU with an obscure error
+            raise self.damaged(f"{split}.bin holds token id {tokens.max()}, of {self.vocab_size}")
+        return tokens
+
+    def tokenizer(self) -> Tokenizer:
+        """The Tokenizer that made the ids."""
+        tokenizer = load_tokenizer(self.folder)
+        if (tokenizer.sha256, tokenizer.vocab_size) != (self.tokenizer_sha256, self.vocab_size):
+            raise self.damaged("tokenizer.json is not the one that made the ids")
+        return tokenizer
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """SHA-256 of the token files: {split: hexadecimal}."""
+        return {split: self.meta[split]["sha256"] for split in SPLITS}
+
+    @property
+    def bytes_per_token(self) -> float:
+        """Average bytes of text per token of the validation split."""
+        size, tokens = self.meta["val"]["bytes_of_text"], self.meta["val"]["tokens"]
+        return size / tokens if size and tokens else math.nan
+
+    def open_split(self, split: str) -> np.ndarray:
+        """The token ids of a split, (tokens,) uint16, memory-mapped: read only where they are used."""
+        file, meta = self.folder / f"{split}.bin", self.meta[split]
+        if missing := [name for name in (*COUNTS, "sha256", "sample_sha256") if name not in meta]:
+            raise ValueError(f"no {missing[0]} of {split}")
+        size, tokens = file.stat().st_size, meta["tokens"]
+        if size != 2 * tokens:
+            raise ValueError(f"{split}.bin has {size} bytes, not 2 x {tokens} tokens")
+        if sample_hash(file) != meta["sample_sha256"]:
+            raise ValueError(f"{split}.bin is not the file that was written")
+        with blaming(file):
+            return np.memmap(file, "<u2", "r") if tokens else np.empty(0, "<u2")
+
+    def damaged(self, fault):
+        return ValueError(f"{self.folder}: damaged corpus ({fault}); remove the folder and prepare it again")
+
+
+def open_corpora(names: Iterable[str]) -> dict[str, Corpus]:
+    """{name: Corpus}; ValueError if they were made with different tokenizers."""
+    corpora = {name: Corpus(name) for name in dict.fromkeys(names)}
+    if len({(corpus.vocab_size, corpus.tokenizer_sha256) for corpus in corpora.values()}) > 1:
+        folders = " and ".join(str(corpus.folder) for corpus in corpora.values())
+        raise ValueError(f"{folders} have different tokenizers; prepare them again with one")
+    return corpora
 
 
 # ---------------------------------------------------------------- the command line

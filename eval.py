@@ -7,7 +7,7 @@
 
 Section 4 of "How to (re)warm your model?" (arXiv 2308.04014): validation loss on the upstream and the downstream
 corpus against tokens. The metric is the mean cross-entropy per token in nats; perplexity is its exp.
-The paper's own figures, and its claims, are in paper/.
+The paper's own figures, and its claims, are in paper/. evaluate() is the lesson; the commands may wait.
 """
 
 import math
@@ -38,7 +38,7 @@ from model import GPTNeoX
 
 PADDING_ROWS = 512  # that an embedding may have beyond the tokenizer's ids; Pythia's have 27 to 411
 
-# ---------------------------------------------------------------- measuring a checkpoint
+# ---------------------------------------------------------------- the loss on both sides
 
 
 @torch.no_grad()
@@ -70,16 +70,15 @@ def evaluate(
     windows: {name of a corpus: token ids (N, context + 1)}; upstream: one of these names; distribution: {name: share}
     of the downstream text, shares summing to 1. The loss on a mixture is the share-weighted mean of the losses on its
     corpora; its perplexity is exp of that. All processes must call this: each computes a part, and gets all losses."""
-    losses = {}
-    for name, rows in windows.items():
-        by_window = processes.in_parts(
-            rows, partial(window_losses, model, micro_batch=micro_batch, precision=precision)
-        )
-        losses[name] = fmean(by_window)
+    measure = partial(window_losses, model, micro_batch=micro_batch, precision=precision)
+    losses = {name: fmean(processes.in_parts(rows, measure)) for name, rows in windows.items()}
     downstream = sum(share * losses[name] for name, share in distribution.items())
     by_corpus = {f"{name}_loss": loss for name, loss in losses.items()}
     # The sides come last, to override a corpus named "upstream" or "downstream".
     return by_corpus | {"upstream_loss": losses[upstream], "downstream_loss": downstream}
+
+
+# ---------------------------------------------------------------- the commands
 
 
 def open_checkpoint(flags):
@@ -202,9 +201,6 @@ def sample(flags):
     if tokenizer.eot in continued:
         continued = continued[: continued.index(tokenizer.eot)]
     print(printable(flags.prompt + tokenizer.decode(continued), keep="\n\t"))
-
-
-# ---------------------------------------------------------------- the curves of runs
 
 
 def plot(flags):

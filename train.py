@@ -10,6 +10,8 @@
 Sections 3 and 4 of "How to (re)warm your model?" (arXiv 2308.04014): AdamW (betas 0.9 / 0.95, eps 1e-8, weight
 decay 0.1, clip 1.0), fresh optimizer state, a linear warm-up, a decay, and two validation sets in one run.
 The paper's experiments, each a set of such runs, are in paper/.
+
+The lesson is AdamW, the loop, which is run(), and what the loop needs. From a command line to a run may wait.
 """
 
 import json
@@ -256,8 +258,7 @@ def ready_to_train(flags: Flags, corpora: dict, device: torch.device):
         for layer in model.gpt_neox.layers:  # one graph for all; DDP and FSDP stay outside it
             layer.forward = torch.compile(layer.forward)
     wrapped = processes.placed(model, model.gpt_neox.layers, weights, device, flags.shard)
-    betas = (0.9, flags.beta2)
-    optimizer = AdamW(parameter_groups(model), lr=0.0, betas=betas, weight_decay=flags.weight_decay)
+    optimizer = AdamW(parameter_groups(model), 0.0, betas=(0.9, flags.beta2), weight_decay=flags.weight_decay)
     scaler = machine.LossScaler(device, enabled=flags.precision == "fp16")
     if checkpoint:
         checkpoints.load_optimizer(checkpoint, state, model, optimizer, scaler)
@@ -293,7 +294,7 @@ def record_of(flags: Flags, corpora: dict, config: GPTNeoXConfig) -> dict:
     }
 
 
-# ---------------------------------------------------------------- from the flags of a command line to a run
+# ---------------------------------------------------------------- the lesson ends: from a command line to a run
 
 
 def train(flags: Flags) -> bool:
