@@ -11,7 +11,7 @@ ended by <|endoftext|>, as the paper packs them), meta.json and the tokenizer.js
 train.bin differs: rows of 2,048 tokens cut from packed documents, as Pythia saw them (corpora/README.md).
 
 Training reads windows of context + 1 tokens, the last of which is only a target: window i begins at token i * context.
-Their order, mixtures and validation windows are the lesson; the sections after these may wait.
+Their order, mixtures and validation windows are the lesson; what comes after may wait, but for Corpus.window().
 
 Section 3 of "How to (re)warm your model?" (arXiv 2308.04014): datasets, packing, sampling weights.
 """
@@ -46,8 +46,8 @@ def permute(index: int, size: int, key: int) -> int:
 
     A Feistel network. It writes the index as two digits, left and right, of `base` values each, and four times replaces
     them by (right, left XOR hash of right, key and round). Each round can be undone, so no two of the base * base
-    indices get the same result. A result of `size` or more is permuted again, until it is below `size`; at the latest
-    it comes back to `index`.
+    indices get the same result. A result of `size` or more is permuted again: each index gets the next one below `size`
+    on its cycle, again no two the same, and on average it takes at most four passes.
 
     For size 5 the base is 4, so there are 16 results. With key 7, index 2 gives 9, which is too large, and 9 gives 2:
 
@@ -58,8 +58,8 @@ def permute(index: int, size: int, key: int) -> int:
     base = 1 << bits
     while True:
         left, right = divmod(index, base)
-        for number in range(4):  # of the round
-            left, right = right, left ^ (hash64(right ^ hash64(key + number)) % base)
+        for turn in range(4):
+            left, right = right, left ^ (hash64(right ^ hash64(key + turn)) % base)
         index = left * base + right
         if index < size:
             return index
@@ -81,8 +81,8 @@ class Mixture:
 
         position   0   1   2   3   4   5   6   7   8   9
         corpus     A   A   B   A   A   A   B   A   A   A
-        taken      0   1   0   2   3   4   1   5   6   7      windows this corpus has given before
-        window     4   2   1   3   1   0   0   2   1   0      A's: permute(taken % 5, 5, hash64(key + taken // 5))
+        taken      0   1   0   2   3   4   1   5   6   7      positions this corpus took before
+        window     4   2   1   3   1   0   0   2   1   0      A's: permute(taken % 5, 5, hash64(A's key + taken // 5))
     """
 
     def __init__(self, shares: dict["Corpus", float], context: int, seed: int):
@@ -98,8 +98,7 @@ class Mixture:
     def locate(self, position: int) -> tuple[int, int]:
         """(number of the corpus, window of its train split) at a position of the stream."""
         for number, (key, fraction) in enumerate(zip(self.keys, self.fractions, strict=True)):
-            # One for each corpus, so that equal shares do not keep in step. Not key, key + 1, ...: epochs have these.
-            offset = hash64(key - 1) % 2**32
+            offset = hash64(key - 1) % 2**32  # the phase, another for each corpus; key and up are hashed for the epochs
             taken = (position * fraction + offset) >> 32  # how many earlier positions it took
             if ((position + 1) * fraction + offset) >> 32 > taken:
                 epoch, index = divmod(taken, self.sizes[number])

@@ -62,17 +62,17 @@ def window_losses(model, windows, micro_batch, precision=None):
 
 
 def evaluate(
-    model: GPTNeoX, windows: dict[str, Tensor], upstream: str, distribution: dict[str, float], micro_batch: int,
+    model: GPTNeoX, windows: dict[str, Tensor], upstream: str, shares: dict[str, float], micro_batch: int,
     precision: torch.dtype | None = None,
 ) -> dict[str, float]:  # fmt: skip
     """Validation losses in nats: "NAME_loss" of each corpus, "upstream_loss" and "downstream_loss".
 
-    windows: {name of a corpus: token ids (N, context + 1)}; upstream: one of these names; distribution: {name: share}
+    windows: {name of a corpus: token ids (N, context + 1)}; upstream: one of these names; shares: {name: share}
     of the downstream text, shares summing to 1. The loss on a mixture is the share-weighted mean of the losses on its
     corpora; its perplexity is exp of that. All processes must call this: each computes a part, and gets all losses."""
     measure = partial(window_losses, model, micro_batch=micro_batch, precision=precision)
     losses = {name: fmean(processes.in_parts(rows, measure)) for name, rows in windows.items()}
-    downstream = sum(share * losses[name] for name, share in distribution.items())
+    downstream = sum(share * losses[name] for name, share in shares.items())
     by_corpus = {f"{name}_loss": loss for name, loss in losses.items()}
     # The sides come last, to override a corpus named "upstream" or "downstream".
     return by_corpus | {"upstream_loss": losses[upstream], "downstream_loss": downstream}

@@ -26,7 +26,7 @@ from engine.config import read_config
 from engine.files import read_json, to_json
 from engine.weights import check_tensors, list_tensors, model_folder, read_tensors, save_tensors
 
-PYTHIA_IDS = 50277  # token ids of Pythia's tokenizer; its models have more embedding rows
+PYTHIA_IDS = 50277  # how many token ids Pythia's tokenizer has; its models have more embedding rows
 
 
 class Size(NamedTuple):
@@ -56,12 +56,9 @@ SIZES = {
     "12b": Size(36, 5120, 40, 1.2e-4, rows=50688),
 }
 
-# Pythia was trained with tanh GELU; its config.json says "gelu", the erf form, which all use (at most 5e-4 apart).
+# Pythia was trained with tanh GELU; its config.json says "gelu", the erf form, which loaders use (at most 5e-4 apart).
 ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu}
 ACTIVATIONS |= dict.fromkeys(("gelu_new", "gelu_fast", "gelu_pytorch_tanh"), lambda x: F.gelu(x, approximate="tanh"))
-
-# Buffers that old checkpoints carry in each layer: the causal mask, its fill value, the rotary frequencies.
-OLD_BUFFERS = re.compile(r"gpt_neox\.layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)")
 
 # ---------------------------------------------------------------- the config
 
@@ -110,7 +107,7 @@ class GPTNeoXConfig:
     def parameters(self) -> int:
         """Number of parameters, counted without building the model."""
         d, inner, bias = self.hidden_size, self.intermediate_size, int(self.attention_bias)
-        layer = 4 * d + (3 * d * d + d * d) + bias * 4 * d + (2 * d * inner + inner + d)
+        layer = 4 * d + (3 * d * d + d * d) + bias * 4 * d + (2 * d * inner + inner + d)  # norm, attention, bias, MLP
         return 2 * self.vocab_size * d + self.num_hidden_layers * layer + 2 * d
 
 
@@ -247,7 +244,7 @@ class GPTNeoX(nn.Module):
     def forward(self, tokens: Tensor, targets: Tensor | None = None, per_token: bool = False) -> Tensor:
         """Logits (B, T, V) of token ids (B, T); with targets (B, T), their mean cross-entropy in nats, a scalar.
 
-        per_token=True gives the loss of each target instead, (B, T), for evaluation: it may have no gradient."""
+        per_token=True gives the loss of each target instead, (B, T), for evaluation: in chunks it has no gradient."""
         x = self.gpt_neox.embed_in(tokens)  # (B, T, D)
         at_least_fp32 = torch.promote_types(x.dtype, torch.float32)  # bf16 would round the angles
         cos, sin = rotary_tables(tokens.shape[1], self.config, x.device, at_least_fp32)  # (T, R)
@@ -334,6 +331,10 @@ class GPTNeoX(nn.Module):
         dtype = str(weights["embed_out.weight"].dtype).removeprefix("torch.")
         (folder / "config.json").write_bytes(to_json(self.config.to_dict() | {"torch_dtype": dtype}))
         save_tensors(weights, folder / "model.safetensors")
+
+
+# Buffers that old checkpoints carry in each layer: the causal mask, its fill value, the rotary frequencies.
+OLD_BUFFERS = re.compile(r"gpt_neox\.layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)")
 
 
 def stored_weights(folder: str | Path):

@@ -77,6 +77,22 @@ def wsd(n, N, max_lr, min_lr):
     return max_lr + (min_lr - max_lr) * decayed
 
 
+def infinite(n, N, max_lr, min_lr, cooldown):
+    """Cool down, hold a constant rate, anneal. "Infinite", as one can hold for as long as data comes; here the hold is
+    a fixed share of N.
+
+    cooldown(t): its shape, from 0 at t = 0 to 1 at t = 1. The constant rate is halfway between max and min, as in the
+    follow-up (1.65e-4 between 3e-4 and 3e-5)."""
+    constant_lr = (max_lr + min_lr) / 2
+    if n < COOLDOWN_END * N:
+        return constant_lr + (max_lr - constant_lr) * (1 - cooldown(n / (COOLDOWN_END * N)))
+    if n <= CONSTANT_END * N:
+        return constant_lr
+    t = (n - CONSTANT_END * N) / (N - CONSTANT_END * N)
+    # An exponential cannot reach zero; a line can.
+    return constant_lr * (min_lr / constant_lr) ** t if min_lr > 0 else constant_lr * (1 - t)
+
+
 def infinite_cosine(n, N, max_lr, min_lr):
     """An infinite schedule that cools down along half a cosine."""
     return infinite(n, N, max_lr, min_lr, lambda t: (1 - math.cos(math.pi * t)) / 2)
@@ -86,22 +102,6 @@ def infinite_rsqrt(n, N, max_lr, min_lr):
     """An infinite schedule that cools down along an inverse square root, steep at first."""
     drop = lambda t: 1 - 1 / math.sqrt(1 + RSQRT_TIMESCALE * t)
     return infinite(n, N, max_lr, min_lr, lambda t: drop(t) / drop(1))
-
-
-def infinite(n, N, max_lr, min_lr, cooldown):
-    """Cool down, hold a constant rate, anneal. "Infinite", as one can hold for as long as data comes; here the hold is
-    a fixed share of N.
-
-    cooldown(t): its shape, from 0 at t = 0 to 1 at t = 1. The constant rate is halfway between max and min, as in the
-    follow-up (1.65e-4 between 3e-4 and 3e-5)."""
-    hold = (max_lr + min_lr) / 2
-    if n < COOLDOWN_END * N:
-        return hold + (max_lr - hold) * (1 - cooldown(n / (COOLDOWN_END * N)))
-    if n <= CONSTANT_END * N:
-        return hold
-    t = (n - CONSTANT_END * N) / (N - CONSTANT_END * N)
-    # An exponential cannot reach zero; a line can.
-    return hold * (min_lr / hold) ** t if min_lr > 0 else hold * (1 - t)
 
 
 DECAYS = (cosine, cosine_clipped, linear, constant, wsd, infinite_cosine, infinite_rsqrt)

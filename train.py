@@ -43,7 +43,7 @@ SMALLEST = "nano"  # the default size
 # Added to --seed: without it a continuation on the same text would repeat the pre-training's batches.
 PRETRAINING_SEED = 10**6
 # Where the paper stopped its runs, as shares of a schedule of 296.86B tokens: sections 4.1 and 4.5 after 50B, with the
-# rate still at 94 % of its peak; 4.2 and 4.3 after 240B. (4.4 stopped after 50B of a schedule of 411B.)
+# rate still at 94 % of its peak; 4.2 and 4.3 after 240B.
 PAPER_STOPS = {"50B": 50e9 / 296.86e9, "240B": 240e9 / 296.86e9}
 
 # ---------------------------------------------------------------- the flags
@@ -154,24 +154,36 @@ def parameter_groups(model: torch.nn.Module) -> list[dict]:
     return [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
 
 
-# ---------------------------------------------------------------- the loop
+# ---------------------------------------------------------------- the data of a run, and the loop
 
 
-@explained()
-def run(flags: Flags, corpora, distribution, mixture, windows) -> int:
+def open_data(flags: Flags):
+    """The corpora by name, the downstream shares by name, the mixture to train on, and validation windows (N, T + 1) by
+    name."""
+    shares = data.parse_shares(flags.downstream)
+    corpora = data.open_corpora([flags.upstream, *shares])
+    # Replay changes what is trained on, not the downstream text that is evaluated.
+    trained_on = data.blend(shares, flags.upstream, flags.replay)
+    mixture = data.Mixture({corpora[name]: share for name, share in trained_on.items()}, flags.context, flags.seed)
+    windows = {name: data.fixed_windows(corpus, flags.context, flags.eval_tokens) for name, corpus in corpora.items()}
+    return corpora, shares, mixture, windows
+
+
+@explained()  # what to try where memory runs out
+def run(flags: Flags, corpora, shares, mixture, windows) -> int:
     """Trains with complete flags on what open_data() returns, from update 1 or from the one after the newest
     checkpoint. Returns the number of the last update."""
     out, device, dtype = Path(flags.out), machine.pick_device(flags.device), machine.AUTOCAST[flags.precision]
-    evaluations, saves = evaluation_updates(flags), checkpoint_updates(flags)
+    evaluate_at, save_at = evaluation_updates(flags), checkpoint_updates(flags)  # sets of updates
     with folder.opened(out, flags.resume is not None), held_signals() as signals:  # Ctrl-C ends the run after an update
         model, wrapped, tokenizer, optimizer, scaler, state = ready_to_train(flags, corpora, device)
         folder.write_record(out, record_of(flags, corpora, model.config))
-        measure = partial(evaluate, model, windows, flags.upstream, distribution, flags.micro_batch_size, dtype)
-        done = update = state["step"]  # updates; `update` is returned if none is left
+        measure = partial(evaluate, model, windows, flags.upstream, shares, flags.micro_batch_size, dtype)
+        done = update = state["step"]  # how many updates are done; returned as it is if none is left
         with Log(out, flags.stop, flags.tokens_per_update, sides_of(asdict(flags)), state) as log:
             if done == 0:
                 log.evaluation(0, 0.0, measure())
-                log.say(time_to_go(flags, windows, evaluations, log.paused))
+                log.say(time_to_go(flags, windows, evaluate_at, log.paused))  # paused: seconds of measure()
             for update in range(done + 1, flags.stop + 1):
                 lr = flags.learning_rate(update)
                 for group in optimizer.param_groups:
@@ -188,19 +200,19 @@ def run(flags: Flags, corpora, distribution, mixture, windows) -> int:
                 scaler.unscale_(optimizer)  # before clipping: else the norm would include the loss scale
                 norm = torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP).item()
                 loss = processes.mean(loss)
-                scaler.refuse_non_finite(loss, norm, update, lr)
+                scaler.refuse_non_finite(loss, norm, update, lr)  # but fp16 may skip an update now and then
                 scaler.step(optimizer)
                 scaler.update()
                 optimizer.zero_grad()
 
                 log.update(update, lr, loss, norm)
-                if update in evaluations:
+                if update in evaluate_at:
                     log.evaluation(update, lr, measure())
                 stopping = processes.anywhere(signals)  # Ctrl-C in one process stops all of them after this update
-                if update in saves or stopping:
+                if update in save_at or stopping:
                     # A resumed run cuts the log to this size.
-                    state = {"metrics_bytes": log.durable_size(), "scaler": scaler.state_dict()}
-                    checkpoints.save(out, update, model, optimizer, tokenizer, state)
+                    to_resume = {"metrics_bytes": log.durable_size(), "scaler": scaler.state_dict()}
+                    checkpoints.save(out, update, model, optimizer, tokenizer, to_resume)
                     checkpoints.prune(out, update, flags.keep, flags.warmup_updates)
                     log.restart_clock()  # the time of a checkpoint is not that of an update
                 if stopping:
@@ -211,25 +223,13 @@ def run(flags: Flags, corpora, distribution, mixture, windows) -> int:
 # ---------------------------------------------------------------- what the loop needs
 
 
-def open_data(flags: Flags):
-    """The corpora by name, the downstream shares by name, the mixture to train on, and validation windows (N, T + 1) by
-    name."""
-    distribution = data.parse_shares(flags.downstream)
-    corpora = data.open_corpora([flags.upstream, *distribution])
-    # Replay changes what is trained on, not the downstream text that is evaluated.
-    trained_on = data.blend(distribution, flags.upstream, flags.replay)
-    mixture = data.Mixture({corpora[name]: share for name, share in trained_on.items()}, flags.context, flags.seed)
-    windows = {name: data.fixed_windows(corpus, flags.context, flags.eval_tokens) for name, corpus in corpora.items()}
-    return corpora, distribution, mixture, windows
-
-
 def evaluation_updates(flags: Flags) -> set[int]:
-    """The updates after which to evaluate: every --eval-every, the last of the warm-up and of the run (0: that of the
-    run alone). In schedules of 100 updates or more also powers of four below --eval-every, and the paper's stops."""
+    """The updates after which to evaluate: every --eval-every (0: the last alone), the last of the warm-up and of the
+    run. In schedules of 100 updates or more also 1, 4, 16 ..., as losses move fastest early, and the paper's stops."""
     every, stop = flags.eval_every, flags.stop
     if every == 0:
         return {stop}
-    updates = {flags.warmup_updates, stop, *range(every, stop - every // 4, every)}  # none close to the end
+    updates = {flags.warmup_updates, stop, *range(every, stop - every // 4, every)}  # none just before the stop
     if flags.updates >= 100:
         updates.update(4**k for k in range(16) if 4**k < every)
         updates.update(round(flags.updates * share) for share in PAPER_STOPS.values())
@@ -242,8 +242,8 @@ def checkpoint_updates(flags: Flags) -> set[int]:
 
 
 def ready_to_train(flags: Flags, corpora: dict, device: torch.device):
-    """(model, the same inside DDP or FSDP if there are several processes, tokenizer, optimizer, fp16's loss scaler,
-    state) from --init, or from the newest checkpoint of a run to resume. state["step"]: how many updates are done.
+    """(model, wrapped: the same inside DDP or FSDP if there are several processes, tokenizer, optimizer, fp16's loss
+    scaler, state) from --init, or from a run's newest checkpoint. state["step"]: how many updates are done.
 
     The weights are fp32 in every precision: small updates would vanish in 16 bits."""
     checkpoint, state = None, {"step": 0}
@@ -258,7 +258,7 @@ def ready_to_train(flags: Flags, corpora: dict, device: torch.device):
         for layer in model.gpt_neox.layers:  # one graph for all; DDP and FSDP stay outside it
             layer.forward = torch.compile(layer.forward)
     wrapped = processes.placed(model, model.gpt_neox.layers, weights, device, flags.shard)
-    optimizer = AdamW(parameter_groups(model), 0.0, betas=(0.9, flags.beta2), weight_decay=flags.weight_decay)
+    optimizer = AdamW(parameter_groups(model), lr=0.0, betas=(0.9, flags.beta2), weight_decay=flags.weight_decay)
     scaler = machine.LossScaler(device, enabled=flags.precision == "fp16")
     if checkpoint:
         checkpoints.load_optimizer(checkpoint, state, model, optimizer, scaler)
@@ -268,13 +268,13 @@ def ready_to_train(flags: Flags, corpora: dict, device: torch.device):
 
 def starting_model(flags: Flags, corpus: data.Corpus, checkpoint: Path | None):
     """(an empty model, its weights as pairs (name, tensor) one at a time, its tokenizer) from a checkpoint of the run,
-    else from --init."""
+    else from --init; in place of "upstream" that is by now the folder of the pre-training."""
     tokenizer = corpus.tokenizer()
     if checkpoint is None and flags.init == "scratch":
         model = GPTNeoX(config_of(flags.model, tokenizer.vocab_size), empty=True)
         weights = model.initial_weights(flags.seed)
     else:
-        source = checkpoint or model_folder(checkpoints.newest(flags.init), flags.revision)
+        source = checkpoint or model_folder(checkpoints.newest(flags.init), flags.revision)  # of a run its last
         tokenizer.settings_from = source  # such as a chat template, which each checkpoint keeps
         model, weights = GPTNeoX.from_pretrained(source, empty=True), stored_weights(source)
         check_vocabulary(source, model, corpus)
@@ -308,7 +308,7 @@ def train(flags: Flags) -> bool:
             print(*plan(flags), json.dumps(asdict(flags), indent=2), sep="\n")
             return False
         prepare_hub((flags.upstream, flags.downstream), max(flags.tokens, flags.upstream_tokens or 0))
-        corpora, distribution, mixture, windows = open_data(flags)  # faults show before the pre-training
+        corpora, shares, mixture, windows = open_data(flags)  # faults show before the pre-training
     if flags.resume and checkpoints.reached(flags.out, flags.stop):
         print(f"{flags.out} is at update {flags.stop} already: nothing to do; a larger --tokens goes on")
     print(*plan(flags, corpora), sep="\n")
@@ -321,7 +321,7 @@ def train(flags: Flags) -> bool:
                     return False
         folder.refuse_other_data(Path(before.out), {flags.upstream: corpora[flags.upstream]}, data.ORDER)
         flags = replace(flags, init=before.out)  # recorded, so that a resumed run goes straight to that folder
-    update = run(flags, corpora, distribution, mixture, windows)
+    update = run(flags, corpora, shares, mixture, windows)
     if processes.rank() == 0:  # also if nothing was left to do: a kill may have come before the figure
         folder.report(Path(flags.out), update, flags.stop)
     return update >= flags.stop

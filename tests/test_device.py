@@ -141,7 +141,7 @@ def test_generation_is_the_cpus(batch):
 @pytest.mark.parametrize("dtype", ROUNDING)
 def test_evaluation_is_the_cpus(dtype):
     windows = {"a": torch.randint(0, 61, (5, 33)), "b": torch.randint(0, 61, (3, 33))}
-    options = {"upstream": "a", "distribution": {"a": 0.25, "b": 0.75}, "micro_batch": 2}
+    options = {"upstream": "a", "shares": {"a": 0.25, "b": 0.75}, "micro_batch": 2}
     expected = evaluate(GPTNeoX(small(), seed=3), windows, **options)
     losses = evaluate(GPTNeoX(small(), seed=3).to(DEVICE), windows, **options, precision=dtype)
     assert losses == pytest.approx(expected, rel=ROUNDING[dtype])
