@@ -9,12 +9,13 @@ import re
 from typing import NamedTuple
 
 import numpy as np
+from matplotlib.patheffects import withStroke
 
 from engine.figures import BEFORE, COLORS, level_before, new_figure
 from engine.log import SIDES
 from engine.plan import PYTHIA_BATCH, PYTHIA_UPDATES
 from paper.arms import pick, settings
-from paper.experiments import Flags
+from paper.experiments import TRIED, Flags
 from paper.statistics import estimate
 from paper.tables import print_table
 
@@ -58,9 +59,7 @@ def designs(runs):
             ends = {peak: np.mean([losses[peak][seed] for seed in seeds], axis=0) for peak in peaks}
             found.append(Design(*design[:3], fitted, ends))
     if len({design.length for design in found}) < 2:
-        raise ValueError(
-            "fewer than two lengths with three peaks and two seeds are here; see python -m paper run length"
-        )
+        raise ValueError("fewer than two lengths with three peaks and two seeds here; see python -m paper run length")
     return found
 
 
@@ -124,10 +123,11 @@ def draw_lengths(runs):
             ends = [*design.ends.values()]
             front.plot(*np.transpose(ends), "o-", mfc="w", ms=3, lw=1, color=color)
             front.plot(*design.ends[design.lowest], "o", ms=5, color=color)
-            beside = "bottom" if design.batch == min(colors) else "top"  # two ends may lie close together
-            front.text(*ends[-1], f"{100 * design.length:.3g} %  ", size=7, ha="right", va=beside, color=color)
+            ha = "right" if design.batch == min(colors) else "left"  # two ends may lie close together
+            words = front.text(*ends[-1], f" {100 * design.length:.3g} % ", size=6.5, ha=ha, va="bottom", color=color)
+            words.set_path_effects([withStroke(linewidth=1.5, foreground="w")])  # legible upon the lines
     panel.set(xscale="log", yscale="log", xlabel="tokens (% of pre-training)", ylabel="best peak (of pre-training's)")
-    ticks = [0.025 * 2**power for power in range(7)]
+    ticks = [arm["peak"] for arm in TRIED]
     panel.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
     panel.xaxis.set_major_formatter("{x:g}")
     panel.minorticks_off()
