@@ -45,11 +45,11 @@ def permute(index: int, size: int, key: int) -> int:
     """Element `index` of a shuffled range(size); each key gives another shuffle. No list, no state.
 
     A Feistel network. It writes the index as two digits, left and right, of `base` values each, and four times replaces
-    them by (right, left XOR hash of right, key and round). Each round can be undone, so no two of the base * base
-    indices get the same result. A result of `size` or more is permuted again: each index gets the next one below `size`
-    on its cycle, again no two the same, and on average it takes at most four passes.
+    them by (right, left XOR hash of right, key and turn). Each turn can be undone, so no two of the base * base indices
+    get the same result. A result of `size` or more is permuted again until one is below `size`: the next such on its
+    cycle, at worst the index itself, so again no two are the same. On average it takes at most four passes.
 
-    For size 5 the base is 4, so there are 16 results. With key 7, index 2 gives 9, which is too large, and 9 gives 2:
+    For size 5 the base is 4, so there are 16 results. With key 7, index 2 gives 9, too large, and 9 gives 2: it stays.
 
     >>> [permute(index, 5, key=7) for index in range(5)]
     [3, 1, 2, 0, 4]
@@ -76,8 +76,8 @@ class Mixture:
 
     By hand, with seed 0, for corpus A of five windows with weight 3, and B of two with weight 1. A takes three of every
     four positions: before position p it has taken floor(0.75 p + 0.59), and it takes p if floor(0.75 (p + 1) + 0.59) is
-    one more. The offset 0.59 is a hash of the seed. B takes what is left. Each corpus gives its windows in a shuffled
-    order, reshuffled in every epoch:
+    one more. The offset 0.59 is a hash of the seed. B takes what is left, counted anew: position 6 is its 6 - 5 = 1.
+    Each corpus gives its windows in a shuffled order, reshuffled in every epoch:
 
         position   0   1   2   3   4   5   6   7   8   9
         corpus     A   A   B   A   A   A   B   A   A   A
@@ -98,7 +98,7 @@ class Mixture:
     def locate(self, position: int) -> tuple[int, int]:
         """(number of the corpus, window of its train split) at a position of the stream."""
         for number, (key, fraction) in enumerate(zip(self.keys, self.fractions, strict=True)):
-            offset = hash64(key - 1) % 2**32  # the phase, another for each corpus; key and up are hashed for the epochs
+            offset = hash64(key - 1) % 2**32  # below 1, one for each corpus; key, key + 1, ... are for its epochs
             taken = (position * fraction + offset) >> 32  # how many earlier positions it took
             if ((position + 1) * fraction + offset) >> 32 > taken:
                 epoch, index = divmod(taken, self.sizes[number])

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint as recompute
 
 from engine import kernels
 from engine.config import read_config
@@ -147,7 +147,7 @@ class Attention(nn.Module):
 
     def forward(self, x, cos, sin):  # (B, T, D), (T, R), (T, R) -> (B, T, D); R: rotary_size
         B, T, D = x.shape
-        # Careful: the rows of query_key_value are stored head by head, each head's q, k and v together.
+        # Careful: the rows go head by head (q, k, v of head 0, then of head 1), not all of q first as in GPT-2.
         qkv = self.query_key_value(x).view(B, T, self.heads, 3 * D // self.heads)
         query, key, value = qkv.transpose(1, 2).chunk(3, dim=-1)  # 3 x (B, H, T, D/H)
         query, key = rotate(query, cos, sin, self.rotary_size), rotate(key, cos, sin, self.rotary_size)
@@ -244,13 +244,13 @@ class GPTNeoX(nn.Module):
     def forward(self, tokens: Tensor, targets: Tensor | None = None, per_token: bool = False) -> Tensor:
         """Logits (B, T, V) of token ids (B, T); with targets (B, T), their mean cross-entropy in nats, a scalar.
 
-        per_token=True gives the loss of each target instead, (B, T), for evaluation: in chunks it has no gradient."""
+        per_token=True gives the loss of each target instead, (B, T), for evaluation: in chunks it gets no gradient."""
         x = self.gpt_neox.embed_in(tokens)  # (B, T, D)
         at_least_fp32 = torch.promote_types(x.dtype, torch.float32)  # bf16 would round the angles
         cos, sin = rotary_tables(tokens.shape[1], self.config, x.device, at_least_fp32)  # (T, R)
         for layer in self.gpt_neox.layers:
             if self.activation_checkpointing and self.training:
-                x = checkpoint(layer, x, cos, sin, use_reentrant=False)
+                x = recompute(layer, x, cos, sin, use_reentrant=False)  # in the backward pass
             else:
                 x = layer(x, cos, sin)
         x = self.gpt_neox.final_layer_norm(x)

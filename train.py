@@ -11,7 +11,7 @@ Sections 3 and 4 of "How to (re)warm your model?" (arXiv 2308.04014): AdamW (bet
 decay 0.1, clip 1.0), fresh optimizer state, a linear warm-up, a decay, and two validation sets in one run.
 The paper's experiments, each a set of such runs, are in paper/.
 
-The lesson is AdamW, the loop, which is run(), and what the loop needs. From a command line to a run may wait.
+The lesson is AdamW, open_data() and run(), which is the loop; the rest may wait.
 """
 
 import json
@@ -138,13 +138,13 @@ class AdamW(torch.optim.Optimizer):
             group["t"] += 1
             lr, (beta1, beta2), t = group["lr"], group["betas"], group["t"]
             torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
-            torch._foreach_lerp_(m, grads, 1 - beta1)
+            torch._foreach_lerp_(m, grads, 1 - beta1)  # m += (1 - beta1) (g - m)
             torch._foreach_mul_(v, beta2)
             torch._foreach_addcmul_(v, grads, grads, 1 - beta2)
             denominator = torch._foreach_sqrt(v)
             torch._foreach_div_(denominator, math.sqrt(1 - beta2**t))
-            torch._foreach_add_(denominator, group["eps"])
-            torch._foreach_addcdiv_(params, m, denominator, -lr / (1 - beta1**t))
+            torch._foreach_add_(denominator, group["eps"])  # sqrt(v_hat) + eps
+            torch._foreach_addcdiv_(params, m, denominator, -lr / (1 - beta1**t))  # p -= lr m_hat / denominator
 
 
 def parameter_groups(model: torch.nn.Module) -> list[dict]:
@@ -171,8 +171,8 @@ def open_data(flags: Flags):
 
 @explained()  # what to try where memory runs out
 def run(flags: Flags, corpora, shares, mixture, windows) -> int:
-    """Trains with complete flags on what open_data() returns, from update 1 or from the one after the newest
-    checkpoint. Returns the number of the last update."""
+    """Trains on what open_data() returns, from update 1, with AdamW's moments at zero, or from the one after the newest
+    checkpoint. Returns the last update. wrapped: the model in DDP or FSDP; scaler: does nothing but in fp16."""
     out, device, dtype = Path(flags.out), machine.pick_device(flags.device), machine.AUTOCAST[flags.precision]
     evaluate_at, save_at = evaluation_updates(flags), checkpoint_updates(flags)  # sets of updates
     with folder.opened(out, flags.resume is not None), held_signals() as signals:  # Ctrl-C ends the run after an update
@@ -193,14 +193,14 @@ def run(flags: Flags, corpora, shares, mixture, windows) -> int:
                 for rows in micro_batches:
                     processes.sync_gradients(wrapped, on=rows is micro_batches[-1])  # only on the last
                     with machine.autocast(device, dtype):
-                        # Weighted by size: the gradients add up to that of the batch's mean loss.
+                        # Weighted by size: adds up to the gradient of this rank's mean loss; DDP averages the ranks.
                         weighted = wrapped(rows[:, :-1], rows[:, 1:]) * (len(rows) / len(batch))
                     scaler.scale(weighted).backward()
                     loss += weighted.detach()
                 scaler.unscale_(optimizer)  # before clipping: else the norm would include the loss scale
                 norm = torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP).item()
                 loss = processes.mean(loss)
-                scaler.refuse_non_finite(loss, norm, update, lr)  # but fp16 may skip an update now and then
+                scaler.refuse_non_finite(loss, norm, update, lr)  # raises; fp16 may skip some such updates first
                 scaler.step(optimizer)
                 scaler.update()
                 optimizer.zero_grad()
@@ -294,7 +294,7 @@ def record_of(flags: Flags, corpora: dict, config: GPTNeoXConfig) -> dict:
     }
 
 
-# ---------------------------------------------------------------- the lesson ends: from a command line to a run
+# ---------------------------------------------------------------- from a command line to a run
 
 
 def train(flags: Flags) -> bool:
