@@ -9,9 +9,7 @@
 
 Sections 3 and 4 of "How to (re)warm your model?" (arXiv 2308.04014): AdamW (betas 0.9 / 0.95, eps 1e-8, weight
 decay 0.1, clip 1.0), fresh optimizer state, a linear warm-up, a decay, and two validation sets in one run.
-The paper's experiments, each a set of such runs, are in paper/.
-
-The lesson is AdamW, open_data() and run(), which is the loop; the rest may wait.
+The lesson is AdamW, open_data() and run(), which is the loop; the rest may wait. The paper's experiments are in paper/.
 """
 
 import json
@@ -177,9 +175,10 @@ def run(flags: Flags, corpora, shares, mixture, windows) -> int:
     evaluate_at, save_at = evaluation_updates(flags), checkpoint_updates(flags)  # sets of updates
     with folder.opened(out, flags.resume is not None), held_signals() as signals:  # Ctrl-C ends the run after an update
         model, wrapped, tokenizer, optimizer, scaler, state = ready_to_train(flags, corpora, device)
-        folder.write_record(out, record_of(flags, corpora, model.config))
         measure = partial(evaluate, model, windows, flags.upstream, shares, flags.micro_batch_size, dtype)
         done = update = state["step"]  # how many updates are done; returned as it is if none is left
+        if done < flags.stop:
+            folder.write_record(out, record_of(flags, corpora, model.config))
         with Log(out, flags.stop, flags.tokens_per_update, sides_of(asdict(flags)), state) as log:
             if done == 0:
                 log.evaluation(0, 0.0, measure())
@@ -297,13 +296,13 @@ def record_of(flags: Flags, corpora: dict, config: GPTNeoXConfig) -> dict:
 # ---------------------------------------------------------------- from a command line to a run
 
 
-def train(flags: Flags) -> bool:
+def train(flags: Flags, given=()) -> bool:
     """What the command does: completes the flags, prepares the texts, pre-trains for --init upstream, then run().
 
-    Returns whether the run got to its end. Raises ValueError or OSError for bad input, and leaves no folder of
-    the run then; RuntimeError for a failure on the way."""
+    given: names of flags that count on resuming, even set to their defaults. Returns whether the run got to its end.
+    Raises ValueError or OSError for bad input, with no folder of the run left; RuntimeError for a failure."""
     with processes.rank_0_first():
-        flags = complete(flags)
+        flags = complete(flags, given)
         if flags.dry_run:
             print(*plan(flags), json.dumps(asdict(flags), indent=2), sep="\n")
             return False
@@ -329,19 +328,21 @@ def train(flags: Flags) -> bool:
 
 def plan(flags: Flags, corpora: dict | None = None) -> list[str]:
     """What a run of complete flags will do, in words; with corpora, also its size and epochs."""
-    config = starting_config(flags.init, flags.revision, flags.model)
+    last = checkpoints.newest(flags.out)  # of a run to resume, whose --init may be gone by now
+    start = (flags.init, flags.revision, flags.model) if last == flags.out else (last, None, None)
+    config = starting_config(*start)
     before = pretraining_flags(flags) if flags.init == "upstream" else folder.flags_behind(Flags, flags.init)
     machine.pick_threads(config.hidden_size)
     known = known_pretraining(flags.init, before, pretraining_peak(config))
     return plan_of(flags, config, corpora, known, checkpoint_updates(flags))
 
 
-def complete(flags: Flags) -> Flags:
+def complete(flags: Flags, given=()) -> Flags:
     """The flags, checked, with every default filled in. ValueError or OSError if they are wrong. Reads the model's
     config.json, and prepares the corpora that are given as paths."""
     check_flags(flags)
     if flags.resume:  # a folder
-        refuse_beside_resume(changed_flags(flags), RESUMABLE_FLAGS)
+        refuse_beside_resume(changed_flags(flags) | dict.fromkeys(given), RESUMABLE_FLAGS)
     else:
         names = named_corpora(flags.upstream, flags.downstream, flags.init, flags.revision, dry_run=flags.dry_run)
         flags = replace(flags, upstream=names[0], downstream=names[1])
@@ -349,7 +350,7 @@ def complete(flags: Flags) -> Flags:
         flags = replace(flags, out=flags.out or run_name(flags))
     out = flags.resume or flags.out
     if flags.resume or (flags.resume == "" and folder.holds_run(out)):  # "": --resume alone
-        flags = folder.flags_to_resume(flags, out, RESUMABLE_FLAGS)
+        flags = folder.flags_to_resume(flags, given, out, RESUMABLE_FLAGS)
     else:
         folder.refuse_to_overwrite(Path(out))
         model = (flags.model or SMALLEST) if flags.init in ("upstream", "scratch") else None
@@ -427,7 +428,7 @@ def pretraining_flags(flags: Flags) -> Flags:
     before = Flags(
         init="scratch", model=size, upstream=text, downstream=text, tokens=tokens, context=SIZES[size].context,
         seed=PRETRAINING_SEED + flags.seed, precision=flags.precision, out=f"runs/{name}",
-        eval_tokens=min(flags.eval_tokens, 2**14),  # coarse: the continuation begins with a full evaluation
+        eval_tokens=2**14,  # coarse: the continuation begins with a full evaluation
         **{name: getattr(flags, name) for name in MACHINE_FLAGS},
     )  # fmt: skip
     return replace(before, eval_every=max(1, before.updates // 5), save_every=max(1, before.updates // 16))
@@ -440,9 +441,7 @@ def main(argv=None):
     parser = OneLineParser(description=__doc__ or "")
     add_flags(parser, Flags)
     given = given_flags(parser.parse_args(argv), Flags)  # in every process, so a bad flag ends all
-    if given.get("resume"):
-        refuse_beside_resume(given, RESUMABLE_FLAGS)  # also flags set to their defaults
-    train(Flags(**given))
+    train(Flags(**given), given)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@ def read_config(hub, where, defaults, activations):
     architecture or a value that no GPT-NeoX can have."""
     with blaming(where):
         if hub.get("model_type") != "gpt_neox":
-            raise ValueError("model_type is not gpt_neox; only GPT-NeoX models (such as Pythia) can be read")
+            what = "of a run with no checkpoint yet" if "flags" in hub else "model_type is not gpt_neox"
+            raise ValueError(f"{what}; only GPT-NeoX models (such as Pythia) can be read")
         if hub.get("tie_word_embeddings"):
             raise ValueError("tied embeddings are not supported; Pythia's are untied")
         rope = {}

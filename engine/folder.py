@@ -27,6 +27,8 @@ from engine.log import RECORDS, SIDES, numbers_of, read_records, sides_of
 
 def refuse_to_overwrite(out):
     """Raises ValueError unless a run can begin in a folder: missing, empty, or left before the run's first line."""
+    if out.is_file():
+        raise ValueError(f"{out} is a file; choose another --out")
     log = out / "metrics.jsonl"
     if (log.exists() and log.stat().st_size) or (out / "checkpoints").exists():
         raise ValueError(f"{out} already holds a run; go on with {resume_command(out)}, or choose another --out")
@@ -111,18 +113,21 @@ def refuse_beside_resume(names, may_differ):
         raise ValueError(f"--resume FOLDER goes on with that run's own flags; leave {' '.join(others)} out")
 
 
-def flags_to_resume(flags, out, may_differ):
-    """The flags of the run in a folder, with those of `flags` that may differ. ValueError for any other difference."""
+def flags_to_resume(flags, given, out, may_differ):
+    """The flags of the run in a folder, with those of `flags` that may differ and are no defaults, or `given`.
+    ValueError for any other difference."""
+    if not holds_run(out):  # nor is there one in a checkpoint
+        raise ValueError(f"{out}: no run to resume; give the run's folder, or --resume alone to begin one")
     recorded, now = flags_behind(type(flags), out), changed_flags(flags)
-    if recorded is None:
-        raise ValueError(f"{out}: no run to resume (no config.json); --resume without a folder begins one")
+    now |= {name: getattr(flags, name) for name in may_differ if name in given}
     for name, value in now.items():
         was = getattr(recorded, name)
         if name not in (*may_differ, "resume", "out") and value != was:
             raise ValueError(f"{out} holds a run with {flag_name(name)} {was}, not {value}; choose another --out")
     if now.get("tokens", recorded.tokens) < recorded.tokens:
         raise ValueError(f"{out} is planned for --tokens {recorded.tokens}; to stop earlier give --stop-tokens")
-    changes = {name: now[name] for name in may_differ if name in now}
+    changes = {"stop_tokens": None} if "tokens" in now else {}  # to the new end, unless told otherwise
+    changes |= {name: now[name] for name in may_differ if name in now}
     return replace(recorded, **changes, resume=str(out), out=str(out))
 
 

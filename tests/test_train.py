@@ -19,6 +19,7 @@ from test_model import small
 
 import data
 import train
+from corpora.tokenizer import load_tokenizer
 from engine import checkpoints
 from engine.files import locked
 from engine.flags import as_words
@@ -239,6 +240,39 @@ def test_a_finished_run_goes_on_longer_with_windows_that_it_has_not_read(house, 
     assert kept["flags"]["tokens"] == 40 * 128 and kept["tokens_before"] == [20 * 128]
 
 
+def test_a_longer_schedule_takes_an_early_stop_back_even_at_the_default_length(house, monkeypatch):
+    monkeypatch.setattr(train.Flags, "tokens", 40 * 128)
+    monkeypatch.setattr(train.Flags.__dataclass_fields__["tokens"], "default", 40 * 128)
+    train.main([*SHORT, "--out", "r", "--stop-tokens", "1280"])
+    recorded = Path("r/config.json").read_bytes()
+    assert "nothing to do" in call("train.py", "--resume", "r", "--stop-tokens", "640").stdout
+    assert Path("r/config.json").read_bytes() == recorded
+    train.main(["--resume", "r", "--tokens", str(40 * 128)])
+    assert metrics("r", "train")[-1]["step"] == 40
+
+
+def test_a_run_is_resumed_from_its_own_checkpoints_alone(house):
+    """Neither from a copy of one that somebody keeps beside them, nor from inside one; its start may be gone."""
+    GPTNeoX(config_of("nano", 257)).save_pretrained("mine")
+    load_tokenizer("bytes").save("mine")
+    train.main([*WHEREVER, "--init", "mine", "--out", "r", "--stop-tokens", "1280"])
+    shutil.rmtree("mine")
+    last = Path("r/checkpoints/step_00000010")
+    shutil.copytree(last, f"{last}-best")
+    kept = sorted(last.rglob("*"))
+    refused(call("train.py", "--resume", last, "--stop-tokens", "2560"), str(last), "the run's folder")
+    assert sorted(last.rglob("*")) == kept
+    train.main(["--resume", "r", "--stop-tokens", "2560", "--keep", "1"])
+    assert [path.name[-4:] for path in sorted(Path("r/checkpoints").iterdir())] == ["0004", "best", "0020"]
+
+
+def test_a_run_without_a_checkpoint_yet_is_no_damaged_model(house):
+    train.main([*SHORT, "--out", "r"])
+    shutil.rmtree("r/checkpoints")
+    refused(call("train.py", *WHEREVER, "--init", "r", "--out", "next"), "r/config.json", "no checkpoint yet")
+    refused(call("eval.py", "sample", "r"), "r/config.json", "no checkpoint yet")
+
+
 def test_two_runs_that_need_one_pre_training_make_it_once(house):
     words = ["train.py", *PRETRAINED, "--eval-tokens", "64", "--max-lr"]
     with ThreadPoolExecutor() as pool:
@@ -334,7 +368,7 @@ BAD = [
     (["--resume", "nowhere"], "nowhere"),
     (["--resume", "a", "--out", "b"], "--out"),
     (["--resume", "a", "--warmup", "0.01"], "--warmup"),  # also one set to its default
-    (["--out", "old.txt"], "old.txt"),
+    (["--out", "old.txt"], "old.txt is a file; choose another --out"),
     # flags without effect
     (["--init", "folder", "--model", "12b"], "--model"),
     (["--init", "folder", "--upstream-tokens", "9e3"], "--upstream-tokens"),
@@ -418,6 +452,7 @@ def test_cached_pretrainings_are_told_apart(monkeypatch):
     before = lambda **flags: train.pretraining_flags(train.Flags(**flags))
     assert before(precision="fp16", upstream_tokens=1234568).out == "runs/upstream-nano-stdlib-tokens-1234568-fp16"
     assert len({before(upstream=corpus).out for corpus in ("a.b", "a-b", "a_b", "A-b")}) == 4
+    assert before(eval_tokens=64) == before()  # what an interrupted one began with goes for every continuation
     second = before(seed=2)
     assert second.out == "runs/upstream-nano-stdlib-seed-2"
     assert second.seed not in (0, 1, 2) and second.replay == 0  # in an order that no run repeats
