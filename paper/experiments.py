@@ -61,7 +61,7 @@ MORE = {  # not in `all`
 }
 NAMES = (*EXPERIMENTS, "all", *MORE)
 LAPTOP_SIZES, PYTHIA_SIZES = (None, "micro", "tiny"), ("70m", "160m", "410m")  # None: the default, nano
-# The paper's own runs, for a checkpoint of one's own: 296.86B tokens on the clipped cosine, stopped after 50B or 240B;
+# The paper's own runs, for a Pythia: 296.86B tokens on the clipped cosine, stopped after 50B or 240B;
 # those on the same data had a longer schedule.
 PAPER = {"batch_size": 1104, "context": 2048, "tokens": SCHEDULE_TOKENS, "schedule": "cosine-clipped"}
 PAPER |= {"eval_every": 1313, "eval_tokens": 1024 * 2048}  # more often costs more than it shows
@@ -79,8 +79,9 @@ def experiment_runs(name, seeds, given):
         if flag in given:
             raise ValueError(f"an experiment plans its own runs; leave --{flag.replace('_', '-')} out")
     init, first = given.get("init", "upstream"), given.get("seed", 0)
-    base = {"keep": 1} | (PAPER if init != "upstream" else {}) | given
-    known = init == "upstream" or ("/pythia-" in init and size_of(Flags(init=init)))
+    papers = "/pythia-" in init  # any other model is not on the paper's plan
+    base = {"keep": 1} | (PAPER if papers else {}) | given
+    known = init == "upstream" or (papers and size_of(Flags(init=init)))
     unknown = set() if known else {"size", "start", "scratch"}  # of any other model nothing is there but its weights
     tables = EXPERIMENTS if name == "all" else {name: (EXPERIMENTS | MORE)[name]}
     listed = [(each, arm) for each, arms in tables.items() for arm in arms]
@@ -93,7 +94,7 @@ def experiment_runs(name, seeds, given):
     runs, pretrainings = {}, {}
     for seed, (experiment, arm) in itertools.product(range(first, first + seeds), possible):
         flags, before = arm_flags(base | {"seed": seed}, arm)
-        if init != "upstream" and "tokens" not in given and "length" not in arm:
+        if papers and "tokens" not in given and "length" not in arm:
             flags |= STOPS.get(experiment, {"stop_tokens": flags["tokens"]})
         out = run_name(Flags(**flags))
         runs[out] = max(flags | {"out": out}, runs.get(out, {}), key=lambda run: run.get("stop_tokens", 0))
