@@ -109,8 +109,9 @@ def perplexity(flags):
     folder, model = open_checkpoint(flags)
     record = record_behind(flags.checkpoint)
     max_context = model.config.max_position_embeddings
-    trained_with = record["flags"]["context"] if record else max_context
-    context = min(flags.context or trained_with, max_context)
+    context = flags.context or (record["flags"]["context"] if record else max_context)
+    if context > max_context:
+        raise ValueError(f"--context {context} is more than the model's {max_context}")
     corpora = [Corpus(name) for name in flags.data]
     width = 2 + max(map(len, ["corpus", *flags.data]))
     if not flags.json:

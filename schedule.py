@@ -124,7 +124,7 @@ def main(argv=None):
     axes.set(xlabel="update", ylabel="learning rate", xlim=(0, 2000), ylim=0)
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     try:
-        axes.figure.savefig(out, dpi=200)
+        axes.figure.savefig(out, dpi=200, format=os.path.splitext(out)[1][1:])
     except (OSError, ValueError) as fault:
         parser.exit(2, f"schedule.py: cannot write {out}: {fault}; choose another --out\n")
     print(out)

@@ -8,6 +8,7 @@ import shutil
 from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, nullcontext
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from threading import Lock
@@ -202,24 +203,22 @@ def how_to_prepare(name):
 def command_line(argv, description):
     """The options of prepare(), and whether to `show` a corpus instead, from the words after data.py."""
     parser = OneLineParser(description=description)
-    add = parser.add_argument
+    add, count = parser.add_argument, partial(whole_number, low=1)
     known = f"{', '.join(EMBEDDED)} are embedded, {' and '.join(HUB)} on the hub"
     add("name", metavar="NAME", help=f"corpus, written as data/NAME; {known}")
     add("files", nargs="*", metavar="FILES", help=".jsonl, .txt and other text, also as .gz or .zst, and folders")
-    add("--train-tokens", type=whole_number, metavar="N", help="stop train.bin after the document that reaches N")
-    add("--val-tokens", type=whole_number, metavar="N", help="likewise for val.bin")
+    add("--train-tokens", type=count, metavar="N", help="stop train.bin after the document that reaches N")
+    add("--val-tokens", type=count, metavar="N", help="likewise for val.bin")
     add("--val-share", type=float, help="of documents for validation (0.05; embedded corpora: 0.15)")
     add("--tokenizer", metavar="T", help="neox, bytes, a tokenizer.json or its folder (neox; of embedded ones: bytes)")
     add("--by-domain", action="store_true", help="one corpus NAME-DOMAIN for each domain that the rows name")
-    add("--processes", type=int, default=cores(), help="how many cores tokenize (all)")
+    add("--processes", type=count, default=cores(), help="how many cores tokenize (all)")
     add("--text-key", default="text", metavar="KEY", help="what rows of .jsonl keep their text under (text)")
     add("--skip-bad-lines", action="store_true", help="count bad lines and texts instead of stopping at the first")
     add("--show", action="store_true", help="print what the prepared corpus NAME is, and a few of its windows")
     flags = parser.parse_args(argv)
     if flags.val_share is not None and not 0 < flags.val_share < 1:
         parser.error(f"--val-share {flags.val_share} is not between 0 and 1")
-    if flags.processes < 1 or 0 in (flags.train_tokens, flags.val_tokens):
-        parser.error("--processes, --train-tokens and --val-tokens start at 1")
     if flags.show and flags.files:
         parser.error("--show takes no FILES; prepare them first")
     return vars(flags)

@@ -37,7 +37,7 @@ def new_figure(width, height, rows=1, columns=1, **grid):
 def save_figure(figure, out):
     """Writes .png, .pdf or .svg, as the name says; ValueError if it cannot."""
     try:
-        figure.savefig(out, dpi=200)
+        figure.savefig(out, dpi=200, format=os.path.splitext(out)[1][1:])
     except (ValueError, OSError) as fault:
         raise ValueError(f"cannot write {out}: {fault}; choose another --out (.png, .pdf, .svg)") from None
 

@@ -14,6 +14,7 @@ import itertools
 import json
 import re
 import shlex
+from functools import partial
 from pathlib import Path
 
 from engine import processes
@@ -77,6 +78,8 @@ def table(flags):
 def pack(flags):
     """Writes runs into one file, a line each, named as their folders. Of the updates those before an evaluation are
     kept: enough to draw the learning rate."""
+    if not flags.out.endswith((".jsonl", ".jsonl.gz")):
+        raise ValueError(f"{flags.out}: a pack's name ends with .jsonl or .jsonl.gz; choose another --out")
     if Path(flags.out).exists():
         raise ValueError(f"{flags.out} exists already; choose another --out or remove it first")
     lines = []
@@ -93,8 +96,6 @@ def pack(flags):
 
 
 def experiment(flags):
-    if flags.seeds < 1:
-        raise ValueError("--seeds must be positive")
     launcher = flags.launch.split() if flags.launch else None
     run_experiment(flags.name, flags.seeds, given_flags(flags, Flags), flags.jobs, launcher)
 
@@ -103,14 +104,13 @@ def main(argv=None):
     parser = OneLineParser(prog="python -m paper", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=OneLineParser)
     runs = {"nargs": "+", "metavar": "RUNS", "help": "folders that train.py wrote, or packs of runs"}
+    count = {"type": partial(whole_number, low=1), "metavar": "N"}
 
     running = commands.add_parser("run", help="run an experiment; finished runs are kept, interrupted ones resumed")
     running.set_defaults(command=experiment)
     running.add_argument("name", metavar="NAME", choices=NAMES, help=", ".join(NAMES))
-    running.add_argument(
-        "--seeds", type=whole_number, default=1, metavar="N", help="how often each arm, from --seed on"
-    )
-    running.add_argument("--jobs", type=whole_number, metavar="N", help="runs side by side (one a core; one on a GPU)")
+    running.add_argument("--seeds", **count, default=1, help="how often each arm, from --seed on")
+    running.add_argument("--jobs", **count, help="runs side by side (one a core; one on a GPU)")
     running.add_argument("--launch", metavar="COMMAND", help="instead of python, such as 'torchrun --nproc_per_node=8'")
     add_flags(running, Flags)
 

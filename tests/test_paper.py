@@ -74,6 +74,7 @@ def test_every_experiment_has_a_plan(house, name, words):
 def test_a_model_of_ones_own_takes_the_arms_that_it_has(house):
     GPTNeoX(config_of("nano", 257)).save_pretrained("mine")
     words = ["--init", "mine", *OLD_TO_NEW, "--context", "32", "--batch-size", "4"]
+    assert {row[0] for row in plan("max-lr", *words[:6], "--dry-run")} == {"cosine", "constant"}  # not the paper's plan
     rows = plan("max-lr", *words, "--tokens", "5120", "--schedule", "linear", "--dry-run")
     peak = SIZES["nano"].peak
     assert [row[1] for row in rows] == [peak / 2, peak, 2 * peak, peak / 10]  # no random start: what size would it be?
@@ -747,6 +748,7 @@ def test_a_pack_is_read_like_the_runs_in_it(house):
     refused(call("paper", "pack", *folders, "--out", "study.jsonl"), "study.jsonl exists")
     refused(call("eval.py", "plot", "study.jsonl:nothing"), "study.jsonl:nothing")
     refused(call("eval.py", "plot", "gone.jsonl"), "gone.jsonl")
+    refused(call("paper", "pack", *folders, "--out", "study.gz"), "study.gz", ".jsonl.gz")
     Path("torn.jsonl").write_text(Path("study.jsonl").read_text()[:-50])
     refused(call("paper", "claims", "torn.jsonl"), f"torn.jsonl:{len(folders)}")
     Path("torn.jsonl.gz").write_bytes(Path("study.jsonl.gz").read_bytes()[:-50])
