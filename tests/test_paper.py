@@ -454,9 +454,10 @@ def test_which_verdicts_hang_on_a_seed_or_a_moment(monkeypatch):
 
 def test_the_fresh_seeds_and_sizes():
     """Their verdicts beside the old ones, and how many of their means are outside the old prediction intervals."""
-    old, fresh, micro, corner = (claims.verdicts(packed(name)) for name in ("nano", "fresh", "sizes", "corner"))
+    old, fresh, corner = (claims.verdicts(packed(name)) for name in ("nano", "fresh", "corner"))
+    micro, tiny = (claims.verdicts(runs) for runs in arms.studies(packed("sizes")).values())
     rows = table_of("### Eight fresh seeds, and other sizes")
-    words = [[n, *(each[n].word for each in (old, fresh, micro, corner))] for n in old]
+    words = [[n, *(each[n].word for each in (old, fresh, micro, tiny, corner))] for n in old]
     assert [[row[0], *row[2:]] for row in rows] == [["-" if w == claims.NOT_RUN else w for w in row] for row in words]
     committed = table_of("**The claims, put to a test.**", "paper/fixed-beforehand.md")
     assert [row[1] for row in rows] == [row[1] for row in committed]
