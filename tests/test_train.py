@@ -441,7 +441,7 @@ def test_names_of_runs_tell_the_flags_apart(monkeypatch):
     long = name(downstream=",".join(f"corpus{i}=1" for i in range(40)), seed=1)
     assert len(Path(long).name) < 200 and ".." not in name(init="../../x")
     typed = []
-    monkeypatch.setattr(train, "train", lambda flags: typed.append(train.run_name(flags)))
+    monkeypatch.setattr(train, "train", lambda flags, given: typed.append(train.run_name(flags)))
     train.main(["--seed", "1", "--tokens", "9"])
     train.main(["--tokens", "9", "--seed", "1"])
     assert typed[0] == typed[1]
@@ -520,7 +520,7 @@ def test_the_plan_says_what_will_be_done_and_what_may_surprise(house, words, say
 
 def test_the_plan_tells_a_peak_that_belongs_to_another_batch_and_length(house, monkeypatch):
     flags = train.Flags(init="EleutherAI/pythia-70m", upstream="old", downstream="new", context=2048)
-    flags = replace(flags, tokens=50_000_000, max_lr=1e-3, min_lr=1e-4, save_every=1000)
+    flags = replace(flags, tokens=50_000_000, max_lr=1e-3, min_lr=1e-4, save_every=1000, out="r")
     monkeypatch.setattr(train, "starting_config", lambda *_: config_of("70m"))  # which the hub would have
     lines = train.plan(flags)
     assert "pre-trained on 300B tokens of the Pile (peak 0.001 at 2,097,152 tokens an update)" in lines[0]
