@@ -9,7 +9,6 @@ import re
 from typing import NamedTuple
 
 import numpy as np
-from matplotlib.patheffects import withStroke
 
 from engine.figures import BEFORE, COLORS, level_before, new_figure
 from engine.log import SIDES
@@ -109,6 +108,8 @@ def print_lengths(runs, markdown):
 
 def draw_lengths(runs):
     """Best peaks against the share of tokens; final losses of the cosines, new text against old."""
+    from matplotlib.patheffects import withStroke  # late, as in new_figure()
+
     found = designs(runs)
     colors = dict(zip(sorted({design.batch for design in found}), COLORS, strict=False))
     figure, (panel, front) = new_figure(7.2, 3.4, columns=2)
