@@ -27,7 +27,7 @@ def learning_rate(update: int, updates: int, max_lr: float, min_lr: float, warmu
     """Learning rate of one update, counted from 1 to `updates`, the length of the schedule with its warm-up.
 
     max_lr: the peak, reached by the last update of the warm-up; min_lr: where the decay ends; warmup: share of
-    `updates` over which the rate rises linearly from zero; schedule: a key of SCHEDULES (the paper's: cosine-clipped).
+    `updates` over which the rate rises linearly from zero; schedule: a key of SCHEDULES.
 
     As in the paper, warm-up starts from zero, not from the last rate of the pre-training. In GPT-NeoX the first update
     has rate zero; here it has max_lr / W, and update W, the last of the warm-up, has the peak.
