@@ -28,7 +28,7 @@ from engine.checkpoints import newest
 from engine.faults import one_line, run_command
 from engine.figures import draw_curves
 from engine.files import printable
-from engine.flags import OneLineParser, whole_number
+from engine.flags import COUNT, OneLineParser, whole_number
 from engine.folder import read_run as read_run  # for those who import it from here
 from engine.folder import read_runs, record_behind
 from engine.log import json_line, perplexity_of
@@ -216,7 +216,6 @@ def plot(flags):
 def main(argv=None):
     parser = OneLineParser(prog="eval.py", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=OneLineParser)
-    count = {"type": partial(whole_number, low=1), "metavar": "N"}
 
     measuring = commands.add_parser("perplexity", help="loss, perplexity and bits per byte on prepared corpora")
     scoring = commands.add_parser("lambada", help="perplexity and accuracy on LAMBADA (OpenAI's version)")
@@ -228,17 +227,17 @@ def main(argv=None):
     for command in (scoring, sampling):
         command.add_argument("--tokenizer", help="a tokenizer.json, bytes or neox (the checkpoint's)")
     for command in (measuring, scoring):
-        command.add_argument("--micro-batch-size", **count, default=8, help="windows or texts at a time (%(default)s)")
+        command.add_argument("--micro-batch-size", **COUNT, default=8, help="windows or texts at a time (%(default)s)")
         command.add_argument("--json", action="store_true", help="one JSON object per line")
 
     measuring.add_argument("--data", nargs="+", required=True, metavar="NAME", help="prepared corpora (their val.bin)")
-    measuring.add_argument("--eval-tokens", **count, default=1_000_000, help="tokens, in whole windows (%(default)s)")
-    measuring.add_argument("--context", **count, help="tokens per window (its run's, or the model's maximum)")
+    measuring.add_argument("--eval-tokens", **COUNT, default=1_000_000, help="tokens, in whole windows (%(default)s)")
+    measuring.add_argument("--context", **COUNT, help="tokens per window (its run's, or the model's maximum)")
     scoring.add_argument("--file", help='rows with a "text" (fetched from the hub)')
     sampling.add_argument("--prompt", default="", help="text to continue")
-    sampling.add_argument("--tokens", **count, default=100, help="how many to add (%(default)s)")
+    sampling.add_argument("--tokens", **COUNT, default=100, help="how many to add (%(default)s)")
     sampling.add_argument("--temperature", type=float, default=0.8, help="0 takes the most likely (%(default)s)")
-    sampling.add_argument("--top-k", **count, help="sample from the N most likely (all)")
+    sampling.add_argument("--top-k", **COUNT, help="sample from the N most likely (all)")
     sampling.add_argument("--seed", type=whole_number, metavar="N", default=0, help="random seed (%(default)s)")
 
     plotting = commands.add_parser("plot", help="draw runs; those that differ in nothing but the seed become one band")

@@ -8,7 +8,6 @@ import shutil
 from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, nullcontext
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from threading import Lock
@@ -20,7 +19,7 @@ from corpora.hub import HUB, MIXTURES, VAL_TOKENS, hub_documents
 from corpora.readers import WAY_OUT, embedded_documents, hash_share, read_documents, source_files
 from corpora.tokenizer import load_tokenizer
 from engine.files import cores, file_hash, locked, sample_hash, sync, to_json, write_file
-from engine.flags import OneLineParser, whole_number
+from engine.flags import COUNT, OneLineParser
 
 ROOT = Path("data")
 # Real text that every machine with this program on it has, and the tokenizer it is for.
@@ -203,16 +202,16 @@ def how_to_prepare(name):
 def command_line(argv, description):
     """The options of prepare(), and whether to `show` a corpus instead, from the words after data.py."""
     parser = OneLineParser(description=description)
-    add, count = parser.add_argument, partial(whole_number, low=1)
+    add = parser.add_argument
     known = f"{', '.join(EMBEDDED)} are embedded, {' and '.join(HUB)} on the hub"
     add("name", metavar="NAME", help=f"corpus, written as data/NAME; {known}")
     add("files", nargs="*", metavar="FILES", help=".jsonl, .txt and other text, also as .gz or .zst, and folders")
-    add("--train-tokens", type=count, metavar="N", help="stop train.bin after the document that reaches N")
-    add("--val-tokens", type=count, metavar="N", help="likewise for val.bin")
+    add("--train-tokens", **COUNT, help="stop train.bin after the document that reaches N")
+    add("--val-tokens", **COUNT, help="likewise for val.bin")
     add("--val-share", type=float, help="of documents for validation (0.05; embedded corpora: 0.15)")
     add("--tokenizer", metavar="T", help="neox, bytes, a tokenizer.json or its folder (neox; of embedded ones: bytes)")
     add("--by-domain", action="store_true", help="one corpus NAME-DOMAIN for each domain that the rows name")
-    add("--processes", type=count, default=cores(), help="how many cores tokenize (all)")
+    add("--processes", **COUNT, default=cores(), help="how many cores tokenize (all)")
     add("--text-key", default="text", metavar="KEY", help="what rows of .jsonl keep their text under (text)")
     add("--skip-bad-lines", action="store_true", help="count bad lines and texts instead of stopping at the first")
     add("--show", action="store_true", help="print what the prepared corpus NAME is, and a few of its windows")

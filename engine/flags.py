@@ -3,6 +3,7 @@
 import argparse
 import re
 from dataclasses import field, fields
+from functools import partial
 from typing import get_args
 
 from engine.files import value_of
@@ -34,6 +35,9 @@ def whole_number(text, low=0):
     if not number.is_integer() or not low <= number <= 1e15:
         raise argparse.ArgumentTypeError(f"{text} is not a whole number from {low}")
     return int(number)
+
+
+COUNT = {"type": partial(whole_number, low=1), "metavar": "N"}  # options of a flag that counts from 1
 
 
 def flag(default, help, *, low=1, high=10**15, choices=(), group=None):

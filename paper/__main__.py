@@ -14,14 +14,13 @@ import itertools
 import json
 import re
 import shlex
-from functools import partial
 from pathlib import Path
 
 from engine import processes
 from engine.faults import run_command
 from engine.figures import draw_curves, save_figure
 from engine.files import write_whole
-from engine.flags import OneLineParser, add_flags, given_flags, whole_number
+from engine.flags import COUNT, OneLineParser, add_flags, given_flags
 from engine.folder import read_runs
 from engine.log import in_json
 from paper.arms import CONSTANT, pick
@@ -104,13 +103,12 @@ def main(argv=None):
     parser = OneLineParser(prog="python -m paper", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=OneLineParser)
     runs = {"nargs": "+", "metavar": "RUNS", "help": "folders that train.py wrote, or packs of runs"}
-    count = {"type": partial(whole_number, low=1), "metavar": "N"}
 
     running = commands.add_parser("run", help="run an experiment; finished runs are kept, interrupted ones resumed")
     running.set_defaults(command=experiment)
     running.add_argument("name", metavar="NAME", choices=NAMES, help=", ".join(NAMES))
-    running.add_argument("--seeds", **count, default=1, help="how often each arm, from --seed on")
-    running.add_argument("--jobs", **count, help="runs side by side (one a core; one on a GPU)")
+    running.add_argument("--seeds", **COUNT, default=1, help="how often each arm, from --seed on")
+    running.add_argument("--jobs", **COUNT, help="runs side by side (one a core; one on a GPU)")
     running.add_argument("--launch", metavar="COMMAND", help="instead of python, such as 'torchrun --nproc_per_node=8'")
     add_flags(running, Flags)
 
