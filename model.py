@@ -11,7 +11,6 @@ The parameters have the names they have on the hub, so loading and saving rename
 """
 
 import math
-import re
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import NamedTuple
@@ -24,7 +23,8 @@ from torch.utils.checkpoint import checkpoint as recompute
 from engine import kernels
 from engine.config import read_config
 from engine.files import read_json, to_json
-from engine.weights import check_tensors, list_tensors, model_folder, read_tensors, save_tensors
+from engine.processes import placed_as
+from engine.weights import check_tensors, model_folder, save_tensors, stored_weights
 
 PYTHIA_IDS = 50277  # how many token ids Pythia's tokenizer has; its models have more embedding rows
 
@@ -76,7 +76,7 @@ class GPTNeoXConfig:
     intermediate_size: int = 24576
     hidden_act: str = "gelu"
     rotary_pct: float = 0.25
-    rotary_emb_base: float = 10000
+    rotary_emb_base: float = 10000.0
     max_position_embeddings: int = 2048
     layer_norm_eps: float = 1e-5
     use_parallel_residual: bool = True
@@ -105,10 +105,8 @@ class GPTNeoXConfig:
 
     @property
     def parameters(self) -> int:
-        """Number of parameters, counted without building the model."""
-        d, inner, bias = self.hidden_size, self.intermediate_size, int(self.attention_bias)
-        layer = 4 * d + (3 * d * d + d * d) + bias * 4 * d + (2 * d * inner + inner + d)  # norm, attention, bias, MLP
-        return 2 * self.vocab_size * d + self.num_hidden_layers * layer + 2 * d
+        """Number of parameters, counted on a model of shapes alone."""
+        return sum(parameter.numel() for parameter in GPTNeoX(self, empty=True).parameters())
 
 
 def config_of(size: str, vocab_size: int = PYTHIA_IDS) -> GPTNeoXConfig:
@@ -158,7 +156,7 @@ class Attention(nn.Module):
 def attention(query, key, value):  # 3 x (B, H, T, D/H) -> (B, H, T, D/H)
     """softmax(Q K^T / sqrt(D/H)) V with a causal mask."""
     if query.is_cpu and query.dtype == torch.bfloat16:  # torch's own is slow there
-        return kernels.attention(query, key, value)
+        return kernels.AttentionInBlocks.apply(query, key, value)
     return F.scaled_dot_product_attention(query, key, value, is_causal=True)
 
 
@@ -274,14 +272,12 @@ class GPTNeoX(nn.Module):
             yield name, tensor
 
     @torch.no_grad()
-    def load_weights(self, weights, device="cpu", stored_part=lambda parameter, tensor: tensor) -> None:
-        """Allocates an empty model on a device and copies `weights`, pairs (name, tensor), into it.
-
-        stored_part(parameter, tensor): the part of a tensor that this process stores, if the model is sharded."""
+    def load_weights(self, weights, device="cpu") -> None:
+        """Allocates an empty model on a device and copies `weights`, pairs (name, tensor), into it."""
         self.to_empty(device=device)
         parameters = dict(self.named_parameters())
         for name, tensor in weights:  # one at a time; fp16 on the hub, fp32 master weights here
-            parameters[name].copy_(stored_part(parameters[name], tensor))
+            parameters[name].copy_(placed_as(parameters[name], tensor))
 
     @torch.no_grad()
     def generate(
@@ -311,11 +307,8 @@ class GPTNeoX(nn.Module):
         folder = model_folder(id_or_folder, revision)
         config = GPTNeoXConfig.from_dict(read_json(folder / "config.json"), folder / "config.json")
         # All shapes are checked before anything is allocated: a bad config.json can ask for terabytes.
-        stored = list_tensors(folder, OLD_BUFFERS)
-        if config.num_hidden_layers > len(stored):
-            raise ValueError(f"{folder}: {len(stored)} tensors; config.json asks for {config.num_hidden_layers} layers")
         model = cls(config, empty=True)
-        check_tensors(folder, stored, dict(model.named_parameters()))
+        check_tensors(folder, dict(model.named_parameters()))
         if not empty:
             model.load_weights(stored_weights(folder))
         return model
@@ -331,12 +324,3 @@ class GPTNeoX(nn.Module):
         dtype = str(weights["embed_out.weight"].dtype).removeprefix("torch.")
         (folder / "config.json").write_bytes(to_json(self.config.to_dict() | {"torch_dtype": dtype}))
         save_tensors(weights, folder / "model.safetensors")
-
-
-# Buffers that old checkpoints carry in each layer: the causal mask, its fill value, the rotary frequencies.
-OLD_BUFFERS = re.compile(r"gpt_neox\.layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)")
-
-
-def stored_weights(folder: str | Path):
-    """Yields (name, tensor) of the weights in a model folder, one at a time. ValueError if one is not finite."""
-    return read_tensors(Path(folder), OLD_BUFFERS)

@@ -31,9 +31,9 @@ from engine.folder import refuse_beside_resume
 from engine.log import SIDES, Log, sides_of
 from engine.plan import known_pretraining, plan_of, time_to_go
 from engine.processes import held_signals
-from engine.weights import is_hub_id, model_folder
+from engine.weights import is_hub_id, model_folder, stored_weights
 from eval import check_vocabulary, evaluate
-from model import SIZES, GPTNeoX, GPTNeoXConfig, config_of, pretraining_peak, stored_weights
+from model import SIZES, GPTNeoX, GPTNeoXConfig, config_of, pretraining_peak
 
 EPS, WEIGHT_DECAY, CLIP = 1e-8, 0.1, 1.0  # Pythia's and the paper's
 MIN_LR_SHARE = 0.1

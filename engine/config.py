@@ -4,8 +4,6 @@ from engine.files import blaming, value_of
 
 # Entries that are kept when a model is written again: the special token ids.
 SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
-COUNTS = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
-COUNTS += ("max_position_embeddings",)
 
 
 def read_config(hub, where, defaults, activations):
@@ -27,24 +25,15 @@ def read_config(hub, where, defaults, activations):
             rope |= entry
         spelled = {"rotary_pct": "partial_rotary_factor", "rotary_emb_base": "rope_theta"}
         values = {name: hub.get(name, rope.get(spelled.get(name), value)) for name, value in defaults.items()}
-        check(values, activations)
+        for name, default in defaults.items():
+            most = {"num_hidden_layers": 1000, "rotary_pct": 1}.get(name, 2**24)  # layers take memory even as shapes
+            value_of(values, name, type(default), 1 if type(default) is int else 1e-30, most)
+        if values["hidden_act"] not in activations:
+            raise ValueError(f"hidden_act is {values['hidden_act']:.60}; expected one of {', '.join(activations)}")
+        width, rest = divmod(values["hidden_size"], values["num_attention_heads"])
+        if rest:
+            raise ValueError(f"{values['num_attention_heads']} heads do not divide a width of {values['hidden_size']}")
+        rotated = int(width * values["rotary_pct"])
+        if rotated < 2 or rotated % 2:
+            raise ValueError(f"rotary_pct {values['rotary_pct']} rotates {rotated} values, not pairs")
     return values | {"extra": {name: hub[name] for name in SPECIAL_IDS if name in hub}}
-
-
-def check(values, activations):
-    """Raises ValueError for the first of {field: value} that no GPT-NeoX can have."""
-    for name in COUNTS:
-        value_of(values, name, int, 1, 2**24)
-    for name in ("use_parallel_residual", "attention_bias"):
-        value_of(values, name, bool)
-    for name in ("rotary_emb_base", "layer_norm_eps"):
-        value_of(values, name, float, 1e-30, 1e30)
-    value_of(values, "rotary_pct", float, 1e-30, 1)
-    if value_of(values, "hidden_act", str) not in activations:
-        raise ValueError(f"hidden_act is {values['hidden_act']:.60}; expected one of {', '.join(activations)}")
-    width, rest = divmod(values["hidden_size"], values["num_attention_heads"])
-    if rest:
-        raise ValueError(f"{values['num_attention_heads']} heads do not divide a width of {values['hidden_size']}")
-    rotated = int(width * values["rotary_pct"])
-    if rotated < 2 or rotated % 2:
-        raise ValueError(f"rotary_pct {values['rotary_pct']} rotates {rotated} values, not pairs")

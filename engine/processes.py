@@ -102,7 +102,7 @@ def placed(model, layers, weights, device, shard):
         mesh = dist.init_device_mesh(device.type, (count(),))
         for module in (*layers, model):
             fully_shard(module, mesh=mesh)
-    model.load_weights(weights, device, placed_as)
+    model.load_weights(weights, device)
     model.train()
     if count() == 1 or shard:
         return model

@@ -65,41 +65,37 @@ def opened(path, way_out="fetch or save it again"):
         yield file
 
 
-def open_tensors(folder, skipped):
-    """Yields (path, name, open file) of each tensor in a model folder but those whose names match `skipped`."""
+# Buffers that old checkpoints carry in each layer: the causal mask, its fill value, the rotary frequencies.
+OLD_BUFFERS = re.compile(r"gpt_neox\.layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)")
+
+
+def open_tensors(folder):
+    """Yields (path, name, open file) of each tensor in a model folder but OLD_BUFFERS."""
     for path in weight_files(folder):
         with opened(path) as file:
             for name in file.keys():  # noqa: SIM118 (no mapping)
-                if not skipped.fullmatch(name):
+                if not OLD_BUFFERS.fullmatch(name):
                     yield path, name, file
 
 
-def list_tensors(folder, skipped):
-    """{name of a tensor: (path of its file, shape, type)} of a model folder."""
-    stored = {}
-    for path, name, file in open_tensors(folder, skipped):
-        tensor = file.get_slice(name)
-        stored[name] = path, list(tensor.get_shape()), tensor.get_dtype()
-    return stored
+def check_tensors(folder, parameters):
+    """Raises ValueError unless a model folder holds weights of just these {name: parameter}; reads only headers."""
+    missing = dict(parameters)
+    for path, name, file in open_tensors(folder):
+        if name not in missing:
+            raise ValueError(f"{path}: unexpected tensor {name}; fetch or save it again")
+        stored, shape = file.get_slice(name), list(missing.pop(name).shape)
+        if stored.get_shape() != shape:
+            raise ValueError(f"{path}: {name} is {stored.get_shape()}, config.json asks {shape}")
+        if stored.get_dtype() not in ("F64", "F32", "F16", "BF16"):
+            raise ValueError(f"{path}: {name} holds {stored.get_dtype()}, which are no weights; fetch or save it again")
+    if missing:
+        raise ValueError(f"{folder}: no tensor {min(missing)}; fetch or save it again")
 
 
-def check_tensors(folder, stored, parameters):
-    """Raises ValueError for the first of {name: parameter} that list_tensors() does not have as it should be."""
-    for name, parameter in parameters.items():
-        if name not in stored:
-            raise ValueError(f"{folder}: no tensor {name}; fetch or save it again")
-        path, shape, kind = stored[name]
-        if shape != list(parameter.shape):
-            raise ValueError(f"{path}: {name} is {shape}, config.json asks {list(parameter.shape)}")
-        if kind not in ("F64", "F32", "F16", "BF16"):
-            raise ValueError(f"{path}: {name} holds {kind}, which are no weights; fetch or save it again")
-    if unexpected := stored.keys() - parameters.keys():
-        raise ValueError(f"{stored[min(unexpected)][0]}: unexpected tensor {min(unexpected)}")
-
-
-def read_tensors(folder, skipped):
+def stored_weights(folder):
     """Yields (name, tensor) of each tensor in a model folder. ValueError for one that is not finite in fp32."""
-    for path, name, file in open_tensors(folder, skipped):
+    for path, name, file in open_tensors(Path(folder)):
         tensor = file.get_tensor(name)
         if not torch.stack(tensor.aminmax()).float().isfinite().all():  # a NaN is its own minimum and maximum
             raise ValueError(f"{path}: {name} holds numbers that are not finite; choose another revision or checkpoint")
