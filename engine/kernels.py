@@ -1,6 +1,6 @@
 """Faster or smaller versions of two formulas of model.py, with backward passes of their own.
 
-    attention(query, key, value)                   F.scaled_dot_product_attention in bf16 on a CPU
+    AttentionInBlocks.apply(query, key, value)     F.scaled_dot_product_attention in bf16 on a CPU
     linear_cross_entropy(hidden, weight, targets)  F.cross_entropy of the logits, which never exist all at once
 
 tests/test_kernels.py holds them equal to the formulas, values and gradients.
@@ -13,15 +13,8 @@ import torch.nn.functional as F
 
 # Rows of Q at a time in attention; the longest context that saves its probabilities for the backward pass.
 BLOCK, SAVED_CONTEXT = 128, 1024
-# Logits formed at a time in the loss: 64 MiB in fp32, some 330 tokens at Pythia's vocabulary. On a GPU four times as
-# many (estimated, not measured), since each chunk reads and writes the gradient of the unembedding.
-LOGIT_CHUNK, GPU_LOGIT_CHUNK = 2**24, 2**26
+LOGIT_CHUNK = 2**24  # logits formed at a time in the loss: 64 MiB in fp32, some 330 tokens at Pythia's vocabulary
 MOST_TOKENS = 2048  # of a chunk: in fp16 the summed errors of more could exceed its largest number, 65,504
-
-
-def attention(query, key, value):
-    """Causal attention in bf16 on a CPU, where torch's own is slower than in fp32. 3 x (B, H, T, d)"""
-    return AttentionInBlocks.apply(query, key, value)
 
 
 class AttentionInBlocks(torch.autograd.Function):
@@ -101,8 +94,7 @@ class LinearCrossEntropy(torch.autograd.Function):
         """(N, D), (V, D), (N,), the type of the logits -> mean loss, and the loss of each token (N,)."""
         ctx.dtypes, ctx.learning = (hidden.dtype, weight.dtype), any(ctx.needs_input_grad)
         exact = torch.promote_types(hidden.dtype, torch.float32)  # of softmax, losses and sums
-        at_once = (LOGIT_CHUNK if hidden.device.type == "cpu" else GPU_LOGIT_CHUNK) // len(weight)
-        N, chunk = len(targets), max(1, min(at_once, MOST_TOKENS, len(targets)))
+        N, chunk = len(targets), max(1, min(LOGIT_CHUNK // len(weight), MOST_TOKENS, len(targets)))
         losses = torch.empty(N, device=hidden.device, dtype=exact)
         if ctx.learning:
             grad_hidden = torch.empty_like(hidden, dtype=exact)

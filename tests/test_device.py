@@ -57,8 +57,7 @@ def test_logits_are_those_of_the_cpu(batch, dtype):
 @pytest.mark.parametrize("dtype", ROUNDING)
 @pytest.mark.parametrize("cross_entropy", [kernels.linear_cross_entropy, formula])
 def test_losses_and_gradients_are_those_of_the_cpu(batch, dtype, cross_entropy, monkeypatch):
-    for name in ("LOGIT_CHUNK", "GPU_LOGIT_CHUNK"):
-        monkeypatch.setattr(kernels, name, 61 * 40)  # three chunks
+    monkeypatch.setattr(kernels, "LOGIT_CHUNK", 61 * 40)  # three chunks
     loss, losses, expected = value_and_gradients(GPTNeoX(small(), seed=3), *batch)
     network = GPTNeoX(small(), seed=3).to(DEVICE)
     ours, by_target, gradients = value_and_gradients(network, *batch.to(DEVICE), cross_entropy, dtype)
