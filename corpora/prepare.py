@@ -18,7 +18,7 @@ from tqdm import tqdm
 from corpora.hub import HUB, MIXTURES, VAL_TOKENS, hub_documents
 from corpora.readers import WAY_OUT, embedded_documents, hash_share, read_documents, source_files
 from corpora.tokenizer import load_tokenizer
-from engine.files import cores, file_hash, locked, sample_hash, sync, to_json, write_file
+from engine.files import cores, file_hash, locked, sample_hash, sync, to_json
 from engine.flags import COUNT, OneLineParser
 
 ROOT = Path("data")
@@ -105,7 +105,7 @@ class TokenFiles:
         self.counts[split].update(tokens=len(ids), documents=1, bytes_of_text=size)
 
     def finish(self, tokenizer, sources, skipped):
-        """Writes meta.json and the tokenizer too, and makes everything durable."""
+        """Writes meta.json and the tokenizer too."""
         meta = {"name": self.name, "vocab_size": tokenizer.vocab_size, "eot": tokenizer.eot}
         meta |= {"tokenizer_sha256": tokenizer.sha256, "sources": list(sources), "skipped": skipped or {}}
         for split in SPLITS:
@@ -113,9 +113,8 @@ class TokenFiles:
             file = self.folder / f"{split}.bin"
             sync(file)
             meta[split] = {**self.counts[split], "sha256": file_hash(file), "sample_sha256": sample_hash(file)}
-        write_file(self.folder / "tokenizer.json", tokenizer.to_json())
-        write_file(self.folder / "meta.json", to_json(meta))
-        sync(self.folder)
+        (self.folder / "tokenizer.json").write_bytes(tokenizer.to_json())
+        (self.folder / "meta.json").write_bytes(to_json(meta))
 
 
 def write_corpus(name, tokenizer, sources, parts, skipped=None, by_domain=False, processes=1, **limits):
@@ -145,7 +144,6 @@ def write_corpus(name, tokenizer, sources, parts, skipped=None, by_domain=False,
             corpus.finish(tokenizer, sources, skipped)
         for corpus in corpora.values():
             os.replace(corpus.folder, corpus_folder(corpus.name))
-        sync(ROOT)
     return [corpus.name for corpus in corpora.values()]
 
 

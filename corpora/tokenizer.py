@@ -10,7 +10,7 @@ from pathlib import Path
 import tiktoken
 
 from engine.faults import one_line
-from engine.files import blaming, read_json, to_json, write_file
+from engine.files import blaming, read_json, to_json
 
 END, PADDING = "<|endoftext|>", "<|padding|>"
 NEOX = ("EleutherAI/pythia-410m-deduped", "tokenizer.json")  # a repository of the hub, and a file in it
@@ -78,17 +78,17 @@ class Tokenizer:
         settings = dict.fromkeys(("bos_token", "eos_token", "unk_token"), END) | {"clean_up_tokenization_spaces": False}
         settings["pad_token"] = PADDING if PADDING in self.added else END
         settings["model_input_names"] = ["input_ids", "attention_mask"]
-        write_file(Path(folder) / "tokenizer.json", self.to_json())
+        (Path(folder) / "tokenizer.json").write_bytes(self.to_json())
         if self.settings_from:
             for file in (Path(self.settings_from) / name for name in KEPT_FILES):
                 if file.is_file():
-                    write_file(Path(folder) / file.name, file.read_bytes())
+                    (Path(folder) / file.name).write_bytes(file.read_bytes())
             if (Path(self.settings_from) / "tokenizer_config.json").is_file():
                 settings |= read_json(Path(self.settings_from) / "tokenizer_config.json")
         # Takes tokenizer.json as it is; the class of the model's type adds NFC, and tokens without a row in the model.
         settings["tokenizer_class"] = "PreTrainedTokenizerFast"
         settings.pop("auto_map", None)  # code of its own, which would come in place of the class
-        write_file(Path(folder) / "tokenizer_config.json", to_json(settings))
+        (Path(folder) / "tokenizer_config.json").write_bytes(to_json(settings))
 
 
 def longest_of(texts):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from engine import processes
 from engine.faults import saving
-from engine.files import blaming, file_hash, read_json, sync, to_json, write_file
+from engine.files import blaming, file_hash, read_json, sync, to_json
 from engine.weights import opened, save_tensors
 
 STATE = "resume/state.json"
@@ -62,13 +62,13 @@ def write(final, model, weights, moments, tokenizer, state):
     tokenizer.save(partial)
     save_tensors(moments, partial / MOMENTS)
     hashes = {name: file_hash(partial / name) for name in (WEIGHTS, MOMENTS)}
-    write_file(partial / STATE, to_json(state | {"sha256": hashes}))
-    for path in (*partial.rglob("*"), partial):
-        sync(path)
+    (partial / STATE).write_bytes(to_json(state | {"sha256": hashes}))
+    for path in partial.rglob("*"):
+        if path.is_file():
+            sync(path)
     if final.exists():  # left by a run that stopped later, on the way to which this one was resumed
         shutil.rmtree(final)
     os.replace(partial, final)
-    sync(final.parent)
 
 
 def prune(out, update, keep, protected):

@@ -66,20 +66,11 @@ def read_json(path, way_out="restore it or choose another folder", names=()):
     return content
 
 
-def write_file(path, content):
-    """Writes bytes, and returns when they are on the disk."""
-    with open(path, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
 def write_whole(path, content):
-    """Writes a file that is there whole or not at all: under a hidden name, made durable, then renamed."""
+    """Writes a file that is there whole or not at all: under a hidden name, then renamed."""
     hidden = Path(path).with_name(f".{Path(path).name}")
-    write_file(hidden, content)
+    hidden.write_bytes(content)
     os.replace(hidden, path)
-    sync(Path(path).parent)
 
 
 def to_json(content):
@@ -88,18 +79,9 @@ def to_json(content):
 
 
 def sync(path):
-    """Makes durable a file that another library wrote, or the names in a folder: renames are on the disk only then."""
-    try:  # Windows syncs only what is open for writing
-        handle = os.open(path, os.O_RDONLY if Path(path).is_dir() else os.O_RDWR)
-    except PermissionError:  # Windows opens no folder; its renames are durable by themselves
-        return
-    try:
-        os.fsync(handle)
-    except OSError as fault:  # SMB and VirtualBox sync no folder
-        if not (Path(path).is_dir() and fault.errno in (errno.EINVAL, errno.ENOTSUP)):
-            raise
-    finally:
-        os.close(handle)
+    """Returns when a file is on the disk, so that a power cut cannot empty it after a rename."""
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
 
 
 def file_hash(path):

@@ -1,7 +1,6 @@
 """Systems that these tests do not run on: what only POSIX has is taken away, the rules of Windows for open files are
 imitated, and the locale knows no UTF-8. Files, file systems, variables and networks as other machines have them."""
 
-import contextlib
 import errno
 import hashlib
 import json
@@ -223,17 +222,6 @@ def test_a_file_system_without_locks_is_no_other_process(tmp_path, monkeypatch, 
     monkeypatch.setattr("fcntl.flock", refusing(OSError(errno.ENOLCK, "No locks available")))
     with pytest.raises(ValueError, match=r"\.lock: No locks available; choose a folder"):
         files.locked(tmp_path / ".lock", message)
-
-
-@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.EIO])
-def test_folders_that_cannot_be_synced(tmp_path, monkeypatch, number):
-    """SMB and VirtualBox sync files alone; a disk that fails is another matter."""
-    (tmp_path / "file").touch()
-    monkeypatch.setattr(os, "fsync", refusing(OSError(number, "refused")))
-    with pytest.raises(OSError, match="refused") if number == errno.EIO else contextlib.nullcontext():
-        files.sync(tmp_path)
-    with pytest.raises(OSError, match="refused"):
-        files.sync(tmp_path / "file")
 
 
 def test_a_device_that_is_not_here_is_one_line_and_a_cpu_of_unknown_kind_computes_in_fp32(monkeypatch):
