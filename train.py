@@ -285,7 +285,6 @@ def record_of(flags: Flags, corpora: dict, config: GPTNeoXConfig) -> dict:
     """What the run's config.json holds, besides versions."""
     return {
         "flags": asdict(replace(flags, resume=None)),
-        "tokens_before": folder.tokens_before(flags.out, flags.tokens),
         "data_order": data.ORDER,
         "corpora": {name: corpus.hashes for name, corpus in corpora.items()},
         "parameters": config.parameters,

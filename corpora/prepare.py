@@ -5,20 +5,20 @@ import os
 import platform
 import re
 import shutil
-from collections import Counter, deque
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from importlib.metadata import version
+from itertools import islice, repeat
 from pathlib import Path
-from threading import Lock
 
 import numpy as np
 from tqdm import tqdm
 
 from corpora.hub import HUB, MIXTURES, VAL_TOKENS, hub_documents
-from corpora.readers import WAY_OUT, embedded_documents, hash_share, read_documents, source_files
+from corpora.readers import embedded_documents, hash_share, read_documents, source_files
 from corpora.tokenizer import load_tokenizer
-from engine.files import cores, file_hash, locked, sample_hash, sync, to_json
+from engine.files import cores, file_hash, locked, sync, to_json
 from engine.flags import COUNT, OneLineParser
 
 ROOT = Path("data")
@@ -30,7 +30,6 @@ SPLITS = ("train", "val")
 COUNTS = ("tokens", "documents", "bytes_of_text")  # of a split
 VAL_SHARE = 0.05  # of one's own documents
 EMBEDDED_VAL_SHARE = 0.15  # of the embedded corpora's
-LONG, ALONE = 2**20, Lock()  # a text of more characters is tokenized alone: a single word takes 50 times its memory
 
 
 def corpus_folder(name):
@@ -51,23 +50,16 @@ def tokenize(document, tokenizer):
     if isinstance(text, np.ndarray):
         ids, size = text, len(tokenizer.to_bytes(text[text != tokenizer.eot].tolist()))
     else:
-        with ALONE if len(text) > LONG else nullcontext():
-            ids, size = [*tokenizer.encode(text), tokenizer.eot], len(text.encode(errors="surrogatepass"))
+        ids, size = [*tokenizer.encode(text), tokenizer.eot], len(text.encode(errors="surrogatepass"))
     return hash_share(key), domain, np.array(ids, "<u2"), size
 
 
 def tokenize_all(documents, tokenizer, threads):
     """The results of tokenize() in order. Threads will do, since tiktoken lets go of the interpreter as it encodes."""
-    waiting, pool = deque(), ThreadPoolExecutor(threads)
-    try:
-        for document in documents:
-            waiting.append(pool.submit(tokenize, document, tokenizer))
-            if len(waiting) == 4 * threads:  # so that the reader never runs ahead of the tokenizers
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
+    documents = iter(documents)
+    with ThreadPoolExecutor(threads) as pool:
+        while batch := list(islice(documents, 16 * threads)):  # so that the reader never runs far ahead
+            yield from pool.map(tokenize, batch, repeat(tokenizer))
 
 
 def into_splits(parts, tokenizer, threads, train_tokens=None, val_tokens=None, val_share=None):
@@ -112,7 +104,7 @@ class TokenFiles:
             self.files[split].close()
             file = self.folder / f"{split}.bin"
             sync(file)
-            meta[split] = {**self.counts[split], "sha256": file_hash(file), "sample_sha256": sample_hash(file)}
+            meta[split] = {**self.counts[split], "sha256": file_hash(file)}
         (self.folder / "tokenizer.json").write_bytes(tokenizer.to_json())
         (self.folder / "meta.json").write_bytes(to_json(meta))
 
@@ -147,7 +139,7 @@ def write_corpus(name, tokenizer, sources, parts, skipped=None, by_domain=False,
     return [corpus.name for corpus in corpora.values()]
 
 
-def prepare(name, files=(), tokenizer=None, skip_bad_lines=False, text_key="text", way_out=WAY_OUT, **options):
+def prepare(name, files=(), tokenizer=None, skip_bad_lines=False, text_key="text", **options):
     """Prepares an embedded corpus, one of the hub's or one's own files; options and the answer are write_corpus's."""
     corpus_folder(name)  # raises for a bad name before any work
     hub_alone = not files and tokenizer in (None, "neox") and not options.get("val_share")
@@ -162,7 +154,7 @@ def prepare(name, files=(), tokenizer=None, skip_bad_lines=False, text_key="text
     read, skipped = Counter(), Counter() if skip_bad_lines else None
     size = sum(path.stat().st_size for path in paths)
     with tqdm(total=size or None, unit="B", unit_scale=True, disable=None, desc=name) as bar:
-        reading = {"bar": bar, "way_out": way_out, "read": read, "skipped": skipped}
+        reading = {"bar": bar, "read": read, "skipped": skipped}
         if name in HUB:
             options["val_tokens"] = options.get("val_tokens") or VAL_TOKENS
             parts = [(hub_documents(name, split, **reading), split) for split in HUB[name]]
@@ -216,6 +208,6 @@ def command_line(argv, description):
     flags = parser.parse_args(argv)
     if flags.val_share is not None and not 0 < flags.val_share < 1:
         parser.error(f"--val-share {flags.val_share} is not between 0 and 1")
-    if flags.show and flags.files:
-        parser.error("--show takes no FILES; prepare them first")
+    if flags.show and flags != parser.parse_args([flags.name, "--show"]):
+        parser.error("--show takes NAME alone; prepare the corpus first")
     return vars(flags)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from engine.files import printable, variable
+from engine.files import printable
 
 
 def hub_or_network(fault):
@@ -43,10 +43,7 @@ def resume_command(out):
 def one_line(fault):
     """An exception as one line."""
     if isinstance(fault, OSError) and fault.strerror:
-        file = fault.filename or ""
-        if isinstance(fault, FileNotFoundError) and not file and variable("SSL_CERT_FILE"):  # OpenSSL names no file
-            file = f"SSL_CERT_FILE={variable('SSL_CERT_FILE')}"
-        return printable(f"{file}: {fault.strerror}".lstrip(": "))
+        return printable(f"{fault.filename or ''}: {fault.strerror}".lstrip(": "))
     return printable(" ".join(str(fault).split()) or type(fault).__name__)
 
 
@@ -78,8 +75,8 @@ def run_command(main, program=None):
         main()
     except BrokenPipeError:
         sys.exit(1)
-    except KeyboardInterrupt as stopped:
-        print(f"{program}: stopped; {str(stopped) or 'the same command begins again'}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print(f"{program}: stopped; the same command begins again", file=sys.stderr)
         sys.exit(130)
     except Exception as fault:
         bad_input = isinstance(fault, ValueError) or (hub_or_network(fault) and not disk_full(fault))

@@ -90,16 +90,6 @@ def file_hash(path):
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def sample_hash(path, blocks=16, size=2**16):
-    """SHA-256 of 16 evenly spread blocks of a file: notices another file of the same size in milliseconds."""
-    digest, length = hashlib.sha256(), Path(path).stat().st_size
-    with open_file(path) as file, blaming(path):
-        for block in range(blocks):
-            file.seek(max(0, length - size) * block // (blocks - 1))
-            digest.update(file.read(size))
-    return digest.hexdigest()
-
-
 def locked(path, message=None):
     """A lock file, held in a `with` block; the system drops the lock of a killed process. Where another process holds
     it: ValueError with the message; without a message it waits."""
@@ -120,11 +110,6 @@ CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udff
 def printable(text, keep=""):
     """A text with its control characters, but for those in `keep`, as escapes."""
     return CONTROL.sub(lambda found: found[0] if found[0] in keep else ascii(found[0])[1:-1], text)
-
-
-def variable(name):
-    """An environment variable; None if it is unset or empty, as SLURM may leave OMP_NUM_THREADS."""
-    return os.environ.get(name) or None
 
 
 def cores():

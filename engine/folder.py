@@ -39,7 +39,7 @@ def refuse_to_overwrite(out):
 
 def refuse_other_data(out, corpora, order):
     """Raises ValueError if the run in a folder began with other data than {name: corpus}, or in another order."""
-    began, hashes = record_in(out), {name: corpus.hashes for name, corpus in corpora.items()}
+    began, hashes = record_in(out) or {}, {name: corpus.hashes for name, corpus in corpora.items()}
     if (began.get("corpora"), began.get("data_order")) != (hashes, order):
         fault = "the corpora changed since the run began, or an earlier version began it"
         raise ValueError(f"{out}: {fault}; start a new run with --init")
@@ -61,7 +61,7 @@ def opened(out, resumed):
             yield
         finally:
             if new and not holds_run(out):
-                shutil.rmtree(out)
+                shutil.rmtree(out, ignore_errors=True)  # Windows keeps the lock, which is open
 
 
 @contextmanager
@@ -98,13 +98,6 @@ def holds_run(out):
 def record_behind(path):
     """What config.json says of the run whose folder or checkpoint a path is; None for any other path."""
     return (record_in(path) or record_in(Path(path).parent.parent)) if Path(path).is_dir() else None
-
-
-def tokens_before(out, tokens):
-    """The lengths that a run was planned for before it was resumed with a larger --tokens."""
-    record = record_in(out)
-    planned = [*record.get("tokens_before", []), record["flags"]["tokens"]] if record else []
-    return [length for length in planned if length < tokens]
 
 
 def refuse_beside_resume(names, may_differ):

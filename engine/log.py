@@ -171,7 +171,7 @@ def numbers_of(record, kind):
     numbers = {name: math.nan if value is None else value for name, value in record.items()}
     if missing := [name for name in RECORDS[kind] if name not in numbers]:
         raise ValueError(f"no {missing[0]}")
-    return {"time": math.nan} | numbers  # earlier runs have no time
+    return numbers
 
 
 def read_records(file):

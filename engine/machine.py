@@ -1,12 +1,12 @@
 """The device that a run computes on, its threads and its precision."""
 
 import math
+import os
 from dataclasses import replace
 
 import torch
 
 from engine import processes
-from engine.files import variable
 
 # The dtype of autocast, or None for plain fp32. Weights, moments and the loss are fp32 in every case.
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -24,7 +24,7 @@ def pick_device(name):
         mps = torch.backends.mps.is_available() and not several
         name = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
     if name.startswith("cuda") and several:
-        name = f"cuda:{variable('LOCAL_RANK') or 0}"
+        name = f"cuda:{os.environ.get('LOCAL_RANK') or 0}"
     try:
         torch.zeros(1, device=name).item()
         if name.startswith("cuda:"):
@@ -50,7 +50,7 @@ def resolve(flags):
 
 def pick_threads(width):
     """One thread on a CPU for models up to ONE_THREAD_WIDTH, else ALL_THREADS; OMP_NUM_THREADS overrides it."""
-    small = width <= ONE_THREAD_WIDTH and variable("OMP_NUM_THREADS") is None
+    small = width <= ONE_THREAD_WIDTH and not os.environ.get("OMP_NUM_THREADS")  # SLURM may leave it empty
     torch.set_num_threads(1 if small else ALL_THREADS)
 
 

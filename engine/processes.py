@@ -16,13 +16,12 @@ import torch
 import torch.distributed as dist
 
 from engine.faults import one_line
-from engine.files import variable
 
 
 @contextmanager
 def joined():
     """Under torchrun, joins the group of its processes, of which only rank 0 prints and writes."""
-    if variable("WORLD_SIZE") in (None, "1"):
+    if os.environ.get("WORLD_SIZE") in (None, "", "1"):
         yield
         return
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"  # gradients between GPUs through nccl

@@ -6,7 +6,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
-from engine.files import cores, variable
+from engine.files import cores
 from engine.processes import held_signals
 
 ROOT = Path(__file__).parent.parent
@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 def start(words, launcher, threads):
     """Starts a command; its errors can be read from the process."""
     env = {"PYTHONPATH": str(ROOT)} | os.environ
-    env["OMP_NUM_THREADS"] = variable("OMP_NUM_THREADS") or str(threads)
+    env["OMP_NUM_THREADS"] = env.get("OMP_NUM_THREADS") or str(threads)
     pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
     return subprocess.Popen([*launcher, *words], env=env, text=True, errors="replace", **pipes)
 

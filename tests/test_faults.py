@@ -638,8 +638,8 @@ FOUND = [
     ("r/config.json", ("flags", "batch_size"), 10**9, "--batch-size"),
     ("start/config.json", ("hidden_act",), ["gelu"], "hidden_act"),
     ("start/config.json", ("rotary_emb_base",), 10**400, "rotary_emb_base"),
-    ("start/config.json", ("vocab_size",), 2**24, "embed_in.weight is [257, 16]"),
-    ("start/config.json", ("num_hidden_layers",), 4096, "4096 layers"),
+    ("start/config.json", ("vocab_size",), 2**24, "is [257, 16], config.json asks [16777216, 16]"),
+    ("start/config.json", ("num_hidden_layers",), 4096, "num_hidden_layers is 4096"),
     ("start/config.json", ("attention_bias",), [], "attention_bias"),
 ]
 
