@@ -1,15 +1,12 @@
 """engine/figures.py, on runs with known losses: which arms there are, what is drawn, and how it is called."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, command, well
 
 from engine import figures
-from engine.figures import labels_of, name_of
+from engine.figures import labels_of
 
 FLAGS = {"init": "runs/upstream-nano-old", "upstream": "old", "downstream": "new", "replay": 0.0, "seed": 0}
 FLAGS |= {"schedule": "cosine", "max_lr": 8e-3, "min_lr": 8e-4, "warmup": 0.01}
@@ -55,12 +52,14 @@ EARLIER = {"init": "runs/upstream-nano-old/checkpoints/step_00000100"}
 
 @pytest.mark.parametrize("flags, labels", [
     ([{"min_lr": 8e-4}, {"min_lr": 0.0}], ["min LR 8e-4", "min LR 0e0"]),
-    ([{}, {"max_lr": 4e-3, "min_lr": 4e-4}], ["max LR 8e-3", "max LR 4e-3"]),
+    ([{}, {"max_lr": 1.5e-4, "min_lr": 1.5e-5}], ["max LR 8e-3", "max LR 1.5e-4"]),
     ([{}, {"schedule": "linear"}], ["cosine, max LR 8e-3", "linear, max LR 8e-3"]),
     ([{}, {"schedule": "constant", "warmup": 0}], ["cosine, warm-up 1 %, max LR 8e-3", "constant, max LR 8e-3"]),
     ([{}, {"replay": 0.05}], ["replay 0 %", "replay 5 %"]),
     ([{"downstream": "a"}, {"downstream": "b=3,old=1"}], ["a", "b=3,old=1"]),
+    ([{"downstream": "x" * 500}, {}], ["x" * 80, "new"]),
     ([{"context": 128}, {"context": 256}], ["context 128", "context 256"]),
+    ([{"upstream_tokens": 2_000_000}, {"upstream_tokens": 9}], ["upstream tokens 2M", "upstream tokens 9"]),
     ([{"tokens": 2_000_000}, {"tokens": 3_000_000_000}], ["tokens 2M", "tokens 3B"]),
     ([EARLIER, {}], ["pre-trained, update 100", "pre-trained"]),
     ([{"warmup": 1e-4}, {"warmup": 0.0}], ["warm-up 0.01 % (0 updates)", "warm-up 0 %"]),
@@ -84,12 +83,6 @@ def test_runs_on_different_text_are_different_curves(drawn):
 def test_a_legend_has_names_with_an_underscore_and_no_warm_up_that_was_none(drawn):
     figure = drawn(run_of(downstream="_new", warmup=1e-4), run_of(downstream="other", warmup=1e-4))
     assert [text.get_text().strip() for text in figure.legends[0].get_texts()] == ["_new", "other", "before"]
-
-
-def test_names_of_values():
-    assert name_of("warmup", 0.005) == "warm-up 0.5 %" and name_of("max_lr", 1.5e-4) == "max LR 1.5e-4"
-    assert name_of("model", "nano") == "model nano" and name_of("upstream_tokens", 2_000_000) == "upstream tokens 2M"
-    assert len(name_of("downstream", "x" * 500)) == 80
 
 
 @pytest.mark.parametrize("downstreams, titles", [
@@ -133,8 +126,6 @@ def test_a_legend_stays_inside_its_figure():
 
 def test_the_backend_of_a_notebook_loses_no_figure(tmp_path):
     """As in a notebook's `!python train.py`: the backend in its environment may not be installed here."""
-    code = "import sys; sys.path.insert(0, 'tests'); from test_figures import *; "
-    code += f"figures.draw_curves([run_of()], {str(tmp_path / 'r.png')!r})"
-    environment = os.environ | {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0 and (tmp_path / "r.png").stat().st_size > 10_000, done.stderr
+    words = ["eval.py", "plot", ROOT / "paper/results/exercises.jsonl.gz", "--out", "r.png"]
+    well(command(*words, cwd=tmp_path, MPLBACKEND="module://matplotlib_inline.backend_inline"))
+    assert (tmp_path / "r.png").stat().st_size > 10_000
