@@ -22,20 +22,12 @@ import train
 from corpora.tokenizer import load_tokenizer
 from engine import checkpoints
 from engine.files import locked
-from engine.flags import as_words
 from model import SIZES, GPTNeoX, Size, config_of
 from schedule import learning_rate
 
 TRAIN_KEYS = {"kind", "step", "tokens", "lr", "loss", "grad_norm", "tokens_per_second", "time"}
 EVAL_KEYS = {"kind", "step", "tokens", "lr", "old_loss", "new_loss", "time"}
 EVAL_KEYS |= {f"{side}_{what}" for side in ("upstream", "downstream") for what in ("loss", "perplexity")}
-
-
-def test_only_matrices_decay():
-    network = GPTNeoX(config_of("tiny", 9))
-    decayed, plain = (group["params"] for group in train.parameter_groups(network))
-    assert {p.ndim for p in decayed} == {2} and {p.ndim for p in plain} == {1}
-    assert len(decayed) + len(plain) == len(list(network.parameters()))
 
 
 # ---------------------------------------------------------------- one run and its files
@@ -58,6 +50,7 @@ def test_the_files_of_a_run(house):
     assert 4 in [r["step"] for r in evaluations]  # the peak
     assert evaluations[-1]["downstream_loss"] < evaluations[0]["downstream_loss"] - 0.5
 
+    assert {*os.listdir("r")} - {".lock"} == {"checkpoints", "config.json", "metrics.jsonl", "perplexity.png"}
     final = Path("r/checkpoints/step_00000020")
     assert {"config.json", "model.safetensors", "tokenizer.json", "resume"} <= {p.name for p in final.iterdir()}
     assert sorted(p.name for p in Path(final, "resume").iterdir()) == ["moments", "state.json"]
@@ -99,17 +92,14 @@ def test_micro_batches_change_nothing(house):
 
 
 def test_a_mixture_is_evaluated_as_it_is_trained_on_and_replay_is_not(house):
-    make_corpus("more", "old", seed=5)
     train.main([*SHORT, "--out", "none"])
     train.main([*SHORT, "--out", "half", "--downstream", "new=1,old=1"])  # an overlap of one half
     train.main([*SHORT, "--out", "replayed", "--replay", "0.5"])
-    train.main([*SHORT, "--out", "quarter", "--downstream", "new=3,more=1"])
-    none, half, replayed, quarter = (metrics(out, "eval")[0] for out in ("none", "half", "replayed", "quarter"))
+    none, half, replayed = (metrics(out, "eval")[0] for out in ("none", "half", "replayed"))
     mixed = (none["upstream_loss"] + none["downstream_loss"]) / 2
     assert half["downstream_loss"] == pytest.approx(mixed)
     assert replayed["downstream_loss"] == none["downstream_loss"]
     assert metrics("half", "train")[5]["loss"] == metrics("replayed", "train")[5]["loss"]
-    assert quarter["downstream_loss"] == pytest.approx(0.75 * quarter["new_loss"] + 0.25 * quarter["more_loss"])
 
 
 PRETRAINED = ["--model", "nano", "--upstream", "old", "--downstream", "new", "--upstream-tokens", "20480"]
@@ -119,16 +109,15 @@ PRETRAINED += ["--tokens", "4096", "--device", "cpu"]
 def test_init_upstream_pretrains_once_and_continues(house):
     first = call("train.py", *PRETRAINED)
     assert first.returncode == 0 and "pre-training nano on old" in first.stdout
+    assert "eval.py sample runs/old-to-new" in first.stdout and first.stdout.count("next  ") == 1
     before = Path("runs/upstream-nano-old-tokens-20480")
     assert (before / "checkpoints/step_00000010").is_dir() and len(list(before.glob("checkpoints/*"))) > 3
     second = call("train.py", *PRETRAINED, "--max-lr", "1e-3")
     assert second.returncode == 0 and "pre-training" not in second.stdout
     runs = sorted(p for p in Path("runs").glob("[!.]*") if p != before)
     assert len(runs) == 2
-    assert "eval.py sample runs/old-to-new" in first.stdout and first.stdout.count("next  ") == 1
     starts = [metrics(run, "eval")[0] for run in runs]
     assert starts[0]["upstream_loss"] == starts[1]["upstream_loss"] == metrics(before, "eval")[-1]["upstream_loss"]
-    refused(call("train.py", *PRETRAINED), "already holds a run", "--resume")
 
 
 def test_a_run_begins_where_another_ended(house):
@@ -172,7 +161,9 @@ def test_evaluations_are_at_the_end_the_peak_and_where_the_paper_stopped():
 # ---------------------------------------------------------------- stopped and resumed
 
 
-@pytest.mark.parametrize("extra", [[], ["--precision", "fp16"], ["--replay", "0.25", "--micro-batch-size", "2"]])
+@pytest.mark.parametrize("extra", [
+    [], ["--precision", "fp16"], ["--precision", "bf16", "--replay", "0.25", "--micro-batch-size", "2"],
+])  # fmt: skip
 def test_a_resumed_run_equals_an_uninterrupted_one(house, extra):
     train.main([*SHORT, *extra, "--out", "whole", "--save-every", "6"])
     shutil.copytree("whole", "cut")
@@ -185,15 +176,6 @@ def test_a_resumed_run_equals_an_uninterrupted_one(house, extra):
 
 
 LONG = [*SHORT, "--tokens", str(80 * 128), "--save-every", "10"]
-
-
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_half_precision_on_the_cpu(house, precision):
-    train.main([*SHORT, "--out", "full"])
-    train.main([*SHORT, "--out", "half", "--precision", precision])
-    losses = [metrics(out, "eval")[-1]["downstream_loss"] for out in ("full", "half")]
-    assert losses[1] == pytest.approx(losses[0], rel=0.05)
-    assert load_file("half/checkpoints/step_00000020/model.safetensors")["embed_out.weight"].dtype == torch.float32
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
@@ -344,19 +326,15 @@ BAD = [
     (["--tokens", "many"], "--tokens"),
     (["--tokens", "-5"], "--tokens"),
     (["--tokens", "0"], "--tokens"),
-    (["--batch-size", "0"], "--batch-size"),
     (["--micro-batch-size", "0"], "--micro-batch-size"),
     (["--max-lr", "-1"], "--max-lr"),
-    (["--max-lr", "nan"], "--max-lr"),
     (["--max-lr", "0.001", "--min-lr", "0.01"], "--min-lr"),
     (["--warmup", "1.5"], "--warmup"),
     (["--replay", "nan"], "--replay"),
     (["--schedule", "cosin"], "cosine-clipped"),
     (["--model", "3b"], "1.4b"),
-    (["--device", "abacus"], "abacus"),
     (["--precision", "int8"], "int8"),
     (["--context", "4096"], "--context"),
-    (["--context", "100000"], "--context"),
     (["--upstream", "nothing"], "nothing"),
     (["--downstream", "../old"], "../old"),
     (["--downstream", "new=x"], "new=x"),
@@ -395,7 +373,6 @@ def test_a_run_is_never_overwritten_nor_changed(house):
     before = Path("r/metrics.jsonl").read_bytes()
     refused(call("train.py", *SHORT, "--out", "r"), "already holds a run", "--resume")
     refused(call("train.py", "--resume", "r", "--max-lr", "0.5"), "--max-lr")
-    refused(call("train.py", "--resume", "r", "--downstream", "old"), "--downstream")
     refused(call("train.py", "--resume", "r", "--stop-tokens", "99999"), "--stop-tokens")
     refused(call("train.py", "--resume", "r", "--tokens", "1280"), "--tokens", "r")
     assert Path("r/metrics.jsonl").read_bytes() == before
@@ -427,7 +404,7 @@ RESULTS = {"precision": "fp32", "eval_tokens": 4096, "eval_every": 7, "context":
 RESULTS |= {"weight_decay": 0.0, "beta2": 0.99, "min_lr": 0.0, "replay": 0.5, "warmup": 0.5, "revision": "step1"}
 
 
-def test_names_of_runs_tell_the_flags_apart(monkeypatch):
+def test_names_of_runs_tell_the_flags_apart():
     def name(**flags):
         return train.run_name(train.Flags(**flags))
 
@@ -440,11 +417,6 @@ def test_names_of_runs_tell_the_flags_apart(monkeypatch):
     assert len({name(**{flag: value}) for flag, value in RESULTS.items()}) == len(RESULTS)
     long = name(downstream=",".join(f"corpus{i}=1" for i in range(40)), seed=1)
     assert len(Path(long).name) < 200 and ".." not in name(init="../../x")
-    typed = []
-    monkeypatch.setattr(train, "train", lambda flags, given: typed.append(train.run_name(flags)))
-    train.main(["--seed", "1", "--tokens", "9"])
-    train.main(["--tokens", "9", "--seed", "1"])
-    assert typed[0] == typed[1]
 
 
 def test_cached_pretrainings_are_told_apart(monkeypatch):
@@ -526,8 +498,6 @@ def test_the_plan_tells_a_peak_that_belongs_to_another_batch_and_length(house, m
     assert "pre-trained on 300B tokens of the Pile (peak 0.001 at 2,097,152 tokens an update)" in lines[0]
     assert "a batch 128 times larger" in lines[4] and "--tokens are 0.017 % of the pre-training" in lines[5]
     assert len(train.plan(replace(flags, max_lr=2e-5))) == 4
-    lines = train.plan(replace(flags, max_lr=2e-5, upstream="new"))
-    assert len(lines) == 5 and "without --upstream FILES forgetting cannot be measured" in lines[4]
 
 
 def test_dry_run_writes_nothing(house):
@@ -553,9 +523,6 @@ def test_train_does_what_the_command_does(house):
     kept = json.loads(Path("mine/config.json").read_text())["flags"]
     before = Path(kept["init"])
     assert before.parent == Path("runs") and kept["upstream_tokens"] == 20480 and kept["model"] == "nano"
-    start, end = metrics("mine", "eval")[0], metrics(before, "eval")[-1]
-    assert start["upstream_loss"] == pytest.approx(end["upstream_loss"], rel=0.05)  # other windows, and more of them
-    refused(call("train.py", *as_words(flags), "--out=mine"), "already holds a run")
     assert train.train(train.Flags(resume="mine"))
     with pytest.raises(ValueError, match="leave --out out"):
         train.train(train.Flags(resume="mine", out="elsewhere"))
