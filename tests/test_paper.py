@@ -15,18 +15,18 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Forked, call, cells, printed, refused, table_of
+from conftest import ROOT, SHORT, Forked, call, cells, printed, refused, table_of
 
 import eval
 import train
 from engine import checkpoints
-from engine.figures import warmup_end
 from engine.folder import read_run, read_runs
 from engine.log import SIDES, progress_bar
 from model import SIZES, GPTNeoX, Size, config_of
 from paper import arms, claims, experiments, figures, jobs, lengths
 from paper.experiments import Flags, run_name
 from paper.statistics import estimate, holm, student_quantile, student_tail
+from paper.tables import moments
 
 PAPERS = ["--init", "EleutherAI/pythia-410m-deduped", "--upstream", "pile", "--downstream", "slimpajama", "--dry-run"]
 OLD_TO_NEW = ["--upstream", "old", "--downstream", "new"]
@@ -113,7 +113,8 @@ def test_an_experiment_runs_and_resumes_and_leaves_whole_runs_alone(house, monke
     monkeypatch.setitem(SIZES, "nano", Size(1, 16, 2, 1e-2, 257, 32))
     words = ["run", "checkpoints", *OLD_TO_NEW, "--device", "cpu"]
     words += ["--upstream-tokens", "5120", "--tokens", "1024", "--eval-tokens", "64"]
-    assert "7 runs, 7 to do" in paper(*words)
+    said = paper(*words)
+    assert "7 runs, 7 to do" in said and "run 6/6 runs/" in said
     runs = sorted(path for path in Path("runs").glob("[!.]*") if not path.name.startswith("upstream"))
     # Those that start from an earlier checkpoint waited for it.
     assert len(runs) == 6 and sum("init-runs-upstream" in run.name for run in runs) == 4
@@ -161,13 +162,6 @@ def run_jobs(scripts):
         jobs.side_by_side(commands, 2, [sys.executable], bar)
 
 
-def test_jobs_run_side_by_side_to_their_ends(house, capsys):
-    script = "import sys, pathlib; p = pathlib.Path(sys.argv[1]); p.mkdir(); (p / 'whole').touch()"
-    run_jobs(dict.fromkeys("01234", script))
-    assert all(Path(str(number), "whole").exists() for number in range(5))
-    assert "run 5/5 4" in capsys.readouterr().out
-
-
 def test_ctrl_c_stops_jobs_which_save(house):
     def interrupt():
         while len(list(Path().glob("*/metrics.jsonl"))) < 2:
@@ -203,9 +197,7 @@ def test_a_real_command_runs_an_arm(house):
 
 
 def test_a_run_that_went_further_is_finished_and_one_that_stopped_short_is_not(house):
-    words = [*OLD_TO_NEW, "--init", "scratch", "--model", "nano", "--context", "32", "--batch-size", "4"]
-    words += ["--tokens", "2560", "--eval-tokens", "64", "--keep", "1", "--save-every", "100"]
-    assert call("train.py", *words, "--stop-tokens", "1280", "--out", "r").returncode == 0
+    train.main([*SHORT, "--stop-tokens", "1280", "--keep", "1", "--out", "r"])
     assert [checkpoints.reached("r", update) for update in (5, 10, 20)] == [True, True, False]
 
 
@@ -351,41 +343,43 @@ def test_differences_are_paired_by_seed_at_the_last_common_evaluation():
         assert found.mean == pytest.approx(sum(ends[0][s] - ends[1][s] for s in (0, 1)) / 2) and found.seeds == 2
 
 
+def arm_like(flags):
+    """The one of ARMS whose losses a run of the paper's plan is given."""
+    held = flags.schedule == "constant" and flags.warmup == 0
+    kinds = {
+        "same-constant": held and flags.replay == 1,
+        "constant": held,
+        "same": flags.replay == 1,
+        "scratch": flags.init == "scratch",
+        "earlier": flags.revision,
+        "no-warmup": flags.warmup == 0,
+        "replay-5": flags.replay == 0.05,
+        "half": flags.max_lr == 1.5e-4,
+        "double": flags.max_lr == 6e-4,
+    }
+    return next((name for name, like in kinds.items() if like), "base")
+
+
 def test_the_papers_own_plan_is_judged():
     """Its 32 runs, made up, three seeds each: stopped after 50B or 240B, those on the same data of another length."""
     given = {"init": PAPERS[1], "upstream": "pile", "downstream": "slimpajama"}
-
-    def losses(flags):
-        """(after the warm-up, at 17 %, at the stop) of an arm."""
-        if flags.schedule == "constant" and flags.warmup == 0:
-            return BEFORE, (1.2, 2.2), (1.18 if flags.replay == 1 else 1.2, 2.15)
-        if flags.replay == 1:
-            return ((1.3, 2.5),) * 3
-        if flags.init == "scratch":
-            return (5, 5), (3, 3), (1.8, 2.1)
-        rise = {1.5e-4: 0.1, 6e-4: 0.4}.get(flags.max_lr, 0.2) + 0.3 * (flags.warmup == 0)
-        end = {1.5e-4: (1.25, 2.05), 6e-4: (1.35, 1.95)}.get(flags.max_lr, (1.3, 2.0))
-        worse = 0.05 if flags.revision else 0
-        end = (end[0] - 0.06 * (flags.replay == 0.05), end[1] + worse)
-        return (BEFORE[0] + rise, BEFORE[1] + rise), (1.4, 2.35 + worse), end
 
     runs = []
     for out, arm in experiments.experiment_runs("all", 3, given)[0].items():
         size = experiments.size_of(Flags(**arm))
         max_lr = arm.get("max_lr") or SIZES[size].peak
         flags = Flags(**arm | {"max_lr": max_lr, "min_lr": 0.1 * max_lr})
-        stops = [min(flags.stop, round(flags.updates * share)) for share in train.PAPER_STOPS.values()]
-        risen, early, end = losses(flags)
-        known = {0: BEFORE, 1: risen, round(flags.updates * flags.warmup) or 1: risen, flags.stop: end}
-        known = dict(sorted((known | {stops[1]: end, stops[0]: early}).items()))
+        end, early, bump = ARMS[arm_like(flags)][1]
+        rising = tuple(loss + bump for loss in BEFORE)
+        first, second = (min(flags.stop, round(flags.updates * share)) for share in train.PAPER_STOPS.values())
+        known = {0: BEFORE, 1: rising, flags.warmup_updates or 1: rising, flags.stop: end, second: end, first: early}
+        known = dict(sorted(known.items()))
         runs.append(a_run(out, flags, known, 0.0003, config_of(size).parameters, SIZES[size].peak))
     assert len(runs) == 3 * 32
     groups = arms.studies(runs)
     assert [name.split("M")[0] for name in groups] == ["410", "70", "160"]
     found = words_of(groups["410M, pile to slimpajama"])
     assert found == dict.fromkeys(NUMBERS, claims.HOLDS) | {"6b": claims.NOT_RUN}  # nobody ran that so far
-    with pytest.raises(ValueError, match="3 studies"):
-        figures.draw_figure(runs, "2")
 
 
 def test_claims_are_tables(house):
@@ -401,7 +395,6 @@ def test_claims_are_tables(house):
     rows = [row for row in measures.splitlines() if "| 6 | old text, same data minus before, at 17 % | +0.1" in row]
     assert [row.endswith(" | 3 | above 0: as claimed |") for row in rows] == [True, True]
     assert measures.startswith("0.001M, stdlib to torch\n")
-    refused(call("paper", "claims", "nowhere"), "nowhere")
 
 
 def test_one_arm_and_seed_twice_is_refused():
@@ -417,8 +410,6 @@ def test_runs_on_different_text_are_different_studies():
     groups = arms.studies(runs)
     assert [len(group) for group in groups.values()] == [len(runs) / 2] * 2
     assert all(name.startswith("0.001M, stdlib to torch, stdlib ") for name in groups)
-    with pytest.raises(ValueError, match="2 studies"):
-        figures.draw_figure(runs, "2")
 
 
 # ---------------------------------------------------------------- tables that the page has by hand
@@ -468,91 +459,63 @@ def test_the_fresh_seeds_and_sizes():
     assert {run["flags"]["seed"] for name in ("fresh", "sizes") for run in packed(name)} == {*range(8, 16)}
 
 
-def test_decayed_or_not():
+def differences(pack, arm, other, seeds):
+    """By how much one arm ends above another, seed by seed: on the new text of either pair, and on the old.
+
+    An arm: (shape of the pre-training's schedule, whether the run was re-warmed); all are cosines."""
     ends = {}
-    for run in packed("decayed"):
+    for run in packed(pack):
         flags = run["flags"]
-        shape, way = flags["init"].split("-")[1], "re-warmed" if flags["warmup"] else "not re-warmed"
         if flags["schedule"] == "cosine":
-            ends.setdefault((shape, way), {})[flags["downstream"], flags["seed"]] = run["eval"][-1]
-
-    def difference(arm, other):
-        cells = []
-        for text, side in itertools.product(("torch", "headers"), ("downstream", "upstream")):
-            pairs = [(ends[arm][text, seed], ends[other][text, seed]) for seed in range(8, 16)]
-            cells.append(str(estimate([a[f"{side}_loss"] - b[f"{side}_loss"] for a, b in pairs])))
-        return cells
-
-    cosine, constant, wsd = ((shape, "re-warmed") for shape in ("cosine", "constant", "wsd"))
-    compared = [(constant, cosine), (wsd, cosine), (constant, wsd)]
-    compared += [(("constant", "not re-warmed"), constant), (("cosine", "not re-warmed"), cosine)]
-    assert [row[1:] for row in table_of("## Decayed or not")] == [difference(*arms) for arms in compared]
-
-
-def test_decayed_or_not_after_a_longer_pre_training():
-    """The first row after 16M tokens of pre-training, and less what it is for the same seeds after 2M."""
-    ends = {}
-    for pack in ("decayed", "decayed-longer"):
-        for run in packed(pack):
-            flags = run["flags"]
-            if flags["schedule"] == "cosine" and flags["warmup"]:
-                shape = flags["init"].split("-")[1]
-                ends[pack, shape, flags["downstream"], flags["seed"]] = run["eval"][-1]
-
-    def gains(pack, text, side):
-        pairs = [[ends[pack, shape, text, seed] for shape in ("constant", "cosine")] for seed in (8, 9, 10)]
-        return [constant[f"{side}_loss"] - cosine[f"{side}_loss"] for constant, cosine in pairs]
-
-    rows = [[], []]
+            shape, re_warmed = flags["init"].split("-")[1], flags["warmup"] > 0
+            ends[(shape, re_warmed), flags["downstream"], flags["seed"]] = run["eval"][-1]
     for text, side in itertools.product(("torch", "headers"), ("downstream", "upstream")):
-        longer, shorter = gains("decayed-longer", text, side), gains("decayed", text, side)
-        rows[0].append(str(estimate(longer)))
-        rows[1].append(str(estimate([a - b for a, b in zip(longer, shorter, strict=True)])))
+        pairs = [(ends[arm, text, seed], ends[other, text, seed]) for seed in seeds]
+        yield [one[f"{side}_loss"] - two[f"{side}_loss"] for one, two in pairs]
+
+
+def test_decayed_or_not():
+    cosine, constant, wsd = ((shape, True) for shape in ("cosine", "constant", "wsd"))
+    compared = [(constant, cosine), (wsd, cosine), (constant, wsd)]
+    compared += [(("constant", False), constant), (("cosine", False), cosine)]
+    rows = [[str(estimate(each)) for each in differences("decayed", *both, range(8, 16))] for both in compared]
+    assert [row[1:] for row in table_of("## Decayed or not")] == rows
+    # The first row after 16M tokens of pre-training, and less what it is for the same seeds after 2M.
+    longer, shorter = (differences(pack, constant, cosine, (8, 9, 10)) for pack in ("decayed-longer", "decayed"))
+    rows = [[], []]
+    for after_16m, after_2m in zip(longer, shorter, strict=True):
+        rows[0].append(str(estimate(after_16m)))
+        rows[1].append(str(estimate([a - b for a, b in zip(after_16m, after_2m, strict=True)])))
     assert [row[1:] for row in table_of("**After 16M tokens of pre-training**")] == rows
-
-
-def test_the_pairs_of_texts():
-    """Old and new text after the warm-up; until when the constant rate leads; what comes back on old text; the ends."""
-    found = []
-    for name in ("nano", "far", "samples"):
-        ((study_name, runs),) = arms.studies(packed(name)).items()
-        kinds = ({}, {"peak": 2.0}, arms.CONSTANT)
-        base, double, constant = ({r["flags"]["seed"]: r for r in arms.pick(runs, **kind)} for kind in kinds)
-        seeds = sorted(base.keys() & double.keys() & constant.keys())
-        rises = [estimate([risen(base[seed], side) for seed in seeds]) for side in ("upstream", "downstream")]
-        lead = estimate([lead_of(constant[seed], base[seed]) for seed in seeds])
-        gone = estimate([undone(base[seed]) for seed in seeds])
-        gains = [base[s]["eval"][-1]["downstream_loss"] - constant[s]["eval"][-1]["downstream_loss"] for s in seeds]
-        doubled = [double[s]["eval"][-1]["downstream_loss"] - base[s]["eval"][-1]["downstream_loss"] for s in seeds]
-        shares = ["{:.0f} % [{:.0f}, {:.0f}]".format(e.mean, *e.interval) for e in (lead, gone)]
-        ends = [str(estimate(gains)), str(estimate(doubled))]
-        found.append([study_name, str(len(seeds)), *map(str, rises), *shares, *ends])
-        assert max(gains) < 0  # in every seed
-    assert found == table_of("## Pairs of texts")
-
-
-def risen(run, side):
-    """By how much a loss rises in the warm-up."""
-    return arms.nearest(run, warmup_end(run["flags"]))[f"{side}_loss"] - run["eval"][0][f"{side}_loss"]
-
-
-def undone(run):
-    """What part in percent of the highest rise on old text is gone at the end."""
-    old = [record["upstream_loss"] for record in run["eval"]]
-    return 100 * (max(old) - old[-1]) / (max(old) - old[0])
 
 
 def lead_of(run, other):
     """The percentage of the schedule until which a run is ahead of another on new text; linear between evaluations."""
-    losses, until = {record["tokens"]: record["downstream_loss"] for record in other["eval"]}, 0.0
-    place, ahead = 0.0, 0.0  # of the evaluation before
-    for record in run["eval"]:
-        if (tokens := record["tokens"]) in losses:
-            now = losses[tokens] - record["downstream_loss"]
-            if ahead > 0 >= now:
-                until = place + (tokens - place) * ahead / (ahead - now)
-            place, ahead = tokens, now
-    return 100 * (place if ahead > 0 else until) / run["flags"]["tokens"]
+    losses = {record["tokens"]: record["downstream_loss"] for record in other["eval"]}
+    ahead = {r["tokens"]: losses[r["tokens"]] - r["downstream_loss"] for r in run["eval"] if r["tokens"] in losses}
+    until = 0.0
+    for (place, before), (tokens, now) in itertools.pairwise(ahead.items()):
+        if before > 0 >= now:
+            until = place + (tokens - place) * before / (before - now)
+    return 100 * until / run["flags"]["tokens"]
+
+
+def test_the_pairs_of_texts():
+    """Rises and ends are measures of claims 2 and 3; until when the constant rate leads, and what comes back."""
+    rows = []
+    for name in ("nano", "far", "samples"):
+        ((study_name, runs),) = arms.studies(packed(name)).items()
+        judged, leads, gone = claims.verdicts(runs), [], []
+        *rises, gain = judged["2"].found.values()
+        doubled = judged["3"].found[claims.gap("downstream", "double the peak", "the peak", claims.BELOW)]
+        for base, constant in zip(arms.pick(runs), arms.pick(runs, **arms.CONSTANT), strict=True):  # a seed each
+            assert base["eval"][-1]["downstream_loss"] < constant["eval"][-1]["downstream_loss"]
+            leads.append(lead_of(constant, base))
+            old = moments(base, "upstream")
+            gone.append(100 * (old["highest"] - old["end"]) / (old["highest"] - old["before"]))
+        shares = ["{:.0f} % [{:.0f}, {:.0f}]".format(e.mean, *e.interval) for e in map(estimate, (leads, gone))]
+        rows.append([study_name, str(gain.seeds), *map(str, rises), *shares, str(gain), str(doubled)])
+    assert rows == table_of("## Pairs of texts")
 
 
 def test_how_the_batch_moves_the_best_peak():
