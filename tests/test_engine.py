@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -106,18 +107,12 @@ def test_what_one_process_began_several_go_on_with(house, extra):
 
 
 def disk_full(rank):
-    def save_tensors(*_):
-        raise OSError(28, "No space left on device")
-
-    checkpoints.save_tensors = save_tensors
+    checkpoints.save_tensors = Mock(side_effect=OSError(28, "No space left on device"))
 
 
 def second_one_fails(rank):
-    def step(self):
-        raise MemoryError("no memory")
-
     if rank == 1:
-        train.AdamW.step = step
+        train.AdamW.step = Mock(side_effect=MemoryError("no memory"))
 
 
 @pytest.mark.slow
@@ -193,9 +188,7 @@ def test_fp16_that_always_overflows_stops_with_advice(house, monkeypatch):
 
 
 def test_where_compiling_fails_one_line_says_so(house, monkeypatch):
-    def fails(*_):
-        raise torch._dynamo.exc.TorchRuntimeError("no C++ compiler")
-
+    fails = Mock(side_effect=torch._dynamo.exc.TorchRuntimeError("no C++ compiler"))
     monkeypatch.setattr(torch, "compile", lambda _: fails)
     done = call("train.py", *FEW, "--compile", "--out", "r")
     refused(done, "--compile does not work here (no C++ compiler); leave it out", code=1)

@@ -47,9 +47,6 @@ def test_arms_are_told_apart_and_seeds_are_averaged(drawn):
     assert labels_of(runs) == ["max LR 8e-3", "max LR 1e-2"] * 2
 
 
-EARLIER = {"init": "runs/upstream-nano-old/checkpoints/step_00000100"}
-
-
 @pytest.mark.parametrize("flags, labels", [
     ([{"min_lr": 8e-4}, {"min_lr": 0.0}], ["min LR 8e-4", "min LR 0e0"]),
     ([{}, {"max_lr": 1.5e-4, "min_lr": 1.5e-5}], ["max LR 8e-3", "max LR 1.5e-4"]),
@@ -61,7 +58,7 @@ EARLIER = {"init": "runs/upstream-nano-old/checkpoints/step_00000100"}
     ([{"context": 128}, {"context": 256}], ["context 128", "context 256"]),
     ([{"upstream_tokens": 2_000_000}, {"upstream_tokens": 9}], ["upstream tokens 2M", "upstream tokens 9"]),
     ([{"tokens": 2_000_000}, {"tokens": 3_000_000_000}], ["tokens 2M", "tokens 3B"]),
-    ([EARLIER, {}], ["pre-trained, update 100", "pre-trained"]),
+    ([{"init": "runs/upstream-nano-old/checkpoints/step_00000100"}, {}], ["pre-trained, update 100", "pre-trained"]),
     ([{"warmup": 1e-4}, {"warmup": 0.0}], ["warm-up 0.01 % (0 updates)", "warm-up 0 %"]),
     ([{"seed": 1}, {"seed": 2}], ["max LR 8e-3, warm-up 1 %"] * 2),
 ])  # fmt: skip
@@ -101,18 +98,10 @@ def test_a_curve_of_one_point_is_seen(drawn):
     assert drawn(run_of()).axes[0].lines[0].get_marker() in ("", "None")
 
 
-@pytest.mark.parametrize("scale, ticks", [(1, "1k"), (1000, "1M"), (1.5e6, "1.5B")])
-def test_tokens_are_in_units_of_their_size(drawn, scale, ticks):
-    run = run_of(every=1000 * scale)
-    axis = drawn(run).axes[-1].xaxis
-    assert axis.get_major_formatter()(1000 * scale) == ticks and "tokens" in axis.get_label_text()
-
-
-def test_seeds_that_share_no_evaluation_are_refused(drawn):
-    odd = run_of(seed=1)
-    odd["eval"] = [record | {"tokens": record["tokens"] + 7} for record in odd["eval"]]
-    with pytest.raises(ValueError, match="r: the other seeds were evaluated elsewhere"):
-        drawn(run_of(), odd)
+def test_tokens_are_in_units_of_their_size(drawn):
+    axis = drawn(run_of()).axes[-1].xaxis
+    assert [axis.get_major_formatter()(count) for count in (1000, 10**6, 1.5e9)] == ["1k", "1M", "1.5B"]
+    assert "tokens" in axis.get_label_text()
 
 
 def test_a_legend_stays_inside_its_figure():
