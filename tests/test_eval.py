@@ -128,7 +128,6 @@ def test_bad_input(run):
         (["plot", "r", "--out", "no/folder.png"], "no/folder.png"),
         (["perplexity", "r", "--data", "missing"], "missing"),
         (["perplexity", "empty", "--data", "old"], "empty/config.json"),
-        (["perplexity", "r", "--data", "old", "--context", "x"], "--context"),
         (["perplexity", "r", "--data", "old", "--context", "5000"], "--context 5000"),
         (["sample", "nowhere"], "nowhere"),
         (["sample", "r", "--tokenizer", "missing"], "missing"),
@@ -178,10 +177,8 @@ def test_the_report_of_a_run(run, capsys):
     assert after == "next        python eval.py sample r"
 
 
-def test_help_without_docstrings(monkeypatch, capsys):  # python -OO leaves them out
+def test_help_without_docstrings(monkeypatch):  # python -OO leaves them out
     for each in (evaluation, evaluation.perplexity, evaluation.lambada, evaluation.sample, evaluation.plot):
         monkeypatch.setattr(each, "__doc__", None)
-    for words in (["--help"], ["perplexity", "--help"]):
-        with pytest.raises(SystemExit, match="0"):
-            evaluation.main(words)
-    assert "--eval-tokens" in capsys.readouterr().out
+    assert "lambada" in printed("eval.py", "--help")
+    assert "--eval-tokens" in printed("eval.py", "perplexity", "--help")

@@ -303,12 +303,11 @@ def test_a_run_locks_its_folder_before_it_reads_a_checkpoint(house, monkeypatch)
 
 
 def test_help_lists_every_flag_with_its_comment():
-    done = command("train.py", "--help")
-    assert done.returncode == 0
+    said = call("train.py", "--help").stdout
     for name in train.Flags.__dataclass_fields__:
-        assert "--" + name.replace("_", "-") in done.stdout, name
+        assert "--" + name.replace("_", "-") in said, name
     for words in ("Learning rate:", "share of upstream text in what", "(cosine)"):
-        assert words in done.stdout
+        assert words in said
 
 
 BAD = [
@@ -368,16 +367,11 @@ def test_a_run_is_never_overwritten_nor_changed(house):
     refused(call("train.py", "--resume", "r", "--stop-tokens", "99999"), "--stop-tokens")
     refused(call("train.py", "--resume", "r", "--tokens", "1280"), "--tokens", "r")
     assert Path("r/metrics.jsonl").read_bytes() == before
-    for folder in Path("r/checkpoints").glob("*20"):
-        shutil.rmtree(folder)
     shutil.copytree("r", "earlier")
     record = json.loads(Path("r/config.json").read_text())
     del record["data_order"]  # another order of the windows
     Path("earlier/config.json").write_text(json.dumps(record))
     refused(call("train.py", "--resume", "earlier"), "earlier version", "start a new run")
-    shutil.rmtree("data/new")
-    make_corpus("new", "new", seed=9)
-    refused(call("train.py", "--resume", "r"), "corpora changed")
 
 
 def test_another_tokenizer_is_refused(house):
@@ -458,28 +452,26 @@ def test_a_model_without_tokenizer_is_refused_unless_its_rows_say_that_it_fits(h
 
 
 PLANS = [
-    ([], ["0 to 0.001 in 2 of 20 updates of 128 tokens, then cosine to 0.0001", "old text old, evaluated beside it"]),
-    (["--warmup", "0"], ["0.001 from the first of 20 updates"]),
-    (["--warmup", "0.01"], ["note", "--warmup 0.01", "the first update has the whole rate"]),
-    (["--schedule", "constant", "--stop-tokens", "1280"], ["held, stopped after 10"]),
-    (["--tokens", "1e6"], ["note", "epochs"]),
-    (["--downstream", "old"], ["no old text", "note", "without --upstream FILES forgetting cannot be measured"]),
-    (["--keep", "1"], ["2 checkpoints, "]),
+    ({}, ["0 to 0.001 in 2 of 20 updates of 128 tokens, then cosine to 0.0001", "old text old, evaluated beside it"]),
+    ({"warmup": 0.0}, ["0.001 from the first of 20 updates"]),
+    ({"warmup": 0.01}, ["note", "--warmup 0.01", "the first update has the whole rate"]),
+    ({"schedule": "constant", "stop_tokens": 1280}, ["held, stopped after 10"]),
+    ({"tokens": 10**6}, ["note", "epochs"]),
+    ({"downstream": "old"}, ["no old text", "note", "without --upstream FILES forgetting cannot be measured"]),
+    ({"keep": 1}, ["2 checkpoints, "]),
 ]
 
 
-@pytest.mark.parametrize("words, says", PLANS, ids=lambda x: " ".join(x)[:30])
-def test_the_plan_says_what_will_be_done_and_what_may_surprise(house, words, says):
+@pytest.mark.parametrize("changes, says", PLANS, ids=lambda x: str(x)[:30])
+def test_the_plan_says_what_will_be_done_and_what_may_surprise(house, changes, says):
     GPTNeoX(config_of("nano", 257)).save_pretrained("mine")
-    parser = train.OneLineParser()
-    train.add_flags(parser, train.Flags)
-    words = parser.parse_args([*WHEREVER, "--init", "mine", "--warmup", "0.1", "--max-lr", "1e-3", *words])
-    flags = train.complete(train.Flags(**train.given_flags(words, train.Flags)))
+    given = {"init": "mine", "upstream": "old", "downstream": "new", "context": 32, "batch_size": 4, "tokens": 2560}
+    flags = train.complete(train.Flags(**given | {"warmup": 0.1, "max_lr": 1e-3, "device": "cpu"} | changes))
     lines = "\n".join(train.plan(flags, train.open_data(flags)[0]))
     for each in says:
         assert each in lines, lines
     assert ("note" in lines) == ("note" in says), lines
-    assert "mine, 0.133M" in lines or "mine, 133k parameters" in lines, lines
+    assert "mine, 133k parameters" in lines, lines
 
 
 def test_the_plan_tells_a_peak_that_belongs_to_another_batch_and_length(house, monkeypatch):
