@@ -134,7 +134,6 @@ def test_bad_experiments(house):
         refused(call("paper", "run", "max-lr", flag, value), flag)
     refused(call("paper", "run", "warm-up"), "warmup-length")
     refused(call("paper", "run", "model-size", "--init", "data/old"), "pythia-SIZE")
-    refused(call("train.py", "--experiment", "max-lr"), "--experiment")
     assert not Path("runs").exists()
 
 
