@@ -705,6 +705,7 @@ def test_a_pack_is_read_like_the_runs_in_it(house):
     assert Path("again.jsonl.gz").read_bytes() == Path("study.jsonl.gz").read_bytes()
     refused(call("paper", "pack", *folders, "--out", "study.jsonl"), "study.jsonl exists")
     refused(call("eval.py", "plot", "study.jsonl:nothing"), "study.jsonl:nothing")
+    refused(call("eval.py", "plot", "gone.jsonl"), "gone.jsonl")
     refused(call("paper", "pack", *folders, "--out", "study.gz"), "study.gz", ".jsonl.gz")
     Path("torn.jsonl").write_text(Path("study.jsonl").read_text()[:-50])
     refused(call("paper", "claims", "torn.jsonl"), f"torn.jsonl:{len(folders)}")

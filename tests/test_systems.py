@@ -172,9 +172,8 @@ def test_a_half_filled_folder_says_which_file_is_missing(model_folder, capsys):
 
 
 def test_control_characters_break_no_line(tmp_path, capsys):
-    assert files.printable("a\x1b[2Jb\r\x9b\u2028\u202e\ud800é\u3000\n\t") == (
-        r"a\x1b[2Jb\r\x9b\u2028\u202e\ud800é" + "\u3000" + r"\n\t"
-    )
+    shown = r"a\x1b[2Jb\r\x9b\u2028\u202e\ud800é" + "\u3000" + r"\n\t"  # any space is left as it is
+    assert files.printable("a\x1b[2Jb\r\x9b\u2028\u202e\ud800é\u3000\n\t") == shown
     assert files.printable("a\n\tb\x07", keep="\n\t") == "a\n\tb\\x07"
     assert r"a\nb\x1b]0;c" in complaint(lambda: files.read_json(tmp_path / "a\nb\x1b]0;c"), capsys)
 

@@ -328,6 +328,7 @@ BAD = [
     (["--model", "3b"], "1.4b"),
     (["--precision", "int8"], "int8"),
     (["--context", "4096"], "--context"),
+    (["--downstream", "../old"], "../old"),
     (["--downstream", "new=x"], "new=x"),
     (["--init", "data/old"], "config.json"),
     (["--init", "folder"], "folder has no shape of SIZES, so its pre-training peak is unknown; give --max-lr"),
@@ -524,9 +525,8 @@ def test_fifty_updates_have_the_losses_of_the_trainer(house):
     windows = torch.cat([mixture.batch(update, batch) for update in range(1, updates + 1)])
     rows = [{"input_ids": window[:-1], "targets": window[1:]} for window in windows]
     theirs = transformers.GPTNeoXForCausalLM.from_pretrained("start").float()
-    matrices = [p for p in theirs.parameters() if p.ndim > 1]
-    vectors = [p for p in theirs.parameters() if p.ndim == 1]
-    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
+    groups = [{"params": [p for p in theirs.parameters() if p.ndim > 1], "weight_decay": 0.1}]
+    groups += [{"params": [p for p in theirs.parameters() if p.ndim == 1], "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=1.0, betas=(0.9, 0.95), eps=1e-8)
     rate_of = lambda n: learning_rate(min(n + 1, updates), updates, 1e-2, 1e-3, 0.2)
     rates = torch.optim.lr_scheduler.LambdaLR(optimizer, rate_of)
