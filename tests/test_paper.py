@@ -32,14 +32,9 @@ PAPERS = ["--init", "EleutherAI/pythia-410m-deduped", "--upstream", "pile", "--d
 OLD_TO_NEW = ["--upstream", "old", "--downstream", "new"]
 
 
-def paper(*words):
-    """What `python -m paper` says, which has to succeed."""
-    return printed("paper", *words)
-
-
 def plan(*words):
     """The rows of a plan: [(schedule, max LR, warm-up, updates, stop, folder)]."""
-    said = paper("run", *words)
+    said = printed("paper", "run", *words)
     rows = [line.split() for line in said.partition("  run\n")[2].partition("\n\n")[0].splitlines()]
     return [(r[0], float(r[1]), *(int(n.replace(",", "")) for n in r[2:5]), r[6]) for r in rows]
 
@@ -113,7 +108,7 @@ def test_an_experiment_runs_and_resumes_and_leaves_whole_runs_alone(house, monke
     monkeypatch.setitem(SIZES, "nano", Size(1, 16, 2, 1e-2, 257, 32))
     words = ["run", "checkpoints", *OLD_TO_NEW, "--device", "cpu"]
     words += ["--upstream-tokens", "5120", "--tokens", "1024", "--eval-tokens", "64"]
-    said = paper(*words)
+    said = printed("paper", *words)
     assert "7 runs, 7 to do" in said and "run 6/6 runs/" in said
     runs = sorted(path for path in Path("runs").glob("[!.]*") if not path.name.startswith("upstream"))
     # Those that start from an earlier checkpoint waited for it.
@@ -121,11 +116,11 @@ def test_an_experiment_runs_and_resumes_and_leaves_whole_runs_alone(house, monke
     assert all(checkpoints.reached(run, 4) for run in runs)
     shutil.rmtree(runs[1] / "checkpoints/step_00000004")
     before = {run: (run / "metrics.jsonl").read_bytes() for run in runs}
-    assert "7 runs, 1 to do" in paper(*words)
+    assert "7 runs, 1 to do" in printed("paper", *words)
     for run in runs:
         again = (run / "metrics.jsonl").read_bytes()
         assert (again == before[run]) == (run != runs[1]) and again.count(b"\n") == before[run].count(b"\n")
-    paper("figure", "7", *runs, "--out", "7.png")  # all of one study
+    printed("paper", "figure", "7", *runs, "--out", "7.png")  # all of one study
 
 
 def test_bad_experiments(house):
@@ -182,7 +177,7 @@ def test_a_job_that_fails_stops_the_others_and_is_named(house):
 
 def test_an_experiment_with_a_run_that_stopped_short_is_not_at_its_end(house, monkeypatch):
     monkeypatch.setattr(experiments, "command_of", lambda flags: ("-c", "pass"))
-    said = paper("run", "max-lr", *OLD_TO_NEW, "--device", "cpu")
+    said = printed("paper", "run", "max-lr", *OLD_TO_NEW, "--device", "cpu")
     assert said.endswith("stopped; the same command resumes\n")
 
 
@@ -384,13 +379,13 @@ def test_the_papers_own_plan_is_judged():
 def test_claims_are_tables(house):
     near = write(study())
     far = write(study(parameters=500, folder="far", scratch=None, **{"no-warmup": None}))
-    said = paper("claims", *near, *far, "--markdown")
+    said = printed("paper", "claims", *near, *far, "--markdown")
     assert said.count("| claim | the paper | here | what decides, nats |") == 2
     rows = [line for line in said.splitlines() if line[:3].strip("| ").isdigit()]
     assert len(rows) == 2 * 11 and [row.count(" | holds | ") for row in rows].count(1) == 11 + 7
     assert [row.count(" | not run | - |") for row in rows].count(1) == 4  # what far has no arms for
     assert max(cell.count("[") for row in rows for cell in row.split("|")) == 1  # never more than one interval
-    measures = paper("measures", *near, *far, "--markdown")
+    measures = printed("paper", "measures", *near, *far, "--markdown")
     rows = [row for row in measures.splitlines() if "| 6 | old text, same data minus before, at 17 % | +0.1" in row]
     assert [row.endswith(" | 3 | above 0: as claimed |") for row in rows] == [True, True]
     assert measures.startswith("0.001M, stdlib to torch\n")
@@ -619,7 +614,7 @@ def test_the_claims_figure_has_a_row_for_each_claim_and_a_panel_for_each_study()
 def test_figures_of_the_command_line(house):
     folders = write(study(noise=0.01, seeds=2, double=None))
     for number, out in (("1", "figure-1.png"), ("claims", "figure-claims.png")):
-        paper("figure", number, *folders)
+        printed("paper", "figure", number, *folders)
         assert Path(out).stat().st_size > 10_000
     refused(call("paper", "figure", "2", folders[0]), "figure 2", "python -m paper run")
     refused(call("paper", "figure", "frontier", folders[2]), "base arm")
@@ -641,7 +636,7 @@ def test_lengths_are_told_apart(house):
             flags |= {"schedule": "linear", "min_lr": 0.0} if kind == "linear" else {}
             out = f"{share}-{batch}-{peak}-{seed}-{kind}"
             runs.append(made_up(out, noise=0.0003, end=(1.2 + peak / 10, loss), **flags))
-    table = paper("lengths", *write(runs), "--markdown")
+    table = printed("paper", "lengths", *write(runs), "--markdown")
     rows = cells(table.splitlines()[2:14])
     assert [row[0] for row in rows[::4]] == ["1 %", "10 %", "100 %"] and len(rows) == 12
     assert [row[4].split(" [")[0] for row in rows[::4]] == ["0.10", "0.20", "0.40"]  # of a quarter of the batch
@@ -667,7 +662,7 @@ def test_best_peaks_are_fitted_seed_by_seed():
 
 def test_arms_are_a_table(house):
     folders = write(study(noise=0.0, seeds=2))
-    table = paper("arms", *folders, "--markdown").splitlines()
+    table = printed("paper", "arms", *folders, "--markdown").splitlines()
     row = next(line for line in table if "warm-up 2 %" in line).split(" | ")
     assert row[1:] == ["2", *(f"{math.exp(loss):.2f}" for loss in (1.2, 1.4, 1.4, 1.3, 2.4, 2.6, 2.35)), "7.39 |"]
 
@@ -679,8 +674,8 @@ def test_a_sweep_is_a_table_by_size_and_rate(house):
         flags = {"init": "scratch", "model": model, "upstream_tokens": None, "downstream": "stdlib"}
         run = made_up(out, seed, end=(peak, peak), parameters=config_of(model).parameters, max_lr=peak * 1e-3, **flags)
         sweep.append(run | {"eval": [run["eval"][0], run["eval"][-1]]})
-    paper("pack", *write(sweep), "--out", "sweep.jsonl.gz")
-    table = paper("arms", "sweep.jsonl.gz", "--markdown").splitlines()
+    printed("paper", "pack", *write(sweep), "--out", "sweep.jsonl.gz")
+    table = printed("paper", "arms", "sweep.jsonl.gz", "--markdown").splitlines()
     assert table[0] == "| arm | seeds | upstream before | upstream end |"
     rates = ("5e-4", "1e-3", "2e-3", "4e-3", "8e-3")
     arms = [f"model {model}, max LR {rate}" for model in ("nano", "micro", "tiny") for rate in rates]
@@ -692,7 +687,7 @@ def test_a_pack_is_read_like_the_runs_in_it(house):
     runs = study(noise=0.01, seeds=2)
     folders = write(runs)
     for out in ("study.jsonl", "study.jsonl.gz"):
-        paper("pack", *folders, "--out", out)
+        printed("paper", "pack", *folders, "--out", out)
         packed = read_runs([out])
         for one, two in zip(packed, (read_run(folder) for folder in folders), strict=True):
             assert all(one[key] == two[key] for key in ("flags", "pretraining_peak", "parameters", "eval"))
@@ -701,7 +696,7 @@ def test_a_pack_is_read_like_the_runs_in_it(house):
     assert Path("study.jsonl.gz").stat().st_size < 0.2 * Path("study.jsonl").stat().st_size
     named = [run["folder"].name for run in read_runs(["study.jsonl.gz:long-warmup-*"])]
     assert named == ["long-warmup-0", "long-warmup-1"]
-    paper("pack", "study.jsonl", "--out", "again.jsonl.gz")  # packs are runs too
+    printed("paper", "pack", "study.jsonl", "--out", "again.jsonl.gz")  # packs are runs too
     assert Path("again.jsonl.gz").read_bytes() == Path("study.jsonl.gz").read_bytes()
     refused(call("paper", "pack", *folders, "--out", "study.jsonl"), "study.jsonl exists")
     refused(call("eval.py", "plot", "study.jsonl:nothing"), "study.jsonl:nothing")
