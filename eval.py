@@ -32,7 +32,7 @@ from engine.flags import COUNT, OneLineParser, whole_number
 from engine.folder import read_run as read_run  # for those who import it from here
 from engine.folder import read_runs, record_behind
 from engine.log import json_line, perplexity_of
-from engine.machine import autocast, pick_device, pick_threads
+from engine.machine import autocast, pick_device, threads_for
 from engine.weights import model_folder
 from model import GPTNeoX
 
@@ -86,7 +86,7 @@ def open_checkpoint(flags):
     device = pick_device(flags.device)
     folder = model_folder(newest(flags.checkpoint), flags.revision)
     model = GPTNeoX.from_pretrained(folder).to(device).eval()
-    pick_threads(model.config.hidden_size)
+    torch.set_num_threads(threads_for(model.config.hidden_size))
     return folder, model
 
 

@@ -252,7 +252,7 @@ def ready_to_train(flags: Flags, corpora: dict, device: torch.device):
     with processes.rank_0_first():  # rank 0 downloads; placed() reads the weights
         model, weights, tokenizer = starting_model(flags, corpora[flags.upstream], checkpoint)
     model.activation_checkpointing = flags.activation_checkpointing
-    machine.pick_threads(model.config.hidden_size)
+    torch.set_num_threads(machine.threads_for(model.config.hidden_size))
     if flags.compile:
         for layer in model.gpt_neox.layers:  # one graph for all; DDP and FSDP stay outside it
             layer.forward = torch.compile(layer.forward)
@@ -331,7 +331,6 @@ def plan(flags: Flags, corpora: dict | None = None) -> list[str]:
     start = (flags.init, flags.revision, flags.model) if last == flags.out else (last, None, None)
     config = starting_config(*start)
     before = pretraining_flags(flags) if flags.init == "upstream" else folder.flags_behind(Flags, flags.init)
-    machine.pick_threads(config.hidden_size)
     known = known_pretraining(flags.init, before, pretraining_peak(config))
     return plan_of(flags, config, corpora, known, checkpoint_updates(flags))
 

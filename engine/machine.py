@@ -48,10 +48,10 @@ def resolve(flags):
     return replace(flags, shard=flags.shard and ranks > 1, precision=pick_precision(flags.precision, device))
 
 
-def pick_threads(width):
+def threads_for(width):
     """One thread on a CPU for models up to ONE_THREAD_WIDTH, else ALL_THREADS; OMP_NUM_THREADS overrides it."""
     small = width <= ONE_THREAD_WIDTH and not os.environ.get("OMP_NUM_THREADS")  # SLURM may leave it empty
-    torch.set_num_threads(1 if small else ALL_THREADS)
+    return 1 if small else ALL_THREADS
 
 
 def pick_precision(name, device):

@@ -3,9 +3,8 @@
 from dataclasses import replace
 from typing import NamedTuple
 
-import torch
-
 from engine.log import in_units, sides_of
+from engine.machine import threads_for
 
 ADVICE = 'see "Rewarm your own model" in README.md'
 PYTHIA_UPDATES, PYTHIA_BATCH = 143_000, 1024 * 2048  # of Pythia's pre-training, and tokens in each
@@ -53,7 +52,7 @@ def plan_of(flags, config, corpora, before, saves):
     if flags.keep:
         count = min(count, flags.keep + 1)  # and that of the end of the warm-up
     room = in_units(count * CHECKPOINT_BYTES * config.parameters).replace("B", "G")
-    threads = f", threads: {torch.get_num_threads()}" if flags.device == "cpu" else ""
+    threads = f", threads: {threads_for(config.hidden_size)}" if flags.device == "cpu" else ""
     return [
         f"model       {start}",
         f"new text    {text}; {beside}",
