@@ -31,12 +31,11 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import train
 from engine.machine import AUTOCAST, autocast, pick_precision
-from model import GPTNeoX, config_of
+from model import PYTHIA_IDS, SIZES, GPTNeoX, config_of
 
 ROOT = Path(train.__file__).parent
-BYTES = dict.fromkeys(("nano", "micro", "tiny"), 257)  # these are timed as they are trained, on bytes
-
-# ---------------------------------------------------------------- steps
+# The smallest sizes are timed as they are trained, on bytes.
+VOCABULARY = dict.fromkeys(SIZES, PYTHIA_IDS) | dict.fromkeys(("nano", "micro", "tiny"), 257)
 
 
 def product_rate(device, dtype, size=1024):
@@ -82,7 +81,7 @@ def worker(who, size, shape, flags):
     """Takes a step for each line on stdin, and answers with the seconds it took and the most memory so far, in GiB."""
     torch.set_num_threads(flags.threads)
     sequences, context = map(int, shape.split("x"))
-    config, device = config_of(size, BYTES.get(size)), torch.device(flags.device)
+    config, device = config_of(size, VOCABULARY[size]), torch.device(flags.device)
     network, loss, optimizer = {"ours": ours, "theirs": theirs}[who](config, device, flags.compile)
 
     def step(number):
@@ -115,14 +114,12 @@ def worker(who, size, shape, flags):
 
 def compare(size, shape, flags, compiled):
     """A line of the table."""
-    options = ["--device", flags.device, "--precision", flags.precision, "--threads", str(flags.threads)]
-    options += ["--compile"] * compiled
+    command = [sys.executable, __file__, "--device", flags.device, "--precision", flags.precision]
+    command += ["--threads", str(flags.threads), *["--compile"] * compiled, "--worker"]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     env = os.environ | {"OMP_NUM_THREADS": str(flags.threads)}
-    arms, steps, rates = {}, {"ours": [], "theirs": []}, []
-    for who in steps:
-        command = [sys.executable, __file__, *options, "--worker", who, size, shape]
-        arms[who] = subprocess.Popen(command, env=env, **pipes)
+    steps, rates = {"ours": [], "theirs": []}, []
+    arms = {who: subprocess.Popen([*command, who, size, shape], env=env, **pipes) for who in steps}
     for turn in range(flags.pairs + 2):  # the first two allocate, and compile
         for who, process in arms.items():
             process.stdin.write("step\n")
@@ -139,16 +136,13 @@ def compare(size, shape, flags, compiled):
     seconds = {who: statistics.median(s["seconds"] for s in answers) for who, answers in steps.items()}
     ratio = statistics.median(b["seconds"] / a["seconds"] for a, b in zip(*steps.values(), strict=True))
     memory = {who: answers[-1]["peak"] for who, answers in steps.items()}
-    flops = flops_per_token(config_of(size, BYTES.get(size)), context)
+    flops = flops_per_token(config_of(size, VOCABULARY[size]), context)
     rate = sequences * context / seconds["ours"]
     print(
         f"{size:<6}{shape:>8}{'compiled' if compiled else 'eager':>10}{seconds['ours']:>9.3f}{seconds['theirs']:>10.3f}"
         f"{ratio:>9.2f}{memory['ours']:>9.2f}{memory['theirs']:>10.2f}{flops * rate / statistics.median(rates):>11.0%}",
         flush=True,
     )
-
-
-# ---------------------------------------------------------------- text, and busy machines
 
 
 def compare_tokenizers(file, tokenizer, threads, pairs):
