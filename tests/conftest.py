@@ -106,28 +106,34 @@ def main_of(program):
     return importlib.import_module("paper.__main__" if program == "paper" else program.removesuffix(".py")).main
 
 
+def forked(action, out, err, program=None):
+    """Runs action() as a program, in a fork of this process with all that a test has changed in it; returns its id."""
+    if not hasattr(os, "fork"):
+        pytest.skip("needs fork")
+    if pid := os.fork():
+        return pid
+    os.dup2(out, 1)
+    os.dup2(err, 2)
+    sys.stdout, sys.stderr, code = open(1, "w", closefd=False), open(2, "w", closefd=False), 0
+    try:
+        run_command(action, program)
+    except SystemExit as stop:
+        code = stop.code or 0
+    except BaseException:
+        traceback.print_exc()
+        code = 70
+    sys.stderr.flush()
+    os._exit(code)
+
+
 class Forked:
-    """In place of paper.jobs.start: the command in a fork of this process, with all that a test has changed in it."""
+    """In place of paper.jobs.start: the command in a fork of this process."""
 
     def __init__(self, words, launcher, threads):
-        if not hasattr(os, "fork"):
-            pytest.skip("needs fork")
+        program, words = ("paper", words[2:]) if words[0] == "-m" else (Path(words[0]).name, words[1:])
         self.returncode, self.complaints = None, tempfile.TemporaryFile("w+")
-        self.pid = os.fork()
-        if self.pid == 0:
-            os.dup2(self.complaints.fileno(), 2)
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-            sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)
-            program, words = ("paper", words[2:]) if words[0] == "-m" else (Path(words[0]).name, words[1:])
-            try:
-                run_command(lambda: main_of(program)(words), program)
-            except SystemExit as stop:
-                sys.stderr.flush()
-                os._exit(stop.code or 0)
-            except BaseException:
-                traceback.print_exc()
-                os._exit(70)
-            os._exit(0)
+        with open(os.devnull, "w") as nowhere:
+            self.pid = forked(lambda: main_of(program)(words), nowhere.fileno(), self.complaints.fileno(), program)
 
     def communicate(self):
         self.returncode = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
