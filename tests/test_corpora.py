@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 import zstandard
-from conftest import REAL, ROOT, call, mounted, refused, texts
+from conftest import REAL, ROOT, call, mounted, printed, refused, texts
 from tqdm import tqdm
 
 import data
@@ -31,13 +31,15 @@ from model import GPTNeoX, GPTNeoXConfig
 # ---------------------------------------------------------------- tokenizers
 
 
-def small_spec():
+MERGES = ["t h", "Ġ th", "i n", "Ġth e", "e r", "Ã ©", "Ġ Ġ", "ĠĠ ĠĠ", "o n", "Ċ Ċ"]
+
+
+def small_spec(merges=MERGES):
     """A tokenizer.json of GPT-NeoX's kind, made here: bytes, a few merges, the runs of spaces, NFC."""
     spec = byte_tokenizer()
     vocab = {"<|endoftext|>": 0} | {char: 1 + i for i, char in enumerate(byte_alphabet())}
-    merges = ["t h", "Ġ th", "i n", "Ġth e", "e r", "Ã ©", "Ġ Ġ", "ĠĠ ĠĠ", "o n", "Ċ Ċ"]
     for merge in merges:
-        vocab["".join(merge.split())] = len(vocab)
+        vocab.setdefault(merge.replace(" ", ""), len(vocab))
     end = spec["added_tokens"][0] | {"id": 0}
     runs = [{**end, "id": len(vocab) + 24 - n, "content": " " * n, "special": False} for n in range(24, 1, -1)]
     spec["model"] = {"type": "BPE", "dropout": None, "unk_token": None, "vocab": vocab, "merges": merges}
@@ -64,18 +66,6 @@ def random_text(rng):
     return "".join(piece() for piece in rng.choices(pieces, (2, 3, 1, 1, 1, 1), k=rng.randint(0, 25)))
 
 
-@pytest.mark.parametrize("kind", ["small", "real"])
-def test_ids_equal_the_tokenizers_package(kind, tmp_path):
-    tokenizers = pytest.importorskip("tokenizers", reason="pip install -r requirements-dev.txt")
-    path = tokenizer_file(tmp_path, kind)
-    ours, oracle = load_tokenizer(path), tokenizers.Tokenizer.from_file(str(path))
-    rng = random.Random(0)
-    for _ in range(3000):
-        text = random_text(rng)
-        assert ours.encode(text) == oracle.encode(text).ids, repr(text)
-        assert ours.decode(ours.encode(text)) == oracle.decode(oracle.encode(text).ids, skip_special_tokens=False)
-
-
 def with_added(spec, tokens):
     """A tokenizer.json with further added tokens, [(text, flags)], numbered as the package numbers them."""
     spec, vocab = json.loads(json.dumps(spec)), spec["model"]["vocab"]
@@ -90,6 +80,7 @@ def with_added(spec, tokens):
 
 RAW = {"normalized": False, "special": True}
 ADDED = {
+    "none": [],
     "a derivative's": [("### End", {}), ("### Instruction:", {}), ("### Response:\n", {}), ("<|padding|>", RAW)],
     "overlapping": [("<X>", {}), ("<Y>", RAW), ("<X><Y>", {}), ("\n\n", {}), (" <Y", RAW), (" \n", {}), ("X>", {})],
     "accents": [("e\u0301x", {}), ("e\u0301", RAW), ("\u0301", {}), ("\u00e9", {}), ("A\u030a", RAW)],
@@ -99,8 +90,8 @@ ADDED = {
 
 @pytest.mark.parametrize("kind", ["small", "real"])
 @pytest.mark.parametrize("tokens", ADDED.values(), ids=ADDED)
-def test_added_tokens_are_tokens_as_in_the_package(kind, tokens, tmp_path):
-    """Next to each other, to spaces and newlines, at both ends; early and late, shared beginnings, other accents."""
+def test_ids_equal_the_tokenizers_package(kind, tokens, tmp_path):
+    """Added tokens next to each other, to spaces, newlines and any text; early and late, shared beginnings, accents."""
     tokenizers = pytest.importorskip("tokenizers", reason="pip install -r requirements-dev.txt")
     spec = json.loads(tokenizer_file(tmp_path, kind).read_text())
     known = [token["content"] for token in spec["added_tokens"]]
@@ -108,24 +99,15 @@ def test_added_tokens_are_tokens_as_in_the_package(kind, tokens, tmp_path):
     ours, oracle = Tokenizer(spec), tokenizers.Tokenizer.from_str(json.dumps(spec))
     rng, met = random.Random(1), set()
     words = [text for text, _ in tokens] + ["<|padding|>", " ", "  ", " " * 25, "\n", "\n\n", "\x85", "\x1c"]
-    for _ in range(1000):
+    for number in range(2000):
         pick = lambda: rng.choice([rng.choice(words), rng.choice(words), random_text(rng)[: rng.randrange(6)]])
         text = "".join(pick() for _ in range(rng.randrange(8))).replace("<|endoftext|>", "")
+        text = text if number % 2 else text + random_text(rng)
         ids = ours.encode(text)
         assert ids == oracle.encode(text).ids, repr(text)
+        assert ours.decode(ids) == oracle.decode(ids, skip_special_tokens=False)
         met |= {*ids}
     assert len({ours.added[text] for text, _ in tokens} - met) <= 1  # one is hidden by a shorter, earlier token
-    assert ours.sha256 != Tokenizer(small_spec()).sha256
-
-
-def with_merges(*merges):
-    """A tokenizer.json of bytes and these merges, "left right", with the ids in their order."""
-    spec = byte_tokenizer()
-    for merge in merges:
-        spec["model"]["vocab"].setdefault(merge.replace(" ", ""), len(spec["model"]["vocab"]))
-    spec["model"]["merges"] = [merge.split() for merge in merges]
-    spec["added_tokens"][0]["id"] = len(spec["model"]["vocab"])
-    return spec
 
 
 def test_any_merges_give_the_ids_of_the_tokenizers_package_or_are_refused():
@@ -139,7 +121,8 @@ def test_any_merges_give_the_ids_of_the_tokenizers_package_or_are_refused():
             if pair not in merges and len(pair) < 9:
                 merges.append(pair)
                 known.append(pair.replace(" ", ""))
-        spec = with_merges(*merges)
+        spec = small_spec(merges)
+        spec["model"]["merges"] = [merge.split() for merge in merges]  # the other spelling
         oracle = tokenizers.Tokenizer.from_str(json.dumps(spec))
         try:
             ours = Tokenizer(spec)
@@ -152,10 +135,11 @@ def test_any_merges_give_the_ids_of_the_tokenizers_package_or_are_refused():
 
 
 def test_the_identity_of_a_tokenizer_is_what_decides_its_ids():
-    spec = small_spec()
-    for entry in spec["added_tokens"][1:]:
+    late = small_spec()
+    for entry in late["added_tokens"][1:]:
         entry["normalized"] = True
-    assert len({Tokenizer(each).sha256 for each in (small_spec(), spec, byte_tokenizer())}) == 3
+    others = (small_spec(), late, with_added(small_spec(), ADDED["accents"]), byte_tokenizer())
+    assert len({Tokenizer(spec).sha256 for spec in others}) == 4
     assert Tokenizer(small_spec() | {"truncation": {}}).sha256 == Tokenizer(small_spec()).sha256
 
 
@@ -195,11 +179,11 @@ END, RUN = small_spec()["added_tokens"][:2]
     [
         *((content, "tokenizer.json") for content in ("", "{", "[1]", "[" * 10_000, "null", "7")),
         # a + t comes first, and c + at is not in the list:
-        (with_merges("a t", "c a", "ca t"), "its merges do not make its token 'cat'"),
-        (with_merges("a b", "b c", "a bc"), "its merges do not make its token 'abc'"),
-        (with_merges("a b", "a bb", "b b"), "its merges do not make its token 'abb'"),  # made of what comes later
+        (small_spec(["a t", "c a", "ca t"]), "its merges do not make its token 'cat'"),
+        (small_spec(["a b", "b c", "a bc"]), "its merges do not make its token 'abc'"),
+        (small_spec(["a b", "a bb", "b b"]), "its merges do not make its token 'abb'"),  # made of what comes later
         # Made in two ways, of which the first never comes:
-        (with_merges("a b", "b a", "a ba", "ab a"), "its merges do not make its token 'aba'"),
+        (small_spec(["a b", "b a", "a ba", "ab a"]), "its merges do not make its token 'aba'"),
         ({"normalizer": {"type": "Lowercase"}}, "normalizer"),
         ({"pre_tokenizer": {"type": "Whitespace"}}, "pre_tokenizer"),
         ({"pre_tokenizer": BYTE_LEVEL | {"add_prefix_space": True}}, "pre_tokenizer"),
@@ -362,16 +346,12 @@ BAD = {
     "deep.jsonl": (b'{"text":' + b"[" * 100_000 + b"\n", ":1: damaged: "),
     "array.jsonl": (b'[{"text": "a"}, {"text": "b"}]', ":1: damaged: not JSON Lines"),
     "array.ndjson": (b'[\n{"text": "a"},\n{"text": "b"}\n]', ":1: damaged: not JSON Lines"),
-    "array of lines.jsonl": (b'[{"text": "a"},\n{"text": "b"}]', ":1: damaged: not JSON Lines"),
     "pretty.jsonl": (b'{\n  "text": "a"\n}\n', ":1: damaged: not JSON Lines"),
     "blanks.jsonl": (rows(["a", "\n" * 1_000_000 + "x"]), f":2: damaged: more than {readers.BLANKS:,} blanks in a row"),
     "latin.jsonl": ('{"text": "a"}\n{"text": "café"}'.encode("latin1"), ":2: damaged: 'utf-8' codec"),
     "latin.txt": ("café".encode("latin1"), ": damaged: 'utf-8' codec"),
-    "utf16.md": ("café".encode("utf16"), ": damaged: 'utf-8' codec"),
     "cut.jsonl.zst": (zstandard.compress(rows(texts("old", 900)))[:-50], ": damaged: "),
     "not.jsonl.zst": (b"hello", ":1: damaged: "),
-    "padded.jsonl.zst": (zstandard.compress(b'{"text": "a"}\n') + bytes(9), ": damaged: "),
-    "cut.jsonl.gz": (gzip.compress(rows(texts("old", 90)))[:-50], ": damaged: "),
     "not.txt.gz": (b"hello", ": damaged: "),
     "followed.txt.gz": (gzip.compress(b"a text") + b"\x1fanything", ": damaged: "),
 }
@@ -402,7 +382,7 @@ def test_skip_bad_lines_passes_over_texts_in_other_encodings_too(empty, capsys):
 def test_rows_may_keep_their_text_under_another_name(empty):
     Path("a.jsonl").write_bytes(rows(texts("old", 60)).replace(b'"text"', b'"content"'))
     refused(call("data.py", "mine", "a.jsonl", "--tokenizer", "bytes"), "a.jsonl:1", '"text"', "--text-key")
-    assert call("data.py", "mine", "a.jsonl", "--tokenizer", "bytes", "--text-key", "content").returncode == 0
+    printed("data.py", "mine", "a.jsonl", "--tokenizer", "bytes", "--text-key", "content")
     assert sorted(documents_of("mine")[0]) == sorted(texts("old", 60))
 
 
@@ -411,7 +391,7 @@ def test_rows_may_keep_their_text_under_another_name(empty):
 def test_the_longest_words_take_less_than_2_gb(empty):
     import resource  # which Windows lacks
 
-    Path("t.json").write_text(json.dumps(with_merges("a a", "aa aa", "aaaa aaaa")))
+    Path("t.json").write_text(json.dumps(small_spec(["a a", "aa aa", "aaaa aaaa"])))
     Path("a.jsonl").write_bytes(rows(["a" * (readers.ROW_LIMIT - 99)] * 2 + [f"b {i}" for i in range(99)]))
     words = [sys.executable, ROOT / "data.py", "mine", "a.jsonl", "--tokenizer", "t.json", "--processes", "4"]
     limit = lambda: resource.setrlimit(resource.RLIMIT_AS, (3 * 2**29, 3 * 2**29))  # 1.5 GiB of addresses
@@ -557,9 +537,6 @@ def test_a_long_text_is_cut_alike_by_data_py_and_by_its_path(empty, monkeypatch)
         assert Path("data/mine", file).read_bytes() == Path("data", name, file).read_bytes()
 
 
-# ---------------------------------------------------------------- whole or absent
-
-
 def test_a_decompression_bomb_does_not_fill_memory(empty):
     Path("bomb.jsonl.zst").write_bytes(zstandard.compress(bytes(2**28), 19))
     assert Path("bomb.jsonl.zst").stat().st_size < 100_000
@@ -580,7 +557,7 @@ def test_an_interrupted_corpus_is_absent_and_the_same_command_begins_again(kill,
     assert process.returncode != 0 and said.splitlines() == ["data.py: stopped; the same command begins again"]
     assert not Path("data/mine").exists()
     Path("a.jsonl").write_bytes(rows(texts("old", 60)))
-    assert call("data.py", "mine", "a.jsonl", "--tokenizer", "bytes", "--processes", "1").returncode == 0
+    printed("data.py", "mine", "a.jsonl", "--tokenizer", "bytes", "--processes", "1")
     assert sorted(p.name for p in Path("data").iterdir()) == [".mine.lock", "mine"]
 
 
@@ -588,12 +565,10 @@ def test_a_full_disk_is_one_line_and_leaves_no_corpus(empty):
     Path("a.jsonl").write_bytes(rows(texts("old", 400)) * 60)  # 6 MB
     words = ["data.py", "mine", "a.jsonl", "--tokenizer", "bytes", "--processes", "1"]
     with mounted("data", "size=2m"):
-        done = call(*words)
-        assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, done.stderr
-        assert "failed: No space left" in done.stderr
+        refused(call(*words), "failed: No space left", code=1)
         assert [p.name for p in Path("data").iterdir()] == [".mine.lock"]
         subprocess.run(["mount", "-o", "remount,size=99m", "data"], check=True)
-        assert call(*words).returncode == 0
+        printed(*words)
 
 
 def test_bad_input_of_the_command_line_changes_nothing(house):
@@ -602,11 +577,8 @@ def test_bad_input_of_the_command_line_changes_nothing(house):
     Path("a.jsonl").write_bytes(rows(texts("new", 60)))
     Path("empty.jsonl").write_bytes(b"")
     for words, says in [
-        (["../x", "a.jsonl", "--tokenizer", "bytes"], "../x"),
-        ([".hidden", "a.jsonl", "--tokenizer", "bytes"], ".hidden"),
         (["old", "a.jsonl", "--tokenizer", "bytes"], "exists already"),
         (["mine"], "`python data.py mine FILES...`"),
-        (["a.jsonl"], "`python data.py NAME a.jsonl`"),
         (["stdlib", "a.jsonl"], "embedded"),
         (["mine", "nothing.jsonl"], "nothing.jsonl"),
         (["mine", "empty.jsonl", "--tokenizer", "bytes"], "no document"),
