@@ -16,7 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from corpora.hub import HUB, MIXTURES, VAL_TOKENS, hub_documents
-from corpora.readers import embedded_documents, hash_share, read_documents, source_files
+from corpora.readers import WAY_OUT, embedded_documents, hash_share, read_documents, source_files
 from corpora.tokenizer import load_tokenizer
 from engine.files import cores, file_hash, locked, sync, to_json
 from engine.flags import COUNT, OneLineParser
@@ -139,7 +139,7 @@ def write_corpus(name, tokenizer, sources, parts, skipped=None, by_domain=False,
     return [corpus.name for corpus in corpora.values()]
 
 
-def prepare(name, files=(), tokenizer=None, skip_bad_lines=False, text_key="text", **options):
+def prepare(name, files=(), tokenizer=None, skip_bad_lines=False, text_key="text", way_out=WAY_OUT, **options):
     """Prepares an embedded corpus, one of the hub's or one's own files; options and the answer are write_corpus's."""
     corpus_folder(name)  # raises for a bad name before any work
     hub_alone = not files and tokenizer in (None, "neox") and not options.get("val_share")
@@ -154,7 +154,7 @@ def prepare(name, files=(), tokenizer=None, skip_bad_lines=False, text_key="text
     read, skipped = Counter(), Counter() if skip_bad_lines else None
     size = sum(path.stat().st_size for path in paths)
     with tqdm(total=size or None, unit="B", unit_scale=True, disable=None, desc=name) as bar:
-        reading = {"bar": bar, "read": read, "skipped": skipped}
+        reading = {"bar": bar, "way_out": way_out, "read": read, "skipped": skipped}
         if name in HUB:
             options["val_tokens"] = options.get("val_tokens") or VAL_TOKENS
             parts = [(hub_documents(name, split, **reading), split) for split in HUB[name]]

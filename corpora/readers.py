@@ -26,6 +26,7 @@ EMBEDDED_FILE_BYTES = 12_000  # of a longer file the beginning, so that a few fi
 KINDS = r"(?i)\.(jsonl|ndjson|txt|md|rst|tex|py)(\.gz|\.zst)?$"  # names of files that hold text
 ROWS = r"(?i)\.(jsonl|ndjson)(\.gz|\.zst)?$"
 TABLES = r"(?i)\.(csv|tsv|parquet)(\.gz|\.zst)?$"
+WAY_OUT = "mend or convert it, or pass --skip-bad-lines to data.py"  # of a preparation
 SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "__pycache__"}
 SKIPPED_FOLDERS |= {"encodings", "pydoc_data", "generated"}  # tables and pages of a manual, not code
 
@@ -91,7 +92,7 @@ def decompressed(blocks, suffix):
         raise EOFError("ends in the middle of a compressed frame")
 
 
-def read_documents(files, bar, opened=open_file, key="text", read=None, skipped=None):
+def read_documents(files, bar, way_out="mend or convert it", opened=open_file, key="text", read=None, skipped=None):
     """Yields (domain, text) of every document: a row of a .jsonl or .ndjson file, with its text under `key`; of other
     files a piece, of which a small text has PIECES too, for a validation split needs documents.
 
@@ -121,7 +122,7 @@ def read_documents(files, bar, opened=open_file, key="text", read=None, skipped=
         except (EOFError, zlib.error, zstandard.ZstdError) as fault:
             raise ValueError(f"{where}: damaged: {fault}; fetch or compress it again") from None
         except (ValueError, RecursionError) as fault:
-            raise ValueError(f"{where}: damaged: {fault}; mend it, or skip it with data.py --skip-bad-lines") from None
+            raise ValueError(f"{where}: damaged: {fault}; {way_out}") from None
 
 
 def lines(blocks):

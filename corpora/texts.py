@@ -4,6 +4,7 @@ import functools
 import hashlib
 import os
 import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -76,7 +77,9 @@ def prepare_path(path, tokenizer, dry_run=False):
         content.update(os.fsencode(file.relative_to(path).as_posix()) + f" {file_hash(file)}\n".encode())
     name = f"{slug(Path(path).resolve().name)[:40] or 'text'}-{content.hexdigest()[:8]}"
     if not dry_run:
-        prepare_once(name, files=files, tokenizer=tokenizer, val_share=PATH_VAL_SHARE)
+        words = ["data.py", name, path, "--tokenizer", tokenizer, "--val-share", PATH_VAL_SHARE, "--skip-bad-lines"]
+        way_out = f"mend or convert it, or skip what is bad: python {shlex.join(map(str, words))}"
+        prepare_once(name, files=files, tokenizer=tokenizer, val_share=PATH_VAL_SHARE, way_out=way_out)
         print(f"text        {path} is data/{name}", file=sys.stderr)
     return name
 
