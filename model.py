@@ -221,7 +221,8 @@ class Body(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.embed_in = nn.Embedding(config.vocab_size, config.hidden_size)
+        weight = torch.empty(config.vocab_size, config.hidden_size)  # to draw one on "meta" takes a second of imports
+        self.embed_in = nn.Embedding.from_pretrained(weight, freeze=False)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
         self.final_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
