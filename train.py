@@ -339,22 +339,22 @@ def complete(flags: Flags, given=()) -> Flags:
     """The flags, checked, with every default filled in. ValueError or OSError if they are wrong. Reads the model's
     config.json, and prepares the corpora that are given as paths."""
     check_flags(flags)
-    if flags.resume:  # a folder
+    if flags.resume:  # --resume FOLDER
         refuse_beside_resume(changed_flags(flags) | dict.fromkeys(given), RESUMABLE_FLAGS)
+        flags = folder.flags_to_resume(flags, given, flags.resume, RESUMABLE_FLAGS)
     else:
         names = named_corpora(flags.upstream, flags.downstream, flags.init, flags.revision, dry_run=flags.dry_run)
         flags = replace(flags, upstream=names[0], downstream=names[1])
         refuse_unused(flags)
         flags = replace(flags, out=flags.out or run_name(flags))
-    out = flags.resume or flags.out
-    if flags.resume or (flags.resume == "" and folder.holds_run(out)):  # "": --resume alone
-        flags = folder.flags_to_resume(flags, given, out, RESUMABLE_FLAGS)
-    else:
-        folder.refuse_to_overwrite(Path(out))
-        model = (flags.model or SMALLEST) if flags.init in ("upstream", "scratch") else None
-        tokens = (flags.upstream_tokens or Flags.tokens) if flags.init == "upstream" else None
-        flags = replace(flags, model=model, upstream_tokens=tokens)
-        flags = with_rates(flags, starting_config(flags.init, flags.revision, flags.model))
+        if flags.resume == "" and folder.holds_run(flags.out):  # --resume alone, of a run that has begun
+            flags = folder.flags_to_resume(flags, given, flags.out, RESUMABLE_FLAGS)
+        else:
+            folder.refuse_to_overwrite(Path(flags.out))
+            model = (flags.model or SMALLEST) if flags.init in ("upstream", "scratch") else None
+            tokens = (flags.upstream_tokens or Flags.tokens) if flags.init == "upstream" else None
+            flags = replace(flags, model=model, upstream_tokens=tokens)
+            flags = with_rates(flags, starting_config(flags.init, flags.revision, flags.model))
     return with_intervals(machine.resolve(flags))
 
 
