@@ -98,6 +98,7 @@ def check_vocabulary(folder, model, corpus):
     if has_tokenizer and load_tokenizer(folder).sha256 != corpus.tokenizer_sha256:
         raise ValueError(f"{folder} has another tokenizer than data/{corpus.name}; {way_out}")
     if ids > rows:
+        way_out = "resize its embedding with transformers" if has_tokenizer else way_out
         raise ValueError(f"{folder} has {rows} embedding rows, data/{corpus.name} {ids} token ids; {way_out}")
     if not has_tokenizer and rows - ids > PADDING_ROWS:
         fault = f"no tokenizer.json, and {rows} embedding rows where data/{corpus.name} has {ids} token ids"
@@ -245,8 +246,8 @@ def main(argv=None):
     plotting.add_argument("--out", default="perplexity.png", help=".png, .pdf or .svg (%(default)s)")
 
     flags = parser.parse_args(argv)
-    if not 0 <= getattr(flags, "temperature", 0) < math.inf:
-        parser.error(f"--temperature {flags.temperature} is not a number from 0")
+    if not (getattr(flags, "temperature", 0) == 0 or 1e-3 <= flags.temperature < math.inf):
+        parser.error(f"--temperature {flags.temperature} is not 0 or a number from 0.001")
     {"perplexity": perplexity, "lambada": lambada, "sample": sample, "plot": plot}[flags.command](flags)
 
 

@@ -168,9 +168,9 @@ def open_data(flags: Flags):
 
 
 @explained()  # what to try where memory runs out
-def run(flags: Flags, corpora, shares, mixture, windows) -> int:
+def run(flags: Flags, corpora, shares, mixture, windows) -> tuple[int, bool]:
     """Trains on what open_data() returns, from update 1, with AdamW's moments at zero, or from the one after the newest
-    checkpoint. Returns the last update. wrapped: the model in DDP or FSDP; scaler: does nothing but in fp16."""
+    checkpoint. Returns the last update, whether a signal came. wrapped: the model in DDP or FSDP; scaler: fp16's."""
     out, device, dtype = Path(flags.out), machine.pick_device(flags.device), machine.AUTOCAST[flags.precision]
     evaluate_at, save_at = evaluation_updates(flags), checkpoint_updates(flags)  # sets of updates
     with folder.opened(out, flags.resume is not None), held_signals() as signals:  # Ctrl-C ends the run after an update
@@ -216,7 +216,7 @@ def run(flags: Flags, corpora, shares, mixture, windows) -> int:
                     log.restart_clock()  # the time of a checkpoint is not that of an update
                 if stopping:
                     break
-    return update
+    return update, processes.anywhere(signals)
 
 
 # ---------------------------------------------------------------- what the loop needs
@@ -298,7 +298,7 @@ def record_of(flags: Flags, corpora: dict, config: GPTNeoXConfig) -> dict:
 def train(flags: Flags, given=()) -> bool:
     """What the command does: completes the flags, prepares the texts, pre-trains for --init upstream, then run().
 
-    given: names of flags that count on resuming, even set to their defaults. Returns whether the run got to its end.
+    given: names of flags that count on resuming, even set to their defaults. Returns whether the run ended unstopped.
     Raises ValueError or OSError for bad input, with no folder of the run left; RuntimeError for a failure."""
     with processes.rank_0_first():
         flags = complete(flags, given)
@@ -308,7 +308,7 @@ def train(flags: Flags, given=()) -> bool:
         prepare_hub((flags.upstream, flags.downstream), max(flags.tokens, flags.upstream_tokens or 0))
         corpora, shares, mixture, windows = open_data(flags)  # faults show before the pre-training
     if flags.resume and checkpoints.reached(flags.out, flags.stop):
-        print(f"{flags.out} is at update {flags.stop} already: nothing to do; a larger --tokens goes on")
+        print(f"{checkpoints.newest(flags.out)} is there: nothing to do; a larger --stop-tokens or --tokens goes on")
     print(*plan(flags, corpora), sep="\n")
     if flags.init == "upstream":
         before = pretraining_flags(flags)
@@ -316,13 +316,14 @@ def train(flags: Flags, given=()) -> bool:
             if not checkpoints.reached(before.out, before.stop):
                 print(f"pre-training {before.model} on {before.upstream} (once; cached in {before.out})")
                 if not train(replace(before, resume="")):  # begins or resumes it
+                    print("stopped; the same command goes on")
                     return False
         folder.refuse_other_data(Path(before.out), {flags.upstream: corpora[flags.upstream]}, data.ORDER)
         flags = replace(flags, init=before.out)  # recorded, so that a resumed run goes straight to that folder
-    update = run(flags, corpora, shares, mixture, windows)
+    update, stopped = run(flags, corpora, shares, mixture, windows)
     if processes.rank() == 0:  # also if nothing was left to do: a kill may have come before the figure
         folder.report(Path(flags.out), update, flags.stop)
-    return update >= flags.stop
+    return update >= flags.stop and not stopped
 
 
 def plan(flags: Flags, corpora: dict | None = None) -> list[str]:
@@ -400,6 +401,8 @@ def starting_config(init: str, revision: str | None, size: str | None) -> GPTNeo
     if init in ("upstream", "scratch"):
         return config_of(size)
     file = model_folder(checkpoints.newest(init), revision, ["config.json"]) / "config.json"
+    if not file.exists():
+        raise ValueError(f"{file}: missing; restore it, or remove its folder or choose another")
     return GPTNeoXConfig.from_dict(read_json(file), file)
 
 

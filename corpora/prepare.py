@@ -146,8 +146,9 @@ def prepare(name, files=(), tokenizer=None, skip_bad_lines=False, text_key="text
     if name in HUB and not (hub_alone and options.get("train_tokens")):
         words = f"`python data.py {name} --train-tokens 1e9`, with neither FILES nor --tokenizer nor --val-share"
         raise ValueError(f"{name} comes from the hub: {words}")
-    if name in EMBEDDED and files:
-        raise ValueError(f"{name} is an embedded corpus, which takes no files; choose another name for yours")
+    if name in EMBEDDED and (files or skip_bad_lines or text_key != "text" or options.get("by_domain")):
+        refused = "no FILES, --text-key, --by-domain or --skip-bad-lines"
+        raise ValueError(f"{name} is an embedded corpus, which takes {refused}; choose another name for yours")
     if not files and name not in (*HUB, *EMBEDDED):
         raise ValueError(f"no FILES for {name}; {how_to_prepare(name)}")
     paths, tokenizer = source_files(files), load_tokenizer(tokenizer or EMBEDDED.get(name, "neox"))
@@ -205,7 +206,7 @@ def command_line(argv, description):
     add("--text-key", default="text", metavar="KEY", help="what rows of .jsonl keep their text under (text)")
     add("--skip-bad-lines", action="store_true", help="count bad lines and texts instead of stopping at the first")
     add("--show", action="store_true", help="print what the prepared corpus NAME is, and a few of its windows")
-    flags = parser.parse_args(argv)
+    flags = parser.parse_intermixed_args(argv)  # options may stand before FILES
     if flags.val_share is not None and not 0 < flags.val_share < 1:
         parser.error(f"--val-share {flags.val_share} is not between 0 and 1")
     if flags.show and flags != parser.parse_args([flags.name, "--show"]):

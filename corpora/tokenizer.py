@@ -103,6 +103,10 @@ def refuse_other_kinds(spec):
         raise ValueError(f"its normalizer is {str(normalizer)[:60]}, not NFC")
     if split.get("type") != "ByteLevel" or split.get("add_prefix_space") or not split.get("use_regex", True):
         raise ValueError(f"its pre_tokenizer is {str(split)[:80]}, not plain ByteLevel")
+    if any(kind in str(spec.get("post_processor")) for kind in ("SpecialToken", "BertProcessing", "RobertaProcessing")):
+        raise ValueError("its post_processor adds tokens to each text")
+    if END not in {entry["content"] for entry in spec["added_tokens"]}:
+        raise ValueError(f"{END} is not among its added tokens")
     odd = [key for key, value in model.items() if value and key not in ("type", "vocab", "merges", "fuse_unk")]
     odd += [rule for entry in spec["added_tokens"] for rule in ("lstrip", "rstrip", "single_word") if entry[rule]]
     if model["type"] != "BPE" or odd:
@@ -185,7 +189,7 @@ def neox_file():
         HfApi().model_info(NEOX[0])  # asks once where there is no network; the download asks six times
         return hf_hub_download(*NEOX)
     except Exception as fault:  # whatever comes from beneath the client
-        way_out = "give --tokenizer FILE, a tokenizer.json of Pythia, or --tokenizer bytes"
+        way_out = "prepare text of your own with data.py NAME FILES --tokenizer FILE (a tokenizer.json) or bytes"
         raise ValueError(f"no neox tokenizer here or on the hub ({one_line(fault)}); {way_out}") from None
 
 

@@ -24,7 +24,7 @@ def folder_of(out, update):
 
 def all_of(out):
     """The folders of a run's checkpoints, in order."""
-    return sorted((Path(out) / "checkpoints").glob(f"step_{'[0-9]' * 8}"))
+    return sorted((Path(out) / "checkpoints").glob(f"step_{'[0-9]' * 8}/"))
 
 
 def newest(path):

@@ -13,7 +13,7 @@ def read_config(hub, where, defaults, activations):
     architecture or a value that no GPT-NeoX can have."""
     with blaming(where):
         if hub.get("model_type") != "gpt_neox":
-            what = "of a run with no checkpoint yet" if "flags" in hub else "model_type is not gpt_neox"
+            what = "of a run, not of one of its checkpoints" if "flags" in hub else "model_type is not gpt_neox"
             raise ValueError(f"{what}; only GPT-NeoX models (such as Pythia) can be read")
         if hub.get("tie_word_embeddings"):
             raise ValueError("tied embeddings are not supported; Pythia's are untied")
@@ -24,7 +24,7 @@ def read_config(hub, where, defaults, activations):
                 raise ValueError(f"{name}: scaled rotary embeddings are not supported")
             rope |= entry
         spelled = {"rotary_pct": "partial_rotary_factor", "rotary_emb_base": "rope_theta"}
-        values = {name: hub.get(name, rope.get(spelled.get(name), value)) for name, value in defaults.items()}
+        values = {name: rope.get(spelled.get(name), hub.get(name, value)) for name, value in defaults.items()}
         for name, default in defaults.items():
             most = {"num_hidden_layers": 1000, "rotary_pct": 1}.get(name, 2**24)  # layers take memory even as shapes
             value_of(values, name, type(default), 1 if type(default) is int else 1e-30, most)

@@ -31,7 +31,8 @@ def refuse_to_overwrite(out):
         raise ValueError(f"{out} is a file; choose another --out")
     log = out / "metrics.jsonl"
     if (log.exists() and log.stat().st_size) or (out / "checkpoints").exists():
-        raise ValueError(f"{out} already holds a run; go on with {resume_command(out)}, or choose another --out")
+        way_out = f"go on with {resume_command(out)}" if holds_run(out) else "restore its config.json"
+        raise ValueError(f"{out} already holds a run; {way_out}, or choose another --out")
     ours = ("config.json", log.name) if holds_run(out) else ()
     if others := [path for path in out.glob("[!.]*") if path.name not in ours]:
         raise ValueError(f"{out} holds other files, such as {min(others).name}; choose another --out")
@@ -41,8 +42,8 @@ def refuse_other_data(out, corpora, order):
     """Raises ValueError if the run in a folder began with other data than {name: corpus}, or in another order."""
     began, hashes = record_in(out) or {}, {name: corpus.hashes for name, corpus in corpora.items()}
     if (began.get("corpora"), began.get("data_order")) != (hashes, order):
-        fault = "the corpora changed since the run began, or an earlier version began it"
-        raise ValueError(f"{out}: {fault}; start a new run with --init")
+        fault = "its config.json is missing, the corpora changed since it began, or an earlier version began it"
+        raise ValueError(f"{out}: {fault}; move it away, or start a new run with --init")
 
 
 @contextmanager

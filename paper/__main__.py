@@ -95,7 +95,7 @@ def pack(flags):
 
 
 def experiment(flags):
-    launcher = flags.launch.split() if flags.launch else None
+    launcher = shlex.split(flags.launch) if flags.launch else None
     run_experiment(flags.name, flags.seeds, given_flags(flags, Flags), flags.jobs, launcher)
 
 

@@ -175,8 +175,8 @@ def run_experiment(name, seeds, given, at_once=None, launcher=None):
     with progress_bar(name, len(to_do)) as bar:
         for group in (before, after):  # what starts from a pre-training waits for it
             commands = {out: command_of(flags) for out, flags in group.items() if out in to_do}
-            side_by_side(commands, at_once, launcher or [sys.executable], bar)
-            if not all(checkpoints.reached(out, plan[out].stop) for out in group):
+            stopped = side_by_side(commands, at_once, launcher or [sys.executable], bar)
+            if stopped or not all(checkpoints.reached(out, plan[out].stop) for out in group):
                 print("stopped; the same command resumes")
                 return
     print(f"next        python -m paper claims {' '.join(runs) if len(runs) < 4 else 'runs/*'}")

@@ -35,6 +35,7 @@ def draw_figure(runs, number):
     """One of FIGURES or OURS. ValueError if too few of its arms are among the runs, or runs of other studies."""
     if len(names := studies(runs)) > 1:
         raise ValueError(f"these runs are of {len(names)} studies ({'; '.join(names)}); give those of one")
+    (runs,) = names.values()
     if number in OURS:
         if not pick(runs):
             raise ValueError(f"figure {number}: the base arm is not here; see python -m paper run")

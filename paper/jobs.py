@@ -22,7 +22,8 @@ def start(words, launcher, threads):
 
 def side_by_side(commands, at_once, launcher, bar):
     """Runs commands, {folder of the run: words after `launcher`}, so many at once. Ctrl-C and SIGTERM stop them, and
-    they save. RuntimeError with a command's own last line where it failed; the others are stopped then."""
+    they save. RuntimeError with a command's own last line where it failed; the others are stopped then. Returns whether
+    a signal came."""
     running, faults, threads = [], [], max(1, cores() // at_once)
 
     def work(number, out):
@@ -48,4 +49,5 @@ def side_by_side(commands, at_once, launcher, bar):
                 for process in [*running]:
                     process.terminate()
     if faults and not signals:
-        raise RuntimeError(f"{faults[0]}; the same command resumes")
+        raise RuntimeError(f"{faults[0]}; after that the same command resumes")
+    return bool(signals)

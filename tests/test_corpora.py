@@ -191,7 +191,8 @@ END, RUN = small_spec()["added_tokens"][:2]
         ({"model": {"type": "WordPiece", "vocab": {}}}, "WordPiece"),
         ({"model": small_spec()["model"] | {"merges": ["e r", "t h"]}}, "merges"),
         ({"model": small_spec()["model"] | {"merges": [["q", "q"]]}}, "byte-level"),
-        ({"added_tokens": []}, "merges"),
+        ({"added_tokens": []}, "<|endoftext|> is not among its added tokens"),
+        ({"post_processor": {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "a"}}]}}, "adds tokens"),
         ({"added_tokens": [END | {"id": 5}]}, "id 5"),
         *(({"added_tokens": [END | {"id": other}]}, "ids") for other in (-1, "7")),
         ({"added_tokens": [END, RUN | {"id": 999}]}, "id 999"),
@@ -382,7 +383,8 @@ def test_skip_bad_lines_passes_over_texts_in_other_encodings_too(empty, capsys):
 def test_rows_may_keep_their_text_under_another_name(empty):
     Path("a.jsonl").write_bytes(rows(texts("old", 60)).replace(b'"text"', b'"content"'))
     refused(call("data.py", "mine", "a.jsonl", "--tokenizer", "bytes"), "a.jsonl:1", '"text"', "--text-key")
-    printed("data.py", "mine", "a.jsonl", "--tokenizer", "bytes", "--text-key", "content")
+    printed("data.py", "mine", "--tokenizer", "bytes", "--text-key", "content", "a.jsonl")  # FILES may stand last
+    refused(call("data.py", "stdlib", "--text-key", "content"), "stdlib is an embedded corpus", "--text-key")
     assert sorted(documents_of("mine")[0]) == sorted(texts("old", 60))
 
 

@@ -131,7 +131,7 @@ def test_bad_input(run):
         (["perplexity", "r", "--data", "old", "--context", "5000"], "--context 5000"),
         (["sample", "nowhere"], "nowhere"),
         (["sample", "r", "--tokenizer", "missing"], "missing"),
-        (["sample", "r", "--temperature", "nan"], "--temperature nan"),
+        *((["sample", "r", "--temperature", bad], f"--temperature {bad}") for bad in ("nan", "1e-40")),
         (["perplexity", "r", "--data", "old", "--micro-batch-size", "0"], "--micro-batch-size: 0"),
         (["perplexity", "r", "--data", "short", "--context", "200"], "short"),
         (["lambada", "r", "--file", "one.jsonl"], "one.jsonl: a text without a last word"),

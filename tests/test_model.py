@@ -177,6 +177,7 @@ def test_both_spellings_of_config():
     rope = {"rope_theta": 500, "partial_rotary_factor": 0.5, "rope_type": "default"}
     for spelling in ({"rope_parameters": rope}, {"rope_scaling": rope}):
         assert GPTNeoXConfig.from_dict(published) == GPTNeoXConfig.from_dict(current | spelling)
+    assert GPTNeoXConfig.from_dict(published | {"rope_parameters": rope | {"rope_theta": 7}}).rotary_emb_base == 7
     for scaling in (None, {}, {"rope_type": "default"}, {"type": "default"}, {"rope_type": None, "type": "default"}):
         for spelling in ("rope_parameters", "rope_scaling"):
             assert GPTNeoXConfig.from_dict(published | {spelling: scaling}) == GPTNeoXConfig.from_dict(published)

@@ -153,7 +153,7 @@ def run_jobs(scripts):
     """Runs {name: script, or the words of a command}, each script with its name."""
     commands = {n: ("-c", words, n) if isinstance(words, str) else words for n, words in scripts.items()}
     with progress_bar("", len(commands)) as bar:
-        jobs.side_by_side(commands, 2, [sys.executable], bar)
+        return jobs.side_by_side(commands, 2, [sys.executable], bar)
 
 
 def test_ctrl_c_stops_jobs_which_save(house):
@@ -164,21 +164,24 @@ def test_ctrl_c_stops_jobs_which_save(house):
         os.kill(os.getpid(), signal.SIGINT)
 
     threading.Thread(target=interrupt).start()
-    run_jobs(dict.fromkeys("abc", WAITS))
+    assert run_jobs(dict.fromkeys("abc", WAITS))
     assert Path("a/saved").exists() and Path("b/saved").exists() and not Path("c").exists()
 
 
 def test_a_job_that_fails_stops_the_others_and_is_named(house):
     fails = "import sys, time; time.sleep(0.5); sys.exit('first\\nno room on the disk')"
-    with pytest.raises(RuntimeError, match="bad: no room on the disk; the same command resumes"):
+    with pytest.raises(RuntimeError, match="bad: no room on the disk; after that the same command resumes"):
         run_jobs({"good": WAITS, "bad": fails, "never": WAITS})
     assert Path("good/saved").exists() and not Path("never").exists()
 
 
 def test_an_experiment_with_a_run_that_stopped_short_is_not_at_its_end(house, monkeypatch):
     monkeypatch.setattr(experiments, "command_of", lambda flags: ("-c", "pass"))
-    said = printed("paper", "run", "max-lr", *OLD_TO_NEW, "--device", "cpu")
-    assert said.endswith("stopped; the same command resumes\n")
+    words, says = ["paper", "run", "max-lr", *OLD_TO_NEW, "--device", "cpu"], "stopped; the same command resumes\n"
+    assert printed(*words).endswith(says)
+    monkeypatch.setattr(experiments, "side_by_side", lambda *_: True)  # Ctrl-C as the last pre-training ends
+    monkeypatch.setattr(checkpoints, "reached", lambda *_: True)
+    assert printed(*words).endswith(says)
 
 
 @pytest.mark.slow
@@ -394,6 +397,13 @@ def test_claims_are_tables(house):
 def test_one_arm_and_seed_twice_is_refused():
     with pytest.raises(ValueError, match="base-0 and again: one arm and seed twice"):
         arms.studies([*study(), made_up("again", noise=0.1)])
+
+
+def test_pre_trainings_beside_their_runs_are_no_study():
+    pretraining = made_up("runs/upstream-tiny-stdlib", init="scratch", downstream="stdlib")
+    ((_, runs),) = arms.studies([*study(), pretraining]).items()
+    assert pretraining not in runs and len(runs) == len(study())
+    assert arms.studies([pretraining])
 
 
 def test_runs_on_different_text_are_different_studies():
@@ -662,6 +672,7 @@ def test_best_peaks_are_fitted_seed_by_seed():
 
 def test_arms_are_a_table(house):
     folders = write(study(noise=0.0, seeds=2))
+    refused(call("paper", "arms", *folders, folders[0]), f"{folders[0]} is there twice")
     table = printed("paper", "arms", *folders, "--markdown").splitlines()
     row = next(line for line in table if "warm-up 2 %" in line).split(" | ")
     assert row[1:] == ["2", *(f"{math.exp(loss):.2f}" for loss in (1.2, 1.4, 1.4, 1.3, 2.4, 2.6, 2.35)), "7.39 |"]

@@ -67,6 +67,9 @@ def test_sides_without_a_name_get_one(house, capsys):
     assert named_corpora("old", "new=1,old=2", "model") == ("old", "new=1,old=2")
     with pytest.raises(ValueError, match="--downstream is a mixture; give --upstream"):
         named_corpora(None, "new=1,old=2", "model")
+    for mixture in ("old,new", "old=1"):
+        with pytest.raises(ValueError, match=f"--upstream {mixture} is a mixture; give one corpus"):
+            named_corpora(mixture)
     assert not list(Path("data").glob("*-*")) and not capsys.readouterr().err
 
 

@@ -13,7 +13,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SHORT, WHEREVER, call, command, interrupted, make_corpus, metrics, mounted, refused, same_end
+from conftest import (
+    SHORT,
+    WHEREVER,
+    call,
+    command,
+    interrupted,
+    make_corpus,
+    metrics,
+    mounted,
+    printed,
+    refused,
+    same_end,
+)
 from safetensors.torch import load_file
 from test_model import small
 
@@ -123,6 +135,21 @@ def test_init_upstream_pretrains_once_and_continues(house):
     assert len(runs) == 2
     starts = [metrics(run, "eval")[0] for run in runs]
     assert starts[0]["upstream_loss"] == starts[1]["upstream_loss"] == metrics(before, "eval")[-1]["upstream_loss"]
+
+
+def test_ctrl_c_in_the_last_update_of_the_pre_training_stops_what_follows(house, monkeypatch):
+    save = checkpoints.save
+
+    def interrupted_save(out, update, *rest):
+        save(out, update, *rest)
+        if update == 10:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(checkpoints, "save", interrupted_save)
+    assert printed("train.py", *PRETRAINED).endswith("stopped; the same command goes on\n")
+    assert not Path("runs/old-to-new/metrics.jsonl").exists()
+    Path("runs/upstream-nano-old-tokens-20480/config.json").unlink()
+    refused(call("train.py", *PRETRAINED), "runs/upstream-nano-old-tokens-20480: its config.json is missing")
 
 
 def test_a_run_begins_where_another_ended(house):
@@ -249,10 +276,24 @@ def test_a_run_is_resumed_from_its_own_checkpoints_alone(house):
     assert [path.name[-4:] for path in sorted(Path("r/checkpoints").iterdir())] == ["0004", "best", "0020"]
 
 
+def test_what_lacks_a_config_is_named_with_a_way_out(house):
+    train.main([*SHORT, "--save-every", "10", "--out", "r"])
+    Path("r/checkpoints/step_00000099").touch()  # no folder
+    Path("r/checkpoints/step_00000020/config.json").unlink()
+    refused(
+        call("train.py", "--resume", "r", "--tokens", "2688"), "step_00000020/config.json: missing", "remove its folder"
+    )
+    Path("r/config.json").unlink()
+    refused(call("train.py", *SHORT, "--out", "r"), "r already holds a run; restore its config.json")
+
+
 def test_a_run_without_a_checkpoint_yet_is_no_damaged_model(house):
     train.main([*SHORT, "--out", "r"])
     shutil.rmtree("r/checkpoints")
-    refused(call("train.py", *WHEREVER, "--init", "r", "--out", "next"), "r/config.json", "no checkpoint yet")
+    refused(
+        call("train.py", *WHEREVER, "--init", "r", "--out", "next"),
+        "r/config.json: of a run, not of one of its checkpoints",
+    )
 
 
 def test_two_runs_that_need_one_pre_training_make_it_once(house):
@@ -455,6 +496,9 @@ def test_a_model_without_tokenizer_is_refused_unless_its_rows_say_that_it_fits(h
     refused(call("train.py", *WHEREVER, "--init", "pythia", "--out", "r"), "pythia: no tokenizer.json", "50304")
     assert not Path("r").exists()
     refused(call("eval.py", "perplexity", "pythia", "--data", "old"), "pythia: no tokenizer.json")
+    GPTNeoX(config_of("nano", 200)).save_pretrained("few")
+    shutil.copy("data/old/tokenizer.json", "few")
+    refused(call("eval.py", "perplexity", "few", "--data", "old"), "few has 200 embedding rows", "resize its embedding")
 
 
 PLANS = [
