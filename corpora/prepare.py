@@ -7,10 +7,11 @@ import re
 import shutil
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from importlib.metadata import version
 from itertools import islice, repeat
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 from tqdm import tqdm
@@ -30,6 +31,7 @@ SPLITS = ("train", "val")
 COUNTS = ("tokens", "documents", "bytes_of_text")  # of a split
 VAL_SHARE = 0.05  # of one's own documents
 EMBEDDED_VAL_SHARE = 0.15  # of the embedded corpora's
+LONG, ALONE = 2**20, Lock()  # a text of more characters is tokenized alone: a single word takes 50 times its memory
 
 
 def corpus_folder(name):
@@ -50,7 +52,8 @@ def tokenize(document, tokenizer):
     if isinstance(text, np.ndarray):
         ids, size = text, len(tokenizer.to_bytes(text[text != tokenizer.eot].tolist()))
     else:
-        ids, size = [*tokenizer.encode(text), tokenizer.eot], len(text.encode(errors="surrogatepass"))
+        with ALONE if len(text) > LONG else nullcontext():
+            ids, size = [*tokenizer.encode(text), tokenizer.eot], len(text.encode(errors="surrogatepass"))
     return hash_share(key), domain, np.array(ids, "<u2"), size
 
 
