@@ -180,10 +180,13 @@ class Corpus:
             prepare_once(name)
         if not self.folder.is_dir():
             raise ValueError(f"no corpus {name}; {how_to_prepare(name)}")
-        file = self.folder / "meta.json"
-        self.meta = read_json(file, AGAIN)
-        with blaming(file, AGAIN):
-            self.vocab_size, self.tokenizer_sha256 = self.meta["vocab_size"], self.meta["tokenizer_sha256"]
+        for name in ("train.bin", "val.bin", "meta.json"):
+            if not (self.folder / name).is_file():
+                raise ValueError(f"{self.folder / name}: missing; {AGAIN}")
+        self.meta = read_json(self.folder / "meta.json", AGAIN)
+        with blaming(self.folder / "meta.json", AGAIN):
+            self.vocab_size = value_of(self.meta, "vocab_size", int, 1, 2**16)
+            self.tokenizer_sha256 = self.meta["tokenizer_sha256"]
             self.hashes = {split: self.meta[split]["sha256"] for split in SPLITS}
             for split in SPLITS:
                 for count in COUNTS:

@@ -169,8 +169,8 @@ def open_data(flags: Flags):
 
 @explained()  # what to try where memory runs out
 def run(flags: Flags, corpora, shares, mixture, windows) -> tuple[int, bool]:
-    """Trains on what open_data() returns, from update 1, with AdamW's moments at zero, or from the one after the newest
-    checkpoint. Returns the last update, whether a signal came. wrapped: the model in DDP or FSDP; scaler: fp16's."""
+    """Trains on what open_data() returns, from update 1 with AdamW's moments at zero, or from the one after the newest
+    checkpoint. Returns the last update, and whether a signal came. wrapped: the model in DDP or FSDP."""
     out, device, dtype = Path(flags.out), machine.pick_device(flags.device), machine.AUTOCAST[flags.precision]
     evaluate_at, save_at = evaluation_updates(flags), checkpoint_updates(flags)  # sets of updates
     with folder.opened(out, flags.resume is not None), held_signals() as signals:  # Ctrl-C ends the run after an update
@@ -298,7 +298,7 @@ def record_of(flags: Flags, corpora: dict, config: GPTNeoXConfig) -> dict:
 def train(flags: Flags, given=()) -> bool:
     """What the command does: completes the flags, prepares the texts, pre-trains for --init upstream, then run().
 
-    given: names of flags that count on resuming, even set to their defaults. Returns whether the run ended unstopped.
+    given: names of flags that count on resuming, even set to their defaults. Returns whether it ended unstopped.
     Raises ValueError or OSError for bad input, with no folder of the run left; RuntimeError for a failure."""
     with processes.rank_0_first():
         flags = complete(flags, given)
@@ -308,7 +308,7 @@ def train(flags: Flags, given=()) -> bool:
         prepare_hub((flags.upstream, flags.downstream), max(flags.tokens, flags.upstream_tokens or 0))
         corpora, shares, mixture, windows = open_data(flags)  # faults show before the pre-training
     if flags.resume and checkpoints.reached(flags.out, flags.stop):
-        print(f"{checkpoints.newest(flags.out)} is there: nothing to do; a larger --stop-tokens or --tokens goes on")
+        print(f"{checkpoints.newest(flags.out)} is already there: nothing to do")
     print(*plan(flags, corpora), sep="\n")
     if flags.init == "upstream":
         before = pretraining_flags(flags)
@@ -402,7 +402,7 @@ def starting_config(init: str, revision: str | None, size: str | None) -> GPTNeo
         return config_of(size)
     file = model_folder(checkpoints.newest(init), revision, ["config.json"]) / "config.json"
     if not file.exists():
-        raise ValueError(f"{file}: missing; restore it, or remove its folder or choose another")
+        raise ValueError(f"{file}: missing; restore it, or remove its folder")
     return GPTNeoXConfig.from_dict(read_json(file), file)
 
 

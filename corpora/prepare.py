@@ -5,11 +5,10 @@ import os
 import platform
 import re
 import shutil
-from collections import Counter
+from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, nullcontext
 from importlib.metadata import version
-from itertools import islice, repeat
 from pathlib import Path
 from threading import Lock
 
@@ -59,10 +58,16 @@ def tokenize(document, tokenizer):
 
 def tokenize_all(documents, tokenizer, threads):
     """The results of tokenize() in order. Threads will do, since tiktoken lets go of the interpreter as it encodes."""
-    documents = iter(documents)
-    with ThreadPoolExecutor(threads) as pool:
-        while batch := list(islice(documents, 16 * threads)):  # so that the reader never runs far ahead
-            yield from pool.map(tokenize, batch, repeat(tokenizer))
+    waiting, pool = deque(), ThreadPoolExecutor(threads)
+    try:
+        for document in documents:
+            waiting.append(pool.submit(tokenize, document, tokenizer))
+            if len(waiting) == 4 * threads:  # so that the reader never runs ahead of the tokenizers
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def into_splits(parts, tokenizer, threads, train_tokens=None, val_tokens=None, val_share=None):

@@ -189,7 +189,7 @@ def neox_file():
         HfApi().model_info(NEOX[0])  # asks once where there is no network; the download asks six times
         return hf_hub_download(*NEOX)
     except Exception as fault:  # whatever comes from beneath the client
-        way_out = "prepare text of your own with data.py NAME FILES --tokenizer FILE (a tokenizer.json) or bytes"
+        way_out = "prepare text of your own with data.py NAME FILES --tokenizer bytes, or a tokenizer.json"
         raise ValueError(f"no neox tokenizer here or on the hub ({one_line(fault)}); {way_out}") from None
 
 

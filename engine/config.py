@@ -22,12 +22,13 @@ def read_config(hub, where, defaults, activations):
             entry = value_of(hub, name, dict) if hub.get(name) else {}
             if (entry.get("rope_type") or entry.get("type") or "default") != "default":
                 raise ValueError(f"{name}: scaled rotary embeddings are not supported")
-            rope |= entry
+            rope |= {key: value for key, value in entry.items() if value is not None}
         spelled = {"rotary_pct": "partial_rotary_factor", "rotary_emb_base": "rope_theta"}
         values = {name: rope.get(spelled.get(name), hub.get(name, value)) for name, value in defaults.items()}
         for name, default in defaults.items():
-            most = {"num_hidden_layers": 1000, "rotary_pct": 1}.get(name, 2**24)  # layers take memory even as shapes
-            value_of(values, name, type(default), 1 if type(default) is int else 1e-30, most)
+            low, high = (1, 2**24) if type(default) is int else (1e-30, 1e30)
+            most = {"num_hidden_layers": 1000, "rotary_pct": 1}.get(name, high)  # layers take memory even as shapes
+            value_of(values, name, type(default), low, most)
         if values["hidden_act"] not in activations:
             raise ValueError(f"hidden_act is {values['hidden_act']:.60}; expected one of {', '.join(activations)}")
         width, rest = divmod(values["hidden_size"], values["num_attention_heads"])

@@ -70,6 +70,7 @@ def write_whole(path, content):
     """Writes a file that is there whole or not at all: under a hidden name, then renamed."""
     hidden = Path(path).with_name(f".{Path(path).name}")
     hidden.write_bytes(content)
+    sync(hidden)
     os.replace(hidden, path)
 
 

@@ -40,9 +40,11 @@ def refuse_to_overwrite(out):
 
 def refuse_other_data(out, corpora, order):
     """Raises ValueError if the run in a folder began with other data than {name: corpus}, or in another order."""
-    began, hashes = record_in(out) or {}, {name: corpus.hashes for name, corpus in corpora.items()}
+    began, hashes = record_in(out), {name: corpus.hashes for name, corpus in corpora.items()}
+    if began is None:
+        raise ValueError(f"{out}: its config.json is missing; restore it, or move the folder away")
     if (began.get("corpora"), began.get("data_order")) != (hashes, order):
-        fault = "its config.json is missing, the corpora changed since it began, or an earlier version began it"
+        fault = "the corpora changed since it began, or an earlier version began it"
         raise ValueError(f"{out}: {fault}; move it away, or start a new run with --init")
 
 

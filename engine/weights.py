@@ -83,7 +83,7 @@ def check_tensors(folder, parameters):
     missing = dict(parameters)
     for path, name, file in open_tensors(folder):
         if name not in missing:
-            raise ValueError(f"{path}: unexpected tensor {name}; fetch or save it again")
+            raise ValueError(f"{path}: {name} is twice here, or no tensor of this model; fetch or save it again")
         stored, shape = file.get_slice(name), list(missing.pop(name).shape)
         if stored.get_shape() != shape:
             raise ValueError(f"{path}: {name} is {stored.get_shape()}, config.json asks {shape}")

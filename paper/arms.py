@@ -2,6 +2,7 @@
 
 import math
 import re
+from pathlib import Path
 
 from engine.figures import name_in, texts_of
 from engine.log import SIDES
@@ -40,8 +41,9 @@ def studies(runs):
     """{name: runs} of the studies to which runs belong: those that can be compared with each other, since they read the
     same text. Runs from a random start belong to each that is like them. ValueError where two are one arm and seed."""
     groups, seen = {}, {}
-    starts = {re.sub("^runs/|/checkpoints/.*", "", run["flags"]["init"]) for run in runs}
-    runs = [run for run in runs if run["folder"].name not in starts]  # no pre-trainings
+    starts = {Path(re.sub("/checkpoints/.*", "", run["flags"]["init"])).name for run in runs} - {"scratch"}
+    pretraining = lambda run: run["flags"]["init"] == "scratch" and run["folder"].name in starts
+    runs = [run for run in runs if not pretraining(run)]
     for run, texts in zip(runs, texts_of(runs), strict=True):
         flags = run["flags"]
         tokens = SCHEDULE_TOKENS if flags["tokens"] == SAME_DATA_TOKENS else flags["tokens"]

@@ -49,5 +49,5 @@ def side_by_side(commands, at_once, launcher, bar):
                 for process in [*running]:
                     process.terminate()
     if faults and not signals:
-        raise RuntimeError(f"{faults[0]}; after that the same command resumes")
+        raise RuntimeError(f"{faults[0]}; then the same command resumes")
     return bool(signals)

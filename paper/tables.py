@@ -36,7 +36,7 @@ def print_arms(runs, markdown):
     for run, label in zip(runs, labels, strict=True):
         name = label[0] if labels.count(label) == 1 else run["folder"].name  # no flag tells them apart
         if labels.count(label) > 1 and name in groups:
-            raise ValueError(f"{run['folder']} is there twice; leave one out")
+            raise ValueError(f"{run['folder']}: another run has this name and these flags; leave one out")
         groups.setdefault(name, []).append(run)
     one_text = all(run["flags"]["upstream"] == run["flags"]["downstream"] for run in runs)
     between = ["highest", "at 17 %"] if all(len(run["eval"]) > 2 for run in runs) else []

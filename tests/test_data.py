@@ -35,7 +35,7 @@ def test_damaged_corpora_are_noticed(house, split, damage):
 @pytest.mark.parametrize("name", ["train.bin", "val.bin", "meta.json"])
 def test_a_missing_file_is_named(house, name):
     Path("data/old", name).unlink()
-    refused(call("data.py", "old", "--show"), f"data/old/{name}: No such file or directory")
+    refused(call("data.py", "old", "--show"), f"data/old/{name}: missing; remove the folder")
 
 
 def change_meta(name, **values):

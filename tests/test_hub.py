@@ -200,7 +200,7 @@ def test_without_the_hub_a_missing_neox_tokenizer_is_one_line_at_once(house):
     for more in ({}, {"HF_HUB_OFFLINE": "1"}, {"ALL_PROXY": "socks5://127.0.0.1:9"}):
         begun = time.time()
         done = command("data.py", "mine", "a.jsonl", **NOWHERE, HF_HOME=str(house / "cache"), **more)
-        refused(done, "no neox tokenizer here or on the hub", "--tokenizer FILE")
+        refused(done, "no neox tokenizer here or on the hub", "--tokenizer bytes, or a tokenizer.json")
         assert time.time() - begun < 10
 
 

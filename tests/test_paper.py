@@ -170,7 +170,7 @@ def test_ctrl_c_stops_jobs_which_save(house):
 
 def test_a_job_that_fails_stops_the_others_and_is_named(house):
     fails = "import sys, time; time.sleep(0.5); sys.exit('first\\nno room on the disk')"
-    with pytest.raises(RuntimeError, match="bad: no room on the disk; after that the same command resumes"):
+    with pytest.raises(RuntimeError, match="bad: no room on the disk; then the same command resumes"):
         run_jobs({"good": WAITS, "bad": fails, "never": WAITS})
     assert Path("good/saved").exists() and not Path("never").exists()
 
@@ -404,6 +404,9 @@ def test_pre_trainings_beside_their_runs_are_no_study():
     ((_, runs),) = arms.studies([*study(), pretraining]).items()
     assert pretraining not in runs and len(runs) == len(study())
     assert arms.studies([pretraining])
+    scratch, first = made_up("runs/scratch", init="scratch"), made_up("runs/first")
+    kept = arms.studies([scratch, first, made_up("runs/second", init="runs/first")]).values()
+    assert all(scratch in runs for runs in kept) and any(first in runs for runs in kept)
 
 
 def test_runs_on_different_text_are_different_studies():
@@ -672,7 +675,7 @@ def test_best_peaks_are_fitted_seed_by_seed():
 
 def test_arms_are_a_table(house):
     folders = write(study(noise=0.0, seeds=2))
-    refused(call("paper", "arms", *folders, folders[0]), f"{folders[0]} is there twice")
+    refused(call("paper", "arms", *folders, folders[0]), f"{folders[0]}: another run has this name")
     table = printed("paper", "arms", *folders, "--markdown").splitlines()
     row = next(line for line in table if "warm-up 2 %" in line).split(" | ")
     assert row[1:] == ["2", *(f"{math.exp(loss):.2f}" for loss in (1.2, 1.4, 1.4, 1.3, 2.4, 2.6, 2.35)), "7.39 |"]
