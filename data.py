@@ -46,10 +46,10 @@ def permute(index: int, size: int, key: int) -> int:
 
     A Feistel network. It writes the index as two digits, left and right, of `base` values each, and four times replaces
     them by (right, left XOR hash of right, key and turn). Each turn can be undone, so no two of the base * base indices
-    get the same result. A result of `size` or more is permuted again until one is below `size`: the next such on its
-    cycle, at worst the index itself, so again no two are the same. On average it takes at most four passes.
-
-    For size 5 the base is 4, so there are 16 results. With key 7, index 2 gives 9, too large, and 9 gives 2: it stays.
+    get the same result. A result of `size` or more is permuted again until one is below `size`. For size 5 the base is
+    4, so there are 16 results; with key 7, index 2 gives 9, too large, and 9 gives 2. So the result is the next small
+    number on the cycle of the index, at worst itself, and again no two are the same. It takes at most four passes on
+    average.
 
     >>> [permute(index, 5, key=7) for index in range(5)]
     [3, 1, 2, 0, 4]
@@ -76,7 +76,8 @@ class Mixture:
 
     By hand, with seed 0, for corpus A of five windows with weight 3, and B of two with weight 1. A takes three of every
     four positions: before position p it has taken floor(0.75 p + 0.59), and it takes p if floor(0.75 (p + 1) + 0.59) is
-    one more. The offset 0.59 is a hash of the seed. B takes what is left, counted anew: position 6 is its 6 - 5 = 1.
+    one more. The offset 0.59 is a hash of the seed and of A's number. B takes what is left, counted anew: of the
+    positions before 6, A took 5, so position 6 is B's position 1.
     Each corpus gives its windows in a shuffled order, reshuffled in every epoch:
 
         position   0   1   2   3   4   5   6   7   8   9
@@ -98,16 +99,17 @@ class Mixture:
     def locate(self, position: int) -> tuple[int, int]:
         """(number of the corpus, window of its train split) at a position of the stream."""
         for number, (key, fraction) in enumerate(zip(self.keys, self.fractions, strict=True)):
-            offset = hash64(key - 1) % 2**32  # below 1, one for each corpus; key, key + 1, ... are for its epochs
+            offset = hash64(key - 1) % 2**32  # below 1 in these units; key, key + 1, ... are the epochs'
             taken = (position * fraction + offset) >> 32  # how many earlier positions it took
             if ((position + 1) * fraction + offset) >> 32 > taken:
                 epoch, index = divmod(taken, self.sizes[number])
+                # A hash, since permute() adds 0 to 3 to its key.
                 return number, permute(index, self.sizes[number], hash64(key + epoch))
             position -= taken  # its index among the positions that this corpus leaves
         raise AssertionError("the last corpus takes every position that is left")
 
     def batch(self, update: int, batch_size: int, rank: int = 0, ranks: int = 1):
-        """Tokens (batch_size / ranks, context + 1), int64, of update 1, 2, ...: this rank's part of the windows."""
+        """Tokens (batch_size / ranks, context + 1), int64, of update 1, 2, ...: every ranks-th window, this rank's."""
         windows = []
         for position in range((update - 1) * batch_size + rank, update * batch_size, ranks):
             number, index = self.locate(position)
@@ -180,9 +182,6 @@ class Corpus:
             prepare_once(name)
         if not self.folder.is_dir():
             raise ValueError(f"no corpus {name}; {how_to_prepare(name)}")
-        for name in ("train.bin", "val.bin", "meta.json"):
-            if not (self.folder / name).is_file():
-                raise ValueError(f"{self.folder / name}: missing; {AGAIN}")
         self.meta = read_json(self.folder / "meta.json", AGAIN)
         with blaming(self.folder / "meta.json", AGAIN):
             self.vocab_size = value_of(self.meta, "vocab_size", int, 1, 2**16)
@@ -223,6 +222,8 @@ class Corpus:
     def open_split(self, split: str) -> np.ndarray:
         """The token ids of a split, (tokens,) uint16, memory-mapped: read only where they are used."""
         file, tokens = self.folder / f"{split}.bin", self.meta[split]["tokens"]
+        if not file.is_file():
+            raise ValueError(f"{file}: missing; {AGAIN}")
         with blaming(file, AGAIN):
             if file.stat().st_size != 2 * tokens:
                 raise ValueError(f"{file.stat().st_size} bytes, not 2 x {tokens} tokens")

@@ -70,8 +70,8 @@ def evaluate(
     windows: {name of a corpus: token ids (N, context + 1)}; upstream: one of these names; shares: {name: share}
     of the downstream text, shares summing to 1. The loss on a mixture is the share-weighted mean of the losses on its
     corpora; its perplexity is exp of that. All processes must call this: each computes a part, and gets all losses."""
-    measure = partial(window_losses, model, micro_batch=micro_batch, precision=precision)
-    losses = {name: fmean(processes.in_parts(rows, measure)) for name, rows in windows.items()}
+    losses_of = partial(window_losses, model, micro_batch=micro_batch, precision=precision)
+    losses = {name: fmean(processes.in_parts(rows, losses_of)) for name, rows in windows.items()}  # means over windows
     downstream = sum(share * losses[name] for name, share in shares.items())
     by_corpus = {f"{name}_loss": loss for name, loss in losses.items()}
     # The sides come last, to override a corpus named "upstream" or "downstream".

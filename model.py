@@ -155,7 +155,7 @@ class Attention(nn.Module):
 
 def attention(query, key, value):  # 3 x (B, H, T, D/H) -> (B, H, T, D/H)
     """softmax(Q K^T / sqrt(D/H)) V with a causal mask."""
-    if query.is_cpu and query.dtype == torch.bfloat16:  # torch's own is slow there
+    if query.is_cpu and query.dtype == torch.bfloat16:  # torch's own is slow there: the same in blocks
         return kernels.AttentionInBlocks.apply(query, key, value)
     return F.scaled_dot_product_attention(query, key, value, is_causal=True)
 
@@ -206,7 +206,7 @@ class Layer(nn.Module):
 
 def cross_entropy(hidden, weight, targets):  # (B, T, D), (V, D), (B, T) -> (), (B, T)
     """-log softmax(W h) of each target in nats: their mean, and each."""
-    if targets.numel() * len(weight) > kernels.LOGIT_CHUNK:  # all logits at once, (B, T, V), can be gigabytes
+    if targets.numel() * len(weight) > kernels.LOGIT_CHUNK:  # (B, T, V) can be gigabytes: the same in chunks
         return kernels.linear_cross_entropy(hidden, weight, targets)
     logits = F.linear(hidden, weight)  # (B, T, V)
     losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view(targets.shape)
@@ -221,7 +221,7 @@ class Body(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        weight = torch.empty(config.vocab_size, config.hidden_size)  # to draw one on "meta" takes a second of imports
+        weight = torch.empty(config.vocab_size, config.hidden_size)  # no values yet; nn.Embedding(V, D) would draw some
         self.embed_in = nn.Embedding.from_pretrained(weight, freeze=False)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
         self.final_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
@@ -243,9 +243,9 @@ class GPTNeoX(nn.Module):
     def forward(self, tokens: Tensor, targets: Tensor | None = None, per_token: bool = False) -> Tensor:
         """Logits (B, T, V) of token ids (B, T); with targets (B, T), their mean cross-entropy in nats, a scalar.
 
-        per_token=True gives the loss of each target instead, (B, T), for evaluation: in chunks it gets no gradient."""
+        per_token=True gives the loss of each target instead, (B, T), for evaluation: it may have no gradient."""
         x = self.gpt_neox.embed_in(tokens)  # (B, T, D)
-        at_least_fp32 = torch.promote_types(x.dtype, torch.float32)  # bf16 would round the angles
+        at_least_fp32 = torch.promote_types(x.dtype, torch.float32)  # a model in bf16 would round the angles
         cos, sin = rotary_tables(tokens.shape[1], self.config, x.device, at_least_fp32)  # (T, R)
         for layer in self.gpt_neox.layers:
             if self.activation_checkpointing and self.training:

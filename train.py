@@ -9,7 +9,7 @@
 
 Sections 3 and 4 of "How to (re)warm your model?" (arXiv 2308.04014): AdamW (betas 0.9 / 0.95, eps 1e-8, weight
 decay 0.1, clip 1.0), fresh optimizer state, a linear warm-up, a decay, and two validation sets in one run.
-The lesson is AdamW, open_data() and run(), which is the loop; the rest may wait. The paper's experiments are in paper/.
+The lesson is AdamW to run(), which is the loop; the rest may wait. The paper's experiments are in paper/.
 """
 
 import json
@@ -128,7 +128,7 @@ class AdamW(torch.optim.Optimizer):
             if not params:
                 continue
             for p in params:
-                if not self.state[p]:
+                if not self.state[p]:  # a defaultdict, empty before the first update
                     self.state[p] = {"exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
             grads = [p.grad for p in params]
             m = [self.state[p]["exp_avg"] for p in params]
@@ -168,15 +168,15 @@ def open_data(flags: Flags):
 
 
 @explained()  # what to try where memory runs out
-def run(flags: Flags, corpora, shares, mixture, windows) -> tuple[int, bool]:
+def run(flags: Flags, corpora, shares, mixture, windows) -> bool:
     """Trains on what open_data() returns, from update 1 with AdamW's moments at zero, or from the one after the newest
-    checkpoint. Returns the last update, and whether a signal came. wrapped: the model in DDP or FSDP."""
+    checkpoint. Returns whether a signal came. wrapped: the model in DDP or FSDP; scaler: does nothing but in fp16."""
     out, device, dtype = Path(flags.out), machine.pick_device(flags.device), machine.AUTOCAST[flags.precision]
     evaluate_at, save_at = evaluation_updates(flags), checkpoint_updates(flags)  # sets of updates
-    with folder.opened(out, flags.resume is not None), held_signals() as signals:  # Ctrl-C ends the run after an update
+    with folder.opened(out, resumed=flags.resume is not None), held_signals() as signals:  # Ctrl-C waits for an update
         model, wrapped, tokenizer, optimizer, scaler, state = ready_to_train(flags, corpora, device)
         measure = partial(evaluate, model, windows, flags.upstream, shares, flags.micro_batch_size, dtype)
-        done = update = state["step"]  # how many updates are done; returned as it is if none is left
+        done = state["step"]  # how many updates a checkpoint has behind it; 0 in a new run
         if done < flags.stop:
             folder.write_record(out, record_of(flags, corpora, model.config))
         with Log(out, flags.stop, flags.tokens_per_update, sides_of(asdict(flags)), state) as log:
@@ -188,7 +188,8 @@ def run(flags: Flags, corpora, shares, mixture, windows) -> tuple[int, bool]:
                 for group in optimizer.param_groups:
                     group["lr"] = lr
                 batch = mixture.batch(update, flags.batch_size, processes.rank(), processes.count())  # (B/ranks, T+1)
-                loss, micro_batches = 0.0, batch.to(device).split(flags.micro_batch_size)
+                micro_batches = batch.to(device).split(flags.micro_batch_size)
+                loss = 0.0
                 for rows in micro_batches:
                     processes.sync_gradients(wrapped, on=rows is micro_batches[-1])  # only on the last
                     with machine.autocast(device, dtype):
@@ -199,7 +200,7 @@ def run(flags: Flags, corpora, shares, mixture, windows) -> tuple[int, bool]:
                 scaler.unscale_(optimizer)  # before clipping: else the norm would include the loss scale
                 norm = torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP).item()
                 loss = processes.mean(loss)
-                scaler.refuse_non_finite(loss, norm, update, lr)  # raises; fp16 may skip some such updates first
+                scaler.refuse_non_finite(loss, norm, update, lr)  # raises, but where fp16's scaler.step() skips
                 scaler.step(optimizer)
                 scaler.update()
                 optimizer.zero_grad()
@@ -209,14 +210,14 @@ def run(flags: Flags, corpora, shares, mixture, windows) -> tuple[int, bool]:
                     log.evaluation(update, lr, measure())
                 stopping = processes.anywhere(signals)  # Ctrl-C in one process stops all of them after this update
                 if update in save_at or stopping:
-                    # A resumed run cuts the log to this size.
+                    # The log of a resumed run is cut to this size.
                     to_resume = {"metrics_bytes": log.durable_size(), "scaler": scaler.state_dict()}
                     checkpoints.save(out, update, model, optimizer, tokenizer, to_resume)
                     checkpoints.prune(out, update, flags.keep, flags.warmup_updates)
                     log.restart_clock()  # the time of a checkpoint is not that of an update
                 if stopping:
                     break
-    return update, processes.anywhere(signals)
+    return processes.anywhere(signals)  # also one that came while the last checkpoint was saved
 
 
 # ---------------------------------------------------------------- what the loop needs
@@ -320,10 +321,10 @@ def train(flags: Flags, given=()) -> bool:
                     return False
         folder.refuse_other_data(Path(before.out), {flags.upstream: corpora[flags.upstream]}, data.ORDER)
         flags = replace(flags, init=before.out)  # recorded, so that a resumed run goes straight to that folder
-    update, stopped = run(flags, corpora, shares, mixture, windows)
+    stopped = run(flags, corpora, shares, mixture, windows)
     if processes.rank() == 0:  # also if nothing was left to do: a kill may have come before the figure
-        folder.report(Path(flags.out), update, flags.stop)
-    return update >= flags.stop and not stopped
+        folder.report(Path(flags.out), flags.stop)
+    return checkpoints.reached(flags.out, flags.stop) and not stopped
 
 
 def plan(flags: Flags, corpora: dict | None = None) -> list[str]:
@@ -401,9 +402,8 @@ def starting_config(init: str, revision: str | None, size: str | None) -> GPTNeo
     if init in ("upstream", "scratch"):
         return config_of(size)
     file = model_folder(checkpoints.newest(init), revision, ["config.json"]) / "config.json"
-    if not file.exists():
-        raise ValueError(f"{file}: missing; restore it, or remove its folder")
-    return GPTNeoXConfig.from_dict(read_json(file), file)
+    content = read_json(file, "restore it, remove the checkpoint, or choose another model")
+    return GPTNeoXConfig.from_dict(content, file)
 
 
 def run_name(flags: Flags) -> str:

@@ -22,6 +22,11 @@ def folder_of(out, update):
     return Path(out) / "checkpoints" / f"step_{update:08d}"
 
 
+def update_of(folder):
+    """The update after which a checkpoint was saved, from its folder's name."""
+    return int(folder.name.removeprefix("step_"))
+
+
 def all_of(out):
     """The folders of a run's checkpoints, in order."""
     return sorted((Path(out) / "checkpoints").glob(f"step_{'[0-9]' * 8}/"))
@@ -96,7 +101,7 @@ def newest_state(out):
     if folder == out:
         return None, {"step": 0}
     state = read_json(folder / STATE, way_out(folder), ("metrics_bytes", "adam_t", "scaler", "sha256"))
-    state["step"] = int(folder.name.removeprefix("step_"))
+    state["step"] = update_of(folder)
     for name in (WEIGHTS, MOMENTS) if processes.rank() == 0 else ():
         file = folder / name
         if not file.exists() or file_hash(file) != state["sha256"].get(name):

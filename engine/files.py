@@ -57,6 +57,8 @@ def open_file(path):
 
 def read_json(path, way_out="restore it or choose another folder", names=()):
     """The object that a JSON file holds, with these names in it. ValueError or OSError names the file and the fault."""
+    if not Path(path).exists():
+        raise FileNotFoundError(errno.ENOENT, f"missing; {way_out}", str(path))
     with open_file(path) as file, blaming(path, way_out):
         content = json.loads(file.read().decode())
         if not isinstance(content, dict):

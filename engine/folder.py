@@ -195,15 +195,15 @@ def read_pack(pack, pattern):
     return runs
 
 
-def report(out, update, stop):
+def report(out, stop):
     """Draws the figure of a run that ends, and says what happened, where everything is, and what to type next."""
-    figure, run = out / "perplexity.png", read_run(out)
+    figure, run, last = out / "perplexity.png", read_run(out), checkpoints.newest(out)
     try:
         draw_curves([run], figure)
     except ValueError as fault:
         raise RuntimeError(f"all else of {out} is whole, but {fault}") from None
-    if update < stop:
-        print(f"stopped at update {update} of {stop}; resume with: {resume_command(out)}")
+    if not checkpoints.reached(out, stop):
+        print(f"stopped at update {checkpoints.update_of(last)} of {stop}; resume with: {resume_command(out)}")
         return
     for side in sides_of(run["flags"]):
         perplexities = [record[f"{side}_perplexity"] for record in run["eval"]]
@@ -211,6 +211,6 @@ def report(out, update, stop):
         numbers = f"{before:.2f} before, {max(perplexities):.2f} at its highest, {end:.2f} at the end"
         print(f"{side:<11} {numbers} ({end / before - 1:+.1%})")
     print(f"figure      {figure}")
-    print(f"checkpoint  {checkpoints.folder_of(out, update)}")
+    print(f"checkpoint  {last}")
     if len(sides_of(run["flags"])) == 2:  # a pre-training goes on by itself
         print(f"next        python eval.py sample {shlex.quote(str(out))}")

@@ -166,7 +166,7 @@ def test_lambada_against_a_direct_computation_with_transformers(run):
 
 
 def test_the_report_of_a_run(run, capsys):
-    folder.report(Path("r"), 20, 20)
+    folder.report(Path("r"), 20)
     upstream, downstream, figure, checkpoint, after = capsys.readouterr().out.splitlines()
     for line, side in ((upstream, "upstream"), (downstream, "downstream")):
         perplexities = [record[f"{side}_perplexity"] for record in metrics(run, "eval")]

@@ -281,7 +281,9 @@ def test_what_lacks_a_config_is_named_with_a_way_out(house):
     Path("r/checkpoints/step_00000099").touch()  # no folder
     Path("r/checkpoints/step_00000020/config.json").unlink()
     refused(
-        call("train.py", "--resume", "r", "--tokens", "2688"), "step_00000020/config.json: missing", "remove its folder"
+        call("train.py", "--resume", "r", "--tokens", "2688"),
+        "step_00000020/config.json: missing",
+        "remove the checkpoint",
     )
     Path("r/config.json").unlink()
     refused(call("train.py", *SHORT, "--out", "r"), "r already holds a run; restore its config.json")
