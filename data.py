@@ -225,8 +225,8 @@ class Corpus:
         if not file.is_file():
             raise ValueError(f"{file}: missing; {AGAIN}")
         with blaming(file, AGAIN):
-            if file.stat().st_size != 2 * tokens:
-                raise ValueError(f"{file.stat().st_size} bytes, not 2 x {tokens} tokens")
+            if (size := file.stat().st_size) != 2 * tokens:
+                raise ValueError(f"{size} bytes, not 2 x {tokens} tokens")
             return np.memmap(file, "<u2", "r") if tokens else np.empty(0, "<u2")
 
 

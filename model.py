@@ -309,7 +309,7 @@ class GPTNeoX(nn.Module):
         config = GPTNeoXConfig.from_dict(read_json(folder / "config.json"), folder / "config.json")
         # All shapes are checked before anything is allocated: a bad config.json can ask for terabytes.
         model = cls(config, empty=True)
-        check_tensors(folder, dict(model.named_parameters()))
+        check_tensors(folder, model.named_parameters())
         if not empty:
             model.load_weights(stored_weights(folder))
         return model

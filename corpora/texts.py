@@ -28,7 +28,7 @@ def named_corpora(upstream=None, downstream=None, init="upstream", revision=None
     Paths become names of corpora, which are prepared unless dry_run. An upstream that is None becomes that of the run
     that made the model of `init`; else the default; or, where only the downstream is known, the same corpus."""
     sides = upstream, downstream
-    if upstream and (len(entries(upstream)) > 1 or entries(upstream)[0][1]):
+    if upstream and entries(upstream) != [(upstream, "")]:
         raise ValueError(f"--upstream {upstream} is a mixture; give one corpus")
     tokenizer = functools.partial(tokenizer_for, sides, init, revision)  # called for a path alone
     upstream, downstream = (side and with_names(side, tokenizer, dry_run) for side in sides)

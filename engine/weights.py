@@ -79,7 +79,7 @@ def open_tensors(folder):
 
 
 def check_tensors(folder, parameters):
-    """Raises ValueError unless a model folder holds weights of just these {name: parameter}; reads only headers."""
+    """Raises ValueError unless a model folder holds weights of just these (name, parameter); reads only headers."""
     missing = dict(parameters)
     for path, name, file in open_tensors(folder):
         if name not in missing:
